@@ -1,0 +1,1 @@
+"""Register-augmented fine-tuning of pretrained transformers."""

@@ -1,0 +1,1 @@
+"""Data sets, tasks and windows. Knows nothing of models."""

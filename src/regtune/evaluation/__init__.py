@@ -1,0 +1,1 @@
+"""From logits to answers, metrics and statistics."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: one entry on top of transformers.Trainer."""
