@@ -46,8 +46,6 @@ class RegisterConfig:
     """One set that flows through all layers, or fresh registers at the input of every layer."""
     trainable: bool = True
     """False freezes the registers (a control)."""
-    seed: int = 0
-    """Seed of the start values."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -75,7 +73,9 @@ class RegisterConfig:
             "Use position='learned' or init='normal' or 'embedding'.",
         )
         dead = self.init == "zeros" and self.position == "none" and not self.trainable and self.num_registers > 0
-        _require(not dead, "init='zeros' with position='none' and trainable=False makes registers that are always zero.")
+        _require(
+            not dead, "init='zeros' with position='none' and trainable=False makes registers that are always zero."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class DataConfig:
     """Which questions, and how their contexts are cut into windows."""
 
     train: tuple[str, ...] = ("embedded:train",)
-    """Training sets: SQuAD-format files (.json, .json.gz) or names such as `embedded:train`, `tydiqa:train:english`."""
+    """Training sets: SQuAD-format files (.json, .json.gz) or names like `embedded:train`, `tydiqa:train:english`."""
     eval: tuple[str, ...] = ("embedded:dev",)
     """Evaluation sets; the first one chooses the best checkpoint."""
     max_length: int = 384
@@ -210,7 +210,8 @@ class RunConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain JSON types (paths as POSIX text, tuples as lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda value: Path(value).as_posix()))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=lambda p: Path(p).as_posix()))
+    return plain
 
 
 def config_hash(config: Any, ignore: tuple[str, ...] = ("output_dir",)) -> str:

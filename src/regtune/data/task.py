@@ -1,0 +1,51 @@
+"""What a question-answering example and a tokenised window are: the types that data, training and evaluation share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A gold answer: its text and where it starts in the context, in characters (code points)."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QAExample:
+    """One question about one context. `answers` is empty exactly when `is_impossible` (SQuAD v2.0)."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]
+    title: str = ""
+    is_impossible: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """A piece of one example's context, tokenised together with the question.
+
+    The context's tokens are the contiguous range `context_start:context_end` of the window; `offsets` gives for each
+    of *its* tokens the half-open character range in the example's context. Positions count text tokens only
+    (registers are none of a window's business) and are inclusive at both ends.
+    """
+
+    example: int
+    """Index of the example that the window was cut from."""
+    input_ids: Int32[np.ndarray, " seq"]
+    token_type_ids: Int32[np.ndarray, " seq"] | None
+    context_start: int
+    context_end: int
+    offsets: Int32[np.ndarray, "context 2"]
+    start_position: int
+    """Token of the first gold answer's start, or the [CLS] position (`null_position`) if it is not in this window."""
+    end_position: int
+    null_position: int
+    """Token whose logits stand for "no answer here": the [CLS] token."""
