@@ -23,13 +23,13 @@ from regtune.models.registers import Registers, _take
 class RegisterHooks:
     """The hooks of one backbone; `install` hangs them up and returns their handles."""
 
-    def __init__(self, backbone: nn.Module, registers: Registers, family: Family) -> None:
+    def __init__(self, backbone: Any, registers: Registers, family: Family) -> None:
         self.registers = registers
         self.family = family
         self.parameter_names = tuple(inspect.signature(backbone.forward).parameters)
         # Lists keep the modules out of reach of anything that walks this object's attributes.
         self.norm = [submodule(backbone, family.norm), submodule(backbone, family.dropout)]
-        self.window = getattr(backbone.config, family.local_window) if family.local_window else None
+        self.window: int | None = getattr(backbone.config, family.local_window) if family.local_window else None
         self.kept: Tensor | None = None
 
     def install(self, backbone: nn.Module) -> list[RemovableHandle]:
@@ -91,21 +91,19 @@ class RegisterHooks:
         return {"prefix": start, "after_cls": start + 1, "suffix": end}[placement]
 
     def _position_ids(self, given: Tensor | None, mask: Any, batch: int, seq: int, device: torch.device) -> Tensor:
+        """The text keeps its positions; registers count down from its first or up from its last."""
         n = self.registers.num_registers
+        text = torch.arange(seq, device=device).unsqueeze(0) if given is None else given
+        text = text.expand(batch, seq)
         steps = torch.arange(n, device=device).unsqueeze(0)
-        if given is None:
-            return torch.arange(n + seq, device=device).unsqueeze(0)
-        text = given.expand(batch, seq)
         first = self._first_column(mask, batch, seq, device)
         if self.registers.config.placement == "prefix":
-            column = torch.zeros(batch, dtype=torch.long, device=device) if first is None else first
-            start = text.gather(1, column.unsqueeze(1))
-            return self.registers.insert(start + steps, text + n)
+            start = text[:, :1] if first is None else text.gather(1, first.unsqueeze(1))
+            return self.registers.insert(start - n + steps, text)
         assert first is not None
-        last = text.gather(1, first.unsqueeze(1) - 1)
-        return self.registers.insert(last + 1 + steps, text)
+        return self.registers.insert(text.gather(1, first.unsqueeze(1) - 1) + 1 + steps, text)
 
-    def _extend_mask(self, backbone: nn.Module, mask: Any) -> Any:
+    def _extend_mask(self, backbone: Any, mask: Any) -> Any:
         if isinstance(mask, dict):
             return {name: self._extend_full_mask(part) for name, part in mask.items()}
         if mask.dim() == 4:
@@ -115,9 +113,9 @@ class RegisterHooks:
                 f"attention_mask has shape {tuple(mask.shape)}; with registers it must be [batch, seq] or "
                 "[batch, 1, query, key]."
             )
-        visible = self.registers.visible.to(mask.dtype).expand(mask.shape[0], -1)
+        visible = self.registers.visible(mask.device).to(mask.dtype).expand(mask.shape[0], -1)
         extended = self.registers.insert(visible, mask)
-        return extended if self.window is None else self._windowed_masks(backbone, extended.bool())
+        return extended if self.window is None else self._windowed_masks(backbone, extended.bool(), self.window)
 
     def _extend_full_mask(self, mask: Tensor | None) -> Tensor | None:
         if mask is None:
@@ -125,7 +123,7 @@ class RegisterHooks:
         registers = self.registers
         hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         seen = True if mask.dtype == torch.bool else 0.0
-        keys = torch.where(registers.visible, seen, hidden).to(mask.dtype)
+        keys = torch.where(registers.visible(mask.device), seen, hidden).to(mask.dtype)
         mask = torch.cat([keys.expand(*mask.shape[:-1], -1), mask], dim=-1)
         if mask.shape[-2] > 1:
             allowed = torch.full_like(mask[..., :1, :], seen)
@@ -137,7 +135,7 @@ class RegisterHooks:
         mask = _take(mask.transpose(1, 3), registers.order).transpose(1, 3)
         return _take(mask.transpose(1, 2), registers.order).transpose(1, 2) if mask.shape[-2] > 1 else mask
 
-    def _windowed_masks(self, backbone: nn.Module, visible: Tensor) -> dict[str, Tensor]:
+    def _windowed_masks(self, backbone: Any, visible: Tensor, window: int) -> dict[str, Tensor]:
         """Masks for full and local layers, `[batch, 1, total, total]`: the local window never hides a register."""
         attention = backbone.config._attn_implementation
         if attention not in ("sdpa", "eager"):
@@ -147,7 +145,7 @@ class RegisterHooks:
             )
         total = visible.shape[1]
         place = torch.arange(total, device=visible.device)
-        near = (place.unsqueeze(0) - place.unsqueeze(1)).abs() <= self.window
+        near = (place.unsqueeze(0) - place.unsqueeze(1)).abs() <= window
         origin = self.registers.order if self.registers.order is not None else place.unsqueeze(0)
         register = origin < self.registers.num_registers
         local = near | register.unsqueeze(1) | register.unsqueeze(2)

@@ -1,10 +1,11 @@
-"""The registers themselves: their parameters, their start values, and the two moves - into the sequence and out again."""
+"""The registers themselves: their parameters, start values, and the two moves, into the sequence and out again."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from regtune.config import RegisterConfig
 
@@ -20,10 +21,8 @@ class Registers(nn.Module):
         positions: their learned positions, `[registers, width]`, or None.
         deep: fresh vectors for the layers after the first, `[layers - 1, registers, hidden]`, or None.
         enabled: False switches them off (`disable_registers`).
-        visible: which registers the attention may see, `[registers]` (`mask_registers`).
+        masked: registers that the attention may not see (`mask_registers`).
     """
-
-    visible: Bool[Tensor, " registers"]
 
     def __init__(self, config: RegisterConfig, *, width: int, hidden: int, num_layers: int) -> None:
         super().__init__()
@@ -33,11 +32,13 @@ class Registers(nn.Module):
         self.positions = nn.Parameter(torch.empty(n, width)) if config.position == "learned" else None
         deep = config.depth == "every_layer"
         self.deep = nn.Parameter(torch.empty(num_layers - 1, n, hidden)) if deep else None
-        self.register_buffer("visible", torch.ones(n, dtype=torch.bool), persistent=False)
+        # Not a buffer: transformers makes models on the meta device, where a buffer's value would be lost.
+        self.masked: frozenset[int] = frozenset()
         self.enabled = True
         self.order: Int[Tensor, "batch total"] | None = None
         self.text_columns: Int[Tensor, "batch seq"] | None = None
         self.text_mask: Tensor | None = None
+        self.handles: list[RemovableHandle] = []
         self.reset_parameters()
         self.requires_grad_(config.trainable)
 
@@ -70,6 +71,12 @@ class Registers(nn.Module):
         """The vectors that join a batch of so many sequences."""
         vectors = self.tokens if self.positions is None else self.tokens + self.positions
         return vectors.unsqueeze(0).expand(batch, -1, -1)
+
+    def visible(self, device: torch.device) -> Bool[Tensor, " registers"]:
+        """Which registers the attention may see."""
+        if not self.masked:
+            return torch.ones(self.num_registers, dtype=torch.bool, device=device)
+        return torch.tensor([index not in self.masked for index in range(self.num_registers)], device=device)
 
     def plan(self, first: Int[Tensor, " batch"] | None, seq: int) -> None:
         """Fixes where the registers of each row go: at column `first`, or at the front of all rows (None).

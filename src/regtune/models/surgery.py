@@ -55,7 +55,7 @@ def add_registers(model: ModelT, config: RegisterConfig | None = None, *, sep_to
     _check_fit(config, family, backbone)
     registers = _make(config, family, backbone, sep_token_id)
     backbone.add_module(MODULE_NAME, registers)
-    registers.handles = RegisterHooks(backbone, registers, family).install(backbone)  # type: ignore[assignment]
+    registers.handles = RegisterHooks(backbone, registers, family).install(backbone)
     for part in {id(m.config): m.config for m in (model, backbone)}.values():
         setattr(part, CONFIG_KEY, dataclasses.asdict(config))
     return model
@@ -68,7 +68,7 @@ def remove_registers(model: ModelT) -> ModelT:
         UnsupportedModelError: the model has no registers.
     """
     registers = _require_registers(model)
-    for handle in registers.handles:  # type: ignore[union-attr]
+    for handle in registers.handles:
         handle.remove()
     backbone = backbone_of(model)
     delattr(backbone, MODULE_NAME)
@@ -104,12 +104,11 @@ def mask_registers(model: nn.Module, which: Sequence[int] | None = None) -> Iter
     for index in indices:
         if not 0 <= index < registers.num_registers:
             raise ConfigError(f"register {index} doesn't exist; this model has 0 to {registers.num_registers - 1}.")
-    before = registers.visible.clone()
-    registers.visible[indices] = False
+    before, registers.masked = registers.masked, registers.masked | set(indices)
     try:
         yield
     finally:
-        registers.visible.copy_(before)
+        registers.masked = before
 
 
 class AttentionSplit(NamedTuple):

@@ -1,0 +1,16 @@
+"""Offline, reproducible, and with every shape in the annotations checked."""
+
+import os
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+install_import_hook("regtune", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,106 @@
+"""Tiny random models of every family, and inputs for them: offline, milliseconds each."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+HEADS = {
+    "none": AutoModel,
+    "question-answering": AutoModelForQuestionAnswering,
+    "sequence-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "masked-lm": AutoModelForMaskedLM,
+    "multiple-choice": AutoModelForMultipleChoice,
+}
+
+_SIZE = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 66,
+    "pad_token_id": 1,
+    "num_labels": 2,
+}
+
+FAMILIES: dict[str, dict] = {
+    "bert": {"model_type": "bert"},
+    "roberta": {"model_type": "roberta"},
+    "xlm-roberta": {"model_type": "xlm-roberta"},
+    "distilbert": {"model_type": "distilbert", "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
+    "electra": {"model_type": "electra", "embedding_size": 16},
+    "albert": {"model_type": "albert", "embedding_size": 16},
+    "deberta-v2": {
+        "model_type": "deberta-v2",
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "type_vocab_size": 0,
+    },
+    "deberta-v2-conv": {
+        "model_type": "deberta-v2",
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
+    },
+    "mpnet": {"model_type": "mpnet"},
+    "modernbert": {
+        "model_type": "modernbert",
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+        "bos_token_id": 2,
+        "cls_token_id": 2,
+        "eos_token_id": 3,
+        "sep_token_id": 3,
+    },
+}
+ABSOLUTE = {"bert", "roberta", "xlm-roberta", "distilbert", "electra", "albert"}
+EAGER_ONLY = {"deberta-v2", "deberta-v2-conv", "mpnet"}
+
+
+def tiny_config(family: str, **changes):
+    settings = {**_SIZE, **FAMILIES[family], **changes}
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def tiny_model(family: str, head: str = "question-answering", attention: str = "eager", seed: int = 0, **changes):
+    """A random model in eval mode; weights are large enough for differences to show."""
+    torch.manual_seed(seed)
+    model = HEADS[head].from_config(tiny_config(family, **changes), attn_implementation=attention)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+    return model.eval()
+
+
+def inputs(family: str, *, batch: int = 3, seq: int = 20, pad: int = 0, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random input ids (no padding id among them); the last `pad` columns of the second row are padding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 120, (batch, seq), generator=generator)
+    mask = torch.ones_like(ids)
+    if pad:
+        ids[1, -pad:] = 1
+        mask[1, -pad:] = 0
+    del family
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def attentions_of(family: str) -> list[str]:
+    return ["eager"] if family in EAGER_ONLY else ["eager", "sdpa"]
