@@ -200,12 +200,20 @@ class RunConfig:
 
     model: str = "minilm"
     """A hub name, a local folder, or `minilm` (comes with the `demo` extra, no hub needed)."""
+    trust_remote_code: str | None = None
+    """The model's name once more, to allow code from its repository to run; otherwise none is run."""
     output_dir: Path = Path("runs/latest")
     """The run directory; a run that was interrupted there continues."""
     registers: RegisterConfig = field(default_factory=RegisterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
     answers: AnswerConfig = field(default_factory=AnswerConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.trust_remote_code in (None, self.model),
+            f"trust_remote_code={self.trust_remote_code!r} must repeat the model's name ({self.model!r}) or be unset.",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

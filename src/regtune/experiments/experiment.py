@@ -1,0 +1,250 @@
+"""One run from its config to its record, on one page."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from regtune.config import RunConfig, config_hash, to_dict
+from regtune.data.sources import load_questions
+from regtune.data.squad import SquadData
+from regtune.data.windows import WindowSet, make_windows
+from regtune.errors import CheckpointError, ConfigError
+from regtune.evaluation.answers import Prediction
+from regtune.evaluation.predict import answer_questions
+from regtune.evaluation.qa_metrics import score_predictions
+from regtune.models.loading import load_question_answering_model, load_tokenizer
+from regtune.models.precision import best_device, device_of, resolve_precision
+from regtune.models.surgery import add_registers, max_text_length, register_parameters, register_positions
+from regtune.records import (
+    CONFIG_FILE,
+    CURVE_FILE,
+    RUN_FILE,
+    RunRecord,
+    file_name,
+    load_record,
+    machine,
+    now,
+    read_json,
+    save_record,
+    versions,
+    write_json,
+)
+from regtune.training.fine_tune import TrainingResult, fine_tune
+
+MODEL_DIR = "model"
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """An evaluation set, tokenised once and used at every evaluation."""
+
+    name: str
+    data: SquadData
+    windows: WindowSet
+
+
+def run_experiment(config: RunConfig, *, progress: bool = True) -> RunRecord:
+    """Fine-tunes one model as configured, evaluates it on every evaluation set and records everything.
+
+    A run that was killed continues from its newest checkpoint; a finished one is read, not run again.
+
+    Returns:
+        The record that `run.json` in `config.output_dir` holds.
+
+    Raises:
+        CheckpointError: the run directory belongs to another config.
+        ConfigError, DataError, TrainingError, UnsupportedModelError: as the parts that raise them say.
+    """
+    began, started = time.perf_counter(), now()
+    run_dir = config.output_dir
+    fingerprint = config_hash(config)
+    if open_run(run_dir, config):
+        return load_record(run_dir)
+    model, tokenizer = build_model(config)
+    train = load_questions(
+        config.data.train, on_bad_record=config.data.on_bad_record, max_examples=config.data.max_train_examples
+    )
+    train_windows = tokenise(train, tokenizer, model, config, for_training=True)
+    sets = [load_evaluation_set(name, tokenizer, model, config) for name in config.data.eval]
+
+    def evaluate(candidate: nn.Module) -> Mapping[str, float]:
+        predictions = predict(candidate, sets[0], tokenizer, config, progress=progress)
+        return score_predictions(predictions, sets[0].data.examples, name=sets[0].name).summary()
+
+    result = fine_tune(
+        model,
+        train_windows.windows,
+        config.training,
+        output_dir=run_dir / "checkpoints",
+        pad_token_id=tokenizer.pad_token_id,
+        max_length=config.data.max_length,
+        evaluate=evaluate,
+        fingerprint=fingerprint,
+    )
+    model.save_pretrained(run_dir / MODEL_DIR)
+    tokenizer.save_pretrained(run_dir / MODEL_DIR)
+    metrics, files = evaluate_sets(model, sets, tokenizer, config, run_dir, progress=progress)
+    write_json(run_dir / CURVE_FILE, list(result.curve))
+    record = RunRecord(
+        config=to_dict(config),
+        config_hash=fingerprint,
+        metrics=metrics,
+        training=_training_facts(result),
+        data={"train": _data_facts(train, train_windows)} | {s.name: _data_facts(s.data, s.windows) for s in sets},
+        parameters=count_parameters(model),
+        versions=versions(),
+        machine=machine(),
+        predictions=files,
+        started=started,
+        seconds=round(time.perf_counter() - began, 2),
+    )
+    save_record(run_dir, record)
+    if config.training.push_to_hub:
+        model.push_to_hub(config.training.push_to_hub)
+        tokenizer.push_to_hub(config.training.push_to_hub)
+    return record
+
+
+def open_run(run_dir: Path, config: RunConfig) -> bool:
+    """Prepares a run directory; True if it holds this config's finished run.
+
+    Raises:
+        CheckpointError: it belongs to another config.
+    """
+    path = run_dir / CONFIG_FILE
+    resolved = to_dict(dataclasses.replace(config, output_dir=Path(".")))
+    if path.is_file():
+        found = read_json(path)
+        different = sorted(_differences(found, resolved))
+        if different:
+            raise CheckpointError(
+                f"{run_dir} holds a run of another config; different: {', '.join(different)}. "
+                "Choose another --output-dir, or remove that folder."
+            )
+    elif run_dir.exists() and any(run_dir.iterdir()):
+        raise CheckpointError(f"{run_dir} is not empty and is no run directory. Choose another --output-dir.")
+    write_json(path, resolved)
+    return (run_dir / RUN_FILE).is_file()
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [f"{prefix or 'all'} ({old!r} there, {new!r} now)"]
+    found: list[str] = []
+    for key in old.keys() | new.keys():
+        found += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def build_model(config: RunConfig) -> tuple[Any, Any]:
+    """The model with its registers, on the best device, and its tokenizer.
+
+    The head is made before the registers, so runs that differ in N alone start from the same head.
+    """
+    from transformers import set_seed
+
+    trusted = config.trust_remote_code == config.model
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trusted)
+    set_seed(config.training.seed)
+    model = load_question_answering_model(
+        config.model, attention=config.training.attention, trust_remote_code=trusted
+    )
+    add_registers(model, config.registers, sep_token_id=tokenizer.sep_token_id)
+    limit = max_text_length(model)
+    if limit is not None and config.data.max_length > limit:
+        raise ConfigError(
+            f"data.max_length={config.data.max_length} is more than the {limit} text tokens that {config.model} has "
+            f"positions for beside {config.registers.num_registers} registers. Set --data.max-length {limit} or less."
+        )
+    return model.to(best_device()), tokenizer
+
+
+def tokenise(data: SquadData, tokenizer: Any, model: nn.Module, config: RunConfig, *, for_training: bool) -> WindowSet:
+    """The windows of a data set as the config asks for."""
+    return make_windows(
+        data.examples,
+        tokenizer,
+        max_length=config.data.max_length,
+        stride=config.data.stride,
+        max_question_length=config.data.max_question_length,
+        on_long_question=config.data.on_long_question,
+        extra_positions=register_positions(model),
+        for_training=for_training,
+    )
+
+
+def load_evaluation_set(name: str, tokenizer: Any, model: nn.Module, config: RunConfig) -> EvaluationSet:
+    """Reads and tokenises one evaluation set."""
+    data = load_questions(
+        [name], on_bad_record=config.data.on_bad_record, max_examples=config.data.max_eval_examples
+    )
+    return EvaluationSet(file_name(name).removesuffix(".gz").removesuffix(".json"), data, tokenise(data, tokenizer, model, config, for_training=False))
+
+
+def predict(
+    model: nn.Module, part: EvaluationSet, tokenizer: Any, config: RunConfig, *, progress: bool = False
+) -> list[Prediction]:
+    """The model's answers to an evaluation set, in the precision it was trained in."""
+    return answer_questions(
+        model,
+        part.windows.windows,
+        part.data.examples,
+        config=config.answers,
+        pad_token_id=tokenizer.pad_token_id,
+        precision=resolve_precision(config.training.precision, device_of(model)),
+        progress=progress,
+    )
+
+
+def evaluate_sets(
+    model: nn.Module,
+    sets: Sequence[EvaluationSet],
+    tokenizer: Any,
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    progress: bool = False,
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Metrics of each set, and the files under `predictions/` with every question's n-best and scores."""
+    metrics: dict[str, dict[str, float]] = {}
+    files: dict[str, str] = {}
+    for part in sets:
+        predictions = predict(model, part, tokenizer, config, progress=progress)
+        scores = score_predictions(predictions, part.data.examples, name=part.name)
+        metrics[part.name] = dict(scores.summary())
+        file = Path("predictions") / f"{part.name}.json.gz"
+        rows = [
+            prediction.to_json() | {"exact_match": float(em), "f1": float(f1)}
+            for prediction, em, f1 in zip(predictions, scores.exact_match, scores.f1, strict=True)
+        ]
+        write_json(run_dir / file, rows)
+        files[part.name] = file.as_posix()
+    return metrics, files
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """All parameters, the trainable ones and the registers'."""
+    return {
+        "total": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "registers": sum(p.numel() for p in register_parameters(model)),
+    }
+
+
+def _training_facts(result: TrainingResult) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(result).items() if key != "curve"}
+
+
+def _data_facts(data: SquadData, windows: WindowSet) -> dict[str, Any]:
+    return {
+        "questions": len(data.examples),
+        "windows": len(windows.windows),
+        "skipped": [dataclasses.asdict(record) for record in data.skipped],
+    } | windows.accounting()

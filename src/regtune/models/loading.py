@@ -1,0 +1,73 @@
+"""Pretrained models and tokenizers by name: `minilm`, a local folder, or the hub. Safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedModel
+
+from regtune.errors import CheckpointError
+from regtune.models.checkpoints import from_pretrained
+from regtune.models.minilm import minilm_folder
+
+MINILM = "minilm"
+"""The name of the model that comes with the `demo` extra."""
+
+
+def resolve_model(name: str | Path) -> str:
+    """A model's name as transformers understands it.
+
+    Raises:
+        MissingExtraError: `minilm` without the `demo` extra.
+        CheckpointError: something that looks like a folder and isn't there.
+    """
+    if str(name) == MINILM:
+        return str(minilm_folder())
+    path = Path(name)
+    looks_local = isinstance(name, Path) or path.is_absolute() or str(name).startswith((".", "~")) or path.exists()
+    if looks_local and not path.expanduser().is_dir():
+        raise CheckpointError(f"{name} is not a folder with a model in it.")
+    return str(path.expanduser()) if looks_local else str(name)
+
+
+def load_question_answering_model(
+    name: str | Path,
+    *,
+    attention: Literal["auto", "sdpa", "eager"] = "auto",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A model with a head for start and end logits; the head is new (from torch's random state) where there is none.
+
+    Raises:
+        CheckpointError: the model can't be found or read.
+        MissingExtraError: `minilm` without the `demo` extra.
+    """
+    from transformers import AutoModelForQuestionAnswering
+    from transformers.utils import logging
+
+    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the report on the new head's weights is expected, not news
+    try:
+        return from_pretrained(
+            AutoModelForQuestionAnswering, resolve_model(name), trust_remote_code=trust_remote_code, **options
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{name} can't be loaded for question answering: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The model's fast tokenizer.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model(name), use_fast=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name} has no tokenizer that can be loaded: {error}") from error
