@@ -125,10 +125,9 @@ class RegisterHooks:
         seen = True if mask.dtype == torch.bool else 0.0
         keys = torch.where(registers.visible(mask.device), seen, hidden).to(mask.dtype)
         mask = torch.cat([keys.expand(*mask.shape[:-1], -1), mask], dim=-1)
-        if mask.shape[-2] > 1:
-            allowed = torch.full_like(mask[..., :1, :], seen)
-            allowed[..., : registers.num_registers] = keys
-            mask = torch.cat([allowed.expand(*mask.shape[:-2], registers.num_registers, -1), mask], dim=-2)
+        if mask.shape[-2] > 1:  # a register sees every token that some token sees
+            reach = mask.any(-2, keepdim=True) if mask.dtype == torch.bool else mask.amax(-2, keepdim=True)
+            mask = torch.cat([reach.expand(*mask.shape[:-2], registers.num_registers, -1), mask], dim=-2)
         if registers.order is None:
             return mask
         mask = mask.expand(registers.order.shape[0], *mask.shape[1:])

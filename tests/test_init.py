@@ -1,0 +1,58 @@
+"""The public surface."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import regtune
+
+PUBLIC = [
+    "AnswerConfig",
+    "DataConfig",
+    "QuestionAnswerer",
+    "RegBertForQuestionAnswering",
+    "RegBertModel",
+    "RegisterConfig",
+    "RegtuneError",
+    "RunConfig",
+    "RunRecord",
+    "TrainConfig",
+    "add_registers",
+    "disable_registers",
+    "from_pretrained",
+    "load_questions",
+    "load_registers",
+    "mask_registers",
+    "num_registers",
+    "read_squad",
+    "remove_registers",
+    "run_experiment",
+    "save_registers",
+    "split_attention",
+]
+
+
+def test_the_public_names_are_exactly_these_sorted_and_few():
+    assert regtune.__all__ == PUBLIC == sorted(PUBLIC)
+    assert len(PUBLIC) <= 25
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_can_be_imported_and_is_documented(name):
+    found = getattr(regtune, name)
+    assert found.__doc__
+    assert found.__name__ == name
+
+
+def test_an_unknown_name_is_refused_with_the_public_ones():
+    with pytest.raises(AttributeError, match="no attribute 'add_register'; public names: AnswerConfig"):
+        _ = regtune.add_register
+
+
+def test_importing_regtune_imports_nothing_heavy():
+    code = "import sys, regtune; print(sorted({'torch', 'transformers', 'numpy', 'scipy', 'datasets'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
