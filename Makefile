@@ -1,0 +1,40 @@
+# Every target makes .venv itself when it is missing; nothing else has to be installed first but Python >= 3.10.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check benchmarks results clean
+
+demo: $(STAMP)  ## fine-tune MiniLM without and with registers on the embedded questions, and compare
+	$(BIN)/regtune demo
+
+test: $(STAMP)  ## all tests but those that need a GPU or the hub
+	$(BIN)/pytest -n 2 --dist worksteal
+
+check: $(STAMP)  ## lint, types, layers, generated pages, and a wheel that installs and works on its own
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/build_results.py --check
+	$(BIN)/python tests/smoke_wheel.py
+
+results: $(STAMP)  ## write the tables and figures of README and docs/results again from the committed records
+	$(BIN)/python docs/build_results.py
+
+benchmarks: $(STAMP)  ## measure the speed figures again (half an hour, on a machine that does nothing else)
+	$(BIN)/python benchmarks/span_extraction.py
+	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/register_overhead.py
+	$(BIN)/python benchmarks/training_memory.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
