@@ -18,7 +18,7 @@ from regtune.data.windows import WindowSet, make_windows
 from regtune.errors import CheckpointError, ConfigError
 from regtune.evaluation.answers import Prediction
 from regtune.evaluation.predict import answer_questions
-from regtune.evaluation.qa_metrics import score_predictions
+from regtune.evaluation.qa_metrics import QuestionScores, score_questions
 from regtune.models.loading import load_question_answering_model, load_tokenizer
 from regtune.models.precision import best_device, device_of, resolve_precision
 from regtune.models.surgery import add_registers, max_text_length, register_parameters, register_positions
@@ -76,13 +76,13 @@ def run_experiment(config: RunConfig, *, progress: bool = True) -> RunRecord:
 
     def evaluate(candidate: nn.Module) -> Mapping[str, float]:
         predictions = predict(candidate, sets[0], tokenizer, config, progress=progress)
-        return score_predictions(predictions, sets[0].data.examples, name=sets[0].name).summary()
+        return score(predictions, sets[0]).summary()
 
     result = fine_tune(
         model,
         train_windows.windows,
         config.training,
-        output_dir=run_dir / "checkpoints",
+        output_dir=run_dir,
         pad_token_id=tokenizer.pad_token_id,
         max_length=config.data.max_length,
         evaluate=evaluate,
@@ -153,9 +153,7 @@ def build_model(config: RunConfig) -> tuple[Any, Any]:
     trusted = config.trust_remote_code == config.model
     tokenizer = load_tokenizer(config.model, trust_remote_code=trusted)
     set_seed(config.training.seed)
-    model = load_question_answering_model(
-        config.model, attention=config.training.attention, trust_remote_code=trusted
-    )
+    model = load_question_answering_model(config.model, attention=config.training.attention, trust_remote_code=trusted)
     add_registers(model, config.registers, sep_token_id=tokenizer.sep_token_id)
     limit = max_text_length(model)
     if limit is not None and config.data.max_length > limit:
@@ -182,10 +180,9 @@ def tokenise(data: SquadData, tokenizer: Any, model: nn.Module, config: RunConfi
 
 def load_evaluation_set(name: str, tokenizer: Any, model: nn.Module, config: RunConfig) -> EvaluationSet:
     """Reads and tokenises one evaluation set."""
-    data = load_questions(
-        [name], on_bad_record=config.data.on_bad_record, max_examples=config.data.max_eval_examples
-    )
-    return EvaluationSet(file_name(name).removesuffix(".gz").removesuffix(".json"), data, tokenise(data, tokenizer, model, config, for_training=False))
+    data = load_questions([name], on_bad_record=config.data.on_bad_record, max_examples=config.data.max_eval_examples)
+    short = file_name(name).removesuffix(".gz").removesuffix(".json")
+    return EvaluationSet(short, data, tokenise(data, tokenizer, model, config, for_training=False))
 
 
 def predict(
@@ -203,6 +200,11 @@ def predict(
     )
 
 
+def score(predictions: Sequence[Prediction], part: EvaluationSet) -> QuestionScores:
+    """Exact match and F1 of each question, by the official SQuAD v1.1 rules."""
+    return score_questions({p.id: p.text for p in predictions}, part.data.examples)
+
+
 def evaluate_sets(
     model: nn.Module,
     sets: Sequence[EvaluationSet],
@@ -217,7 +219,7 @@ def evaluate_sets(
     files: dict[str, str] = {}
     for part in sets:
         predictions = predict(model, part, tokenizer, config, progress=progress)
-        scores = score_predictions(predictions, part.data.examples, name=part.name)
+        scores = score(predictions, part)
         metrics[part.name] = dict(scores.summary())
         file = Path("predictions") / f"{part.name}.json.gz"
         rows = [
@@ -247,4 +249,4 @@ def _data_facts(data: SquadData, windows: WindowSet) -> dict[str, Any]:
         "questions": len(data.examples),
         "windows": len(windows.windows),
         "skipped": [dataclasses.asdict(record) for record in data.skipped],
-    } | windows.accounting()
+    } | windows.accounting
