@@ -60,7 +60,8 @@ def main(
     best_own = max((r for r in rows if r["num_registers"]), key=lambda row: row["f1"])["register_learning_rate"]
     others = [rate for rate in learning_rates if rate != best]
     rows += [run(base, folder, num_registers, rate, best_own) for rate in others]
-    write_json(RESULTS, {"machine": machine(), "held_out": f"every {HELD_OUT}th paragraph of {data.name}", "rows": rows})
+    held = f"every {HELD_OUT}th paragraph of {data.name}"
+    write_json(RESULTS, {"machine": machine(), "held_out": held, "seed": seed, "rows": rows})
     for row in rows:
         print(row)
     print(RESULTS)

@@ -26,6 +26,10 @@ class DataError(RegtuneError, ValueError):
     """A data file or a record in it that is not what it claims to be."""
 
 
+class EvaluationError(RegtuneError, ValueError):
+    """Logits, windows and questions that don't belong together, or logits that are not numbers."""
+
+
 class CheckpointError(RegtuneError):
     """A saved model, register file or run directory that cannot be used."""
 

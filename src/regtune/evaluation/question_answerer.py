@@ -48,7 +48,7 @@ class QuestionAnswerer:
             tokenizer: a fast Hugging Face tokenizer.
             config: how many answers, how long, and whether "no answer" is allowed.
             max_length: longest window in text tokens; cut to what the model's positions allow.
-            stride: overlap of two windows in tokens.
+            stride: overlap of two windows in tokens; cut to a third of a window that had to be cut.
             precision: float32 gives the same numbers everywhere; `auto` takes bfloat16 where it is native.
         """
         self.model = model.eval()
@@ -56,7 +56,7 @@ class QuestionAnswerer:
         self.config = config or AnswerConfig()
         limit = max_text_length(model)
         self.max_length = max_length if limit is None else min(max_length, limit)
-        self.stride = stride
+        self.stride = stride if self.max_length == max_length else min(stride, self.max_length // 3)
         self.precision = resolve_precision(precision, device_of(model))
 
     @classmethod

@@ -1,0 +1,98 @@
+"""Permutation tests over seeds: a cross-check of the bootstrap that assumes no distribution.
+
+They use the mean score of each seed only, so they hold for *these* questions and don't cover the choice of questions.
+With few seeds the smallest p-value that they can give is large: 2/2**5 = 0.0625 for five paired seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from regtune.errors import DataError
+
+Floats = npt.NDArray[np.float64]
+EXACT_LIMIT = 20_000
+"""Up to so many rearrangements are enumerated; above, they are drawn at random."""
+_TIE = 1e-12  # rearrangements equal to the observed one but for rounding count as equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutationTest:
+    """Result of a two-sided permutation test."""
+
+    p_value: float
+    exact: bool
+    """All rearrangements were enumerated."""
+    smallest_p: float
+    """The smallest p-value that this many seeds can give."""
+
+
+def sign_flip_test(differences: Floats, *, resamples: int = 10_000, seed: int = 0) -> PermutationTest:
+    """Are paired differences symmetric about zero? Flips the sign of every seed's difference (Fisher 1935).
+
+    p = share of the 2**seeds sign patterns whose |mean| is at least the observed one; when the patterns are drawn,
+    (1 + count) / (1 + resamples) (Phipson and Smyth 2010).
+
+    Args:
+        differences: mean score of the arm minus the baseline's, one for each seed, shape [seeds].
+        resamples: patterns drawn when there are more than `EXACT_LIMIT`.
+        seed: of the random patterns.
+
+    Raises:
+        DataError: with fewer than two seeds.
+    """
+    _need_two(len(differences))
+    patterns = 2 ** len(differences)
+    exact = patterns <= EXACT_LIMIT
+    if exact:
+        bits = np.arange(patterns)[:, None] >> np.arange(len(differences))
+        signs = 1.0 - 2.0 * (bits & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, len(differences)))
+    return _result(signs @ differences, float(differences.sum()), exact, 2 / patterns)
+
+
+def label_permutation_test(arm: Floats, baseline: Floats, *, resamples: int = 10_000, seed: int = 0) -> PermutationTest:
+    """Could the seeds of two unpaired arms have been dealt out at random? Statistic: |difference of the means|.
+
+    Args:
+        arm: mean score of each seed, shape [arm_seeds].
+        baseline: the same, shape [baseline_seeds].
+        resamples: rearrangements drawn when there are more than `EXACT_LIMIT`.
+        seed: of the random rearrangements.
+
+    Raises:
+        DataError: with fewer than two seeds in an arm.
+    """
+    _need_two(min(len(arm), len(baseline)))
+    pooled = np.concatenate([arm, baseline])
+    deals = math.comb(len(pooled), len(arm))
+    exact = deals <= EXACT_LIMIT
+    if exact:
+        chosen = np.array(list(itertools.combinations(range(len(pooled)), len(arm))))
+        sums = pooled[chosen].sum(axis=1)
+    else:
+        shuffled = np.random.default_rng(seed).permuted(np.tile(pooled, (resamples, 1)), axis=1)
+        sums = shuffled[:, : len(arm)].sum(axis=1)
+    statistic = sums / len(arm) - (pooled.sum() - sums) / len(baseline)
+    smallest = (2 if len(arm) == len(baseline) else 1) / deals
+    return _result(statistic, float(arm.mean() - baseline.mean()), exact, smallest)
+
+
+def _result(statistic: Floats, observed: float, exact: bool, smallest: float) -> PermutationTest:
+    extreme = int(np.count_nonzero(np.abs(statistic) >= abs(observed) - _TIE))
+    drawn = len(statistic)
+    p_value = extreme / drawn if exact else (1 + extreme) / (1 + drawn)
+    return PermutationTest(
+        p_value=p_value, exact=exact, smallest_p=smallest if exact else max(smallest, 1 / (1 + drawn))
+    )
+
+
+def _need_two(seeds: int) -> None:
+    if seeds < 2:
+        raise DataError(f"a permutation test over {seeds} seed says nothing; give at least 2 seeds of each arm.")

@@ -1,0 +1,122 @@
+"""What a run leaves on disk is whole or absent, and never points outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from regtune.errors import CheckpointError, DataError
+from regtune.records import (
+    RunRecord,
+    file_name,
+    inside,
+    load_record,
+    machine,
+    read_json,
+    save_record,
+    versions,
+    write_json,
+)
+
+RECORD = RunRecord(
+    config={"model": "minilm"},
+    config_hash="0123456789ab",
+    metrics={"dev": {"f1": 0.5}},
+    training={"steps": 3},
+    data={},
+    parameters={"total": 10},
+    versions={"torch": "2"},
+    machine={"cores": 2},
+)
+
+
+def test_a_record_survives_the_round_trip(tmp_path):
+    save_record(tmp_path, RECORD)
+    assert load_record(tmp_path) == RECORD
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_json_round_trips_with_and_without_compression(tmp_path, name):
+    content = {"text": "naïve ✓", "numbers": [1, 2.5, None]}
+    assert read_json(write_json(tmp_path / "deep" / name, content)) == content
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+    path = write_json(tmp_path / "a.json", {"old": 1})
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"new": 2})
+    assert read_json(path) == {"old": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_numbers_that_json_does_not_have_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(DataError, match=r"a\.json can't be read"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "b.json.gz").write_bytes(b"\x1f\x8b\x08\x00")
+    with pytest.raises(DataError, match=r"b\.json\.gz can't be read"):
+        read_json(tmp_path / "b.json.gz")
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no finished run \(run\.json is missing\)"):
+        load_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 0}, "schema_version=0; this regtune reads 1"),
+        ({"surprise": 1}, r"unknown fields \['surprise'\]"),
+    ],
+)
+def test_records_of_another_schema_are_refused(tmp_path, change, message):
+    (tmp_path / "run.json").write_text(json.dumps(dataclasses.asdict(RECORD) | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_record(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b"])
+def test_a_path_in_a_record_never_leaves_the_run_directory(tmp_path, name):
+    with pytest.raises(CheckpointError, match="outside the run directory; refused"):
+        inside(tmp_path, name)
+
+
+def test_a_link_out_of_the_run_directory_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "link").symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="outside the run directory"):
+        inside(tmp_path / "run", "link/secret")
+    assert inside(tmp_path / "run", "predictions/dev.json").name == "dev.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tydiqa:dev:english", "tydiqa-dev-english"),
+        ("../data/tydiqa/en.dev.json.gz", "en.dev.json.gz"),
+        ("///", "set"),
+    ],
+)
+def test_data_set_names_become_safe_file_names(name, expected):
+    assert file_name(name) == expected
+
+
+def test_versions_and_machine_say_where_a_number_was_measured():
+    assert versions()["torch"].startswith("2.")
+    assert machine()["cores"] >= 1
+    assert machine()["memory_bytes"] > 0
