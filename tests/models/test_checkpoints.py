@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import inputs, tiny_config, tiny_model
 from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering
 
 from regtune.config import RegisterConfig
@@ -18,6 +17,7 @@ from regtune.models.loading import load_question_answering_model, load_tokenizer
 from regtune.models.minilm import check_weights
 from regtune.models.reg_bert import RegBertForQuestionAnswering, RegBertModel, with_registers
 from regtune.models.surgery import add_registers, find_registers, num_registers, remove_registers
+from tiny import inputs, tiny_config, tiny_model
 
 FOUR = RegisterConfig(num_registers=4, init_std=0.5)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ABSOLUTE, FAMILIES, HEADS, attentions_of, inputs, tiny_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -26,6 +25,7 @@ from regtune.models.surgery import (
     remove_registers,
     split_attention,
 )
+from tiny import ABSOLUTE, FAMILIES, HEADS, attentions_of, inputs, tiny_model
 
 FOUR = RegisterConfig(num_registers=4, init_std=0.5)
 

@@ -1,4 +1,6 @@
-"""The hooks that carry registers through a model. This is the whole mechanism:
+"""The hooks that carry registers through a model.
+
+This is the whole mechanism:
 
 1. before the backbone runs, the attention mask (and rotary position ids) are extended by N;
 2. behind the embeddings, the registers join the sequence;
@@ -158,7 +160,7 @@ class RegisterHooks:
 
     # 2. Behind the embeddings
 
-    def join(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:  # noqa: ARG002
+    def join(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """Lets the registers join the embedded text, `[batch, seq, width]` to `[batch, total, width]`."""
         if not self.registers.enabled:
             return None
@@ -168,14 +170,14 @@ class RegisterHooks:
                 vectors = step(vectors) if step is not None else vectors
         return self.registers.insert(vectors, output)
 
-    def hide_mask(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:  # noqa: ARG002
+    def hide_mask(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Gives embeddings that multiply by the mask the mask of the text alone."""
         name = self.family.embeddings_mask
         if not self.registers.enabled or name is None or kwargs.get(name) is None:
             return None
         return args, {**kwargs, name: self.registers.text_mask}
 
-    def step_aside(self, module: nn.Module, args: tuple) -> tuple | None:  # noqa: ARG002
+    def step_aside(self, module: nn.Module, args: tuple) -> tuple | None:
         """Before a module that mixes neighbours: hands it the text alone and keeps the registers' states."""
         if not self.registers.enabled:
             return None
@@ -183,7 +185,7 @@ class RegisterHooks:
         self.kept = self.registers.registers_of(residual)
         return self.registers.strip(hidden), self.registers.strip(residual), self.registers.strip(mask)
 
-    def step_back(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:  # noqa: ARG002
+    def step_back(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """Behind a module that mixes neighbours: the registers' states join again."""
         if not self.registers.enabled or self.kept is None:
             return None
@@ -192,7 +194,7 @@ class RegisterHooks:
 
     # 3. Behind the last layer
 
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:  # noqa: ARG002
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Takes the registers out of what the encoder stack returns."""
         if not self.registers.enabled:
             return None
@@ -212,7 +214,7 @@ class RegisterHooks:
             return type(part)(self._strip_states(item) for item in part)
         return part
 
-    def tidy_outputs(self, module: nn.Module, args: tuple, output: Any) -> Any:  # noqa: ARG002
+    def tidy_outputs(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Cuts collected hidden states to the text, and puts attentions in the order `[registers, text]`."""
         if not self.registers.enabled:
             return None
