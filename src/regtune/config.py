@@ -17,7 +17,7 @@ from regtune.errors import ConfigError
 
 Placement = Literal["prefix", "after_cls", "suffix"]
 Position = Literal["learned", "none"]
-Init = Literal["normal", "embedding", "sep", "zeros"]
+Init = Literal["normal", "embedding", "sep", "mask", "zeros"]
 Depth = Literal["input", "every_layer"]
 
 
@@ -37,7 +37,7 @@ class RegisterConfig:
     position: Position = "learned"
     """A learned position vector for each register (the paper), or none."""
     init: Init = "normal"
-    """Start values: normal(0, init_std) (the paper), matched to the word embeddings, copies of [SEP], or zeros."""
+    """Start values: normal(0, init_std) (the paper), the word embeddings' scale, copies of [SEP] or [MASK], or zeros."""
     init_std: float = 0.02
     """Standard deviation of the truncated normal used for `normal` and for learned positions."""
     layer_norm: bool = False
@@ -51,7 +51,7 @@ class RegisterConfig:
         for name, known in (
             ("placement", ("prefix", "after_cls", "suffix")),
             ("position", ("learned", "none")),
-            ("init", ("normal", "embedding", "sep", "zeros")),
+            ("init", ("normal", "embedding", "sep", "mask", "zeros")),
             ("depth", ("input", "every_layer")),
         ):
             value = getattr(self, name)
@@ -65,7 +65,7 @@ class RegisterConfig:
             math.isfinite(self.init_std) and self.init_std > 0,
             f"init_std={self.init_std} must be a positive number.",
         )
-        identical = self.init in ("zeros", "sep") and self.position == "none" and self.num_registers > 1
+        identical = self.init in ("zeros", "sep", "mask") and self.position == "none" and self.num_registers > 1
         _require(
             not identical,
             f"init={self.init!r} with position='none' makes num_registers={self.num_registers} identical registers: "
@@ -146,6 +146,8 @@ class TrainConfig:
     """Batches of similar length padded to their longest, or every window padded to `max_length`."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention implementation; `auto` takes the fastest that the model has."""
+    freeze_backbone: bool = False
+    """Train the head and the registers alone: then a register is only a soft prompt."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     seed: int = 0
@@ -195,6 +197,35 @@ class AnswerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmUpConfig:
+    """A short continuation of masked-language-model pretraining on the training passages, before fine-tuning."""
+
+    steps: int = 0
+    """Optimiser steps; 0 means no warm-up."""
+    trainable: Literal["registers", "all"] = "all"
+    """What learns meanwhile: the registers (and the new masked-LM head) alone, or all weights."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of all weights but the registers'."""
+    register_learning_rate: float = 1e-3
+    """Peak learning rate of the registers."""
+    batch_size: int = 16
+    """Passages in a step."""
+    mask_probability: float = 0.15
+    """Share of tokens to predict (BERT's)."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, f"warm_up.steps={self.steps} must be 0 or more.")
+        _require(self.batch_size > 0, f"warm_up.batch_size={self.batch_size} must be at least 1.")
+        _require(
+            0 < self.mask_probability < 1,
+            f"warm_up.mask_probability={self.mask_probability} must lie between 0 and 1.",
+        )
+        for name in ("learning_rate", "register_learning_rate"):
+            value = getattr(self, name)
+            _require(value >= 0 and math.isfinite(value), f"warm_up.{name}={value} must be 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a model, its registers, data, training and answers. A recipe is the difference from these defaults."""
 
@@ -207,6 +238,7 @@ class RunConfig:
     registers: RegisterConfig = field(default_factory=RegisterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+    warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
     answers: AnswerConfig = field(default_factory=AnswerConfig)
 
     def __post_init__(self) -> None:

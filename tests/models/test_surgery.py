@@ -226,6 +226,15 @@ def test_sep_init_starts_at_the_separators_embedding():
         add_registers(tiny_model("bert"), RegisterConfig(num_registers=2, init="sep"))
 
 
+def test_mask_init_starts_at_the_masks_embedding():
+    model = tiny_model("bert", "none")
+    expected = model.embeddings(input_ids=torch.tensor([[9]]))[0, 0]
+    add_registers(model, RegisterConfig(num_registers=3, init="mask", trainable=False), mask_token_id=9)
+    torch.testing.assert_close(find_registers(model).tokens.data, expected.expand(3, -1).detach())
+    with pytest.raises(ConfigError, match="pass mask_token_id"):
+        add_registers(tiny_model("bert"), RegisterConfig(num_registers=2, init="mask"))
+
+
 def test_layer_norm_passes_registers_through_the_embeddings_norm():
     model = add_registers(tiny_model("bert", "none"), RegisterConfig(num_registers=4, layer_norm=True))
     states = []

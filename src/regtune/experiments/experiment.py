@@ -21,7 +21,13 @@ from regtune.evaluation.predict import answer_questions
 from regtune.evaluation.qa_metrics import QuestionScores, score_questions
 from regtune.models.loading import load_question_answering_model, load_tokenizer
 from regtune.models.precision import best_device, device_of, resolve_precision
-from regtune.models.surgery import add_registers, max_text_length, register_parameters, register_positions
+from regtune.models.surgery import (
+    add_registers,
+    backbone_of,
+    max_text_length,
+    register_parameters,
+    register_positions,
+)
 from regtune.records import (
     CONFIG_FILE,
     CURVE_FILE,
@@ -154,14 +160,23 @@ def build_model(config: RunConfig) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(config.model, trust_remote_code=trusted)
     set_seed(config.training.seed)
     model = load_question_answering_model(config.model, attention=config.training.attention, trust_remote_code=trusted)
-    add_registers(model, config.registers, sep_token_id=tokenizer.sep_token_id)
+    add_registers(model, config.registers, sep_token_id=tokenizer.sep_token_id, mask_token_id=tokenizer.mask_token_id)
     limit = max_text_length(model)
     if limit is not None and config.data.max_length > limit:
         raise ConfigError(
             f"data.max_length={config.data.max_length} is more than the {limit} text tokens that {config.model} has "
             f"positions for beside {config.registers.num_registers} registers. Set --data.max-length {limit} or less."
         )
+    if config.training.freeze_backbone:
+        freeze_backbone(model)
     return model.to(best_device()), tokenizer
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Leaves the head and trainable registers to learn."""
+    own = {id(parameter): parameter.requires_grad for parameter in register_parameters(model)}
+    for parameter in backbone_of(model).parameters():
+        parameter.requires_grad_(own.get(id(parameter), False))
 
 
 def tokenise(data: SquadData, tokenizer: Any, model: nn.Module, config: RunConfig, *, for_training: bool) -> WindowSet:

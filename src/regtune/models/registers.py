@@ -53,7 +53,7 @@ class Registers(nn.Module):
 
         Args:
             scale: mean and standard deviation per dimension, `[width]` each, of what the registers join; needed for
-                init `embedding` and `sep` (where the mean is [SEP]'s vector and the deviation 0).
+                init `embedding`, `sep` and `mask` (for these the mean is the token's vector and the deviation 0).
         """
         std = self.config.init_std
         for learned in (self.positions, self.deep):

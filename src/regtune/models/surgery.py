@@ -27,7 +27,13 @@ CONFIG_KEY = "registers"
 _SAMPLE = 256
 
 
-def add_registers(model: ModelT, config: RegisterConfig | None = None, *, sep_token_id: int | None = None) -> ModelT:
+def add_registers(
+    model: ModelT,
+    config: RegisterConfig | None = None,
+    *,
+    sep_token_id: int | None = None,
+    mask_token_id: int | None = None,
+) -> ModelT:
     """Adds registers to a pretrained encoder **in place** and returns it.
 
     Labels, logits, hidden states and the pooler keep meaning the text; `Trainer`, `save_pretrained` and the heads
@@ -38,6 +44,7 @@ def add_registers(model: ModelT, config: RegisterConfig | None = None, *, sep_to
         model: a Hugging Face model of a supported family, with any head or none.
         config: what registers; the defaults are the paper's.
         sep_token_id: id of [SEP] for `init="sep"`; taken from the model's config where that has it.
+        mask_token_id: id of [MASK] for `init="mask"`.
 
     Raises:
         UnsupportedModelError: the family isn't supported, or the model has registers already.
@@ -53,7 +60,7 @@ def add_registers(model: ModelT, config: RegisterConfig | None = None, *, sep_to
     if config.num_registers == 0:
         return model
     _check_fit(config, family, backbone)
-    registers = _make(config, family, backbone, sep_token_id)
+    registers = _make(config, family, backbone, {"sep": sep_token_id, "mask": mask_token_id})
     backbone.add_module(MODULE_NAME, registers)
     registers.handles = RegisterHooks(backbone, registers, family).install(backbone)
     for part in {id(m.config): m.config for m in (model, backbone)}.values():
@@ -200,7 +207,7 @@ def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
         )
 
 
-def _make(config: RegisterConfig, family: Family, backbone: Any, sep_token_id: int | None) -> Registers:
+def _make(config: RegisterConfig, family: Family, backbone: Any, token_ids: dict[str, int | None]) -> Registers:
     norm = submodule(backbone, family.norm)
     if norm is None:
         raise UnsupportedModelError(f"{type(backbone).__name__} has no module {family.norm!r}.")
@@ -212,8 +219,8 @@ def _make(config: RegisterConfig, family: Family, backbone: Any, sep_token_id: i
         num_layers=backbone.config.num_hidden_layers,
     )
     registers.to(device=weight.device, dtype=weight.dtype)
-    if config.init in ("embedding", "sep") and weight.device.type != "meta":
-        registers.reset_parameters(_embedding_scale(config, family, backbone, sep_token_id))
+    if config.init in ("embedding", "sep", "mask") and weight.device.type != "meta":
+        registers.reset_parameters(_embedding_scale(config, family, backbone, token_ids))
     return registers
 
 
@@ -225,13 +232,13 @@ def _output_width(backbone: Any, family: Family) -> int:
 
 @torch.no_grad()
 def _embedding_scale(
-    config: RegisterConfig, family: Family, backbone: Any, sep_token_id: int | None
+    config: RegisterConfig, family: Family, backbone: Any, token_ids: dict[str, int | None]
 ) -> tuple[Tensor, Tensor]:
     """Mean and deviation per dimension of what registers join: the embeddings' output, or their LayerNorm's input."""
     embeddings = backbone.get_submodule(family.embeddings)
     vocabulary = backbone.get_input_embeddings()
-    if config.init == "sep":
-        ids = torch.tensor([[_sep_id(backbone.config, sep_token_id)]])
+    if config.init in token_ids:
+        ids = torch.tensor([[_token_id(config.init, backbone.config, token_ids[config.init])]])
     else:
         length = min(_SAMPLE, backbone.config.max_position_embeddings - family.position_offset)
         ids = torch.randint(vocabulary.num_embeddings, (1, length))
@@ -247,11 +254,14 @@ def _embedding_scale(
         handle.remove()
     sample = (captured[0] if config.layer_norm else output)[0]
     mean = sample.mean(dim=0)
-    return mean, torch.zeros_like(mean) if config.init == "sep" else sample.std(dim=0)
+    return mean, torch.zeros_like(mean) if config.init in token_ids else sample.std(dim=0)
 
 
-def _sep_id(config: Any, given: int | None) -> int:
-    for value in (given, getattr(config, "sep_token_id", None), getattr(config, "eos_token_id", None)):
+def _token_id(name: str, config: Any, given: int | None) -> int:
+    others = ("sep_token_id", "eos_token_id") if name == "sep" else ("mask_token_id",)
+    for value in (given, *(getattr(config, other, None) for other in others)):
         if value is not None:
             return int(value)
-    raise ConfigError("init='sep' needs the id of [SEP]; pass sep_token_id=tokenizer.sep_token_id to add_registers.")
+    raise ConfigError(
+        f"init={name!r} needs the id of [{name.upper()}]; pass {name}_token_id=tokenizer.{name}_token_id to add_registers."
+    )

@@ -1,0 +1,257 @@
+"""Writes every measured table and figure of README and docs from the committed records; `--check` only compares.
+
+A page holds blocks between `<!-- results:NAME -->` and `<!-- /results -->`; NAME is a function in `BLOCKS` below.
+Nobody types a number between them.
+
+    python docs/build_results.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regtune.evaluation.arm_scores import ArmScores
+from regtune.evaluation.statistics import compare_arms
+from regtune.records import RunRecord, inside, load_record, read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+RUNS = RESULTS / "minilm-tydiqa-en"
+BENCHMARKS = ROOT / "benchmarks" / "results"
+FIGURE = RESULTS / "minilm-tydiqa-en.svg"
+PAGES = (ROOT / "README.md", RESULTS / "minilm-tydiqa-en.md", RESULTS / "speed.md")
+BLOCK = re.compile(r"(<!-- results:(?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+DELTA = 0.01
+
+
+def runs() -> list[tuple[Path, RunRecord]]:
+    """The committed runs, by number of registers and seed."""
+    found = [(path.parent, load_record(path.parent)) for path in RUNS.glob("*/run.json")]
+    return sorted(found, key=lambda item: (registers_of(item[1]), seed_of(item[1])))
+
+
+def registers_of(record: RunRecord) -> int:
+    """N."""
+    return int(record.config["registers"]["num_registers"])
+
+
+def seed_of(record: RunRecord) -> int:
+    """The seed of the new weights and dropout."""
+    return int(record.config["training"]["seed"])
+
+
+def scores(folder: Path, record: RunRecord, metric: str) -> tuple[list[str], np.ndarray]:
+    """Question ids and their scores on the run's only evaluation set."""
+    (file,) = record.predictions.values()
+    rows = read_json(inside(folder, file))
+    return [row["id"] for row in rows], np.array([row[metric] for row in rows], dtype=float)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; the first column is aligned to the left, numbers to the right."""
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def table_runs() -> str:
+    """Each run of the MiniLM recipe: exact match and F1 with all gold answers, and what it cost."""
+    rows = []
+    for _, record in runs():
+        (metrics,) = record.metrics.values()
+        training = record.training
+        rows.append(
+            (
+                registers_of(record),
+                seed_of(record),
+                f"{100 * metrics['exact_match']:.1f}",
+                f"{100 * metrics['f1']:.1f}",
+                f"{record.config['training']['learning_rate']:g}",
+                f"{record.config['training']['register_learning_rate']:g}" if registers_of(record) else "",
+                f"{training['seconds'] / 60:.1f}",
+                f"{training['tokens_per_second']:,.0f}",
+                f"{training['peak_memory_bytes'] / 2**30:.1f}",
+            )
+        )
+    header = ("N", "seed", "EM", "F1", "learning rate", "registers' rate", "minutes", "text tokens/s", "peak GiB")
+    return markdown(header, rows)
+
+
+def comparison(metric: str) -> Any:
+    """N = 8 against N = 0, paired by seed, with the corrected multi-bootstrap."""
+    arms: dict[int, ArmScores] = {}
+    for n in sorted({registers_of(record) for _, record in runs()}):
+        mine = [(folder, record) for folder, record in runs() if registers_of(record) == n]
+        found = [scores(folder, record, metric) for folder, record in mine]
+        arms[n] = ArmScores(
+            scores=np.stack([values for _, values in found]),
+            name=f"N={n}",
+            seeds=tuple(seed_of(record) for _, record in mine),
+            questions=tuple(found[0][0]),
+        )
+    (baseline, *others) = arms.values()
+    return compare_arms(baseline, {arm.name: arm for arm in others}, delta=DELTA)[0]
+
+
+def table_comparison() -> str:
+    """The differences with their intervals, and the verdict in words."""
+    found = {name: comparison(metric) for name, metric in (("EM", "exact_match"), ("F1", "f1"))}
+    rows = [
+        (
+            name,
+            f"{100 * c.baseline_mean:.1f}",
+            f"{100 * c.arm_mean:.1f}",
+            f"{100 * c.difference:+.1f}",
+            f"{100 * c.interval[0]:+.1f} … {100 * c.interval[1]:+.1f}",
+            f"{c.p_value:.2f}",
+        )
+        for name, c in found.items()
+    ]
+    table = markdown(("", "N = 0", "N = 8", "difference", "95 % interval", "p"), rows)
+    return f"{table}\n\n**F1:** {found['F1'].sentence}"
+
+
+def table_search() -> str:
+    """The learning-rate search: held-out training questions, one epoch a cell."""
+    found = read_json(BENCHMARKS / "learning_rate_search.json")
+    rows = [
+        (
+            row["num_registers"],
+            f"{row['learning_rate']:g}",
+            f"{row['register_learning_rate']:g}" if row["register_learning_rate"] else "",
+            f"{100 * row['exact_match']:.1f}",
+            f"{100 * row['f1']:.1f}",
+        )
+        for row in found["rows"]
+    ]
+    return markdown(("N", "learning rate", "registers' rate", "EM", "F1"), rows)
+
+
+def figure() -> str:
+    """F1 and EM of every seed, without and with registers, as SVG text."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams.update({"svg.hashsalt": "regtune", "svg.fonttype": "none", "font.size": 10})
+    drawing, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
+    for axis, (title, metric) in zip(axes, (("Exact match", "exact_match"), ("F1", "f1")), strict=True):
+        points = [(registers_of(record), 100 * next(iter(record.metrics.values()))[metric]) for _, record in runs()]
+        counts = sorted({n for n, _ in points})
+        for place, n in enumerate(counts):
+            values = [value for found, value in points if found == n]
+            axis.plot([place] * len(values), values, "o", color="black" if n == 0 else "#0072b2", markersize=7)
+            axis.hlines(np.mean(values), place - 0.2, place + 0.2, color="black", linewidth=1.5)
+        axis.set(title=f"{title}, TyDi QA English dev (%)", xlim=(-0.6, len(counts) - 0.4))
+        axis.set_xticks(range(len(counts)), [f"N = {n}" for n in counts])
+        axis.spines[["top", "right"]].set_visible(False)
+    stream = io.StringIO()
+    drawing.savefig(stream, format="svg", metadata={"Date": None})
+    plt.close(drawing)
+    return stream.getvalue()
+
+
+def table_speed() -> str:
+    """What the speed benchmarks found, against what was aimed at."""
+    rows = [row for make in SPEED for row in make()]
+    return markdown(("question", "found", "aimed at"), rows)
+
+
+def _training_speed() -> list[tuple[str, str, str]]:
+    found = read_json(BENCHMARKS / "training_speed.json")
+    return [
+        (
+            "text tokens/s, regtune against plain `Trainer` in float32 padded to 434",
+            f"{found['ratio']:.1f} × ({found['regtune_tokens_per_second']:,.0f} against "
+            f"{found['plain_tokens_per_second']:,.0f})",
+            "≥ 8 ×, better 14 ×",
+        ),
+        ("share of the machine's bfloat16 matrix peak", f"{100 * found['share_of_peak']:.0f} %", "reported"),
+    ]
+
+
+def _register_overhead() -> list[tuple[str, str, str]]:
+    found = read_json(BENCHMARKS / "register_overhead.json")
+    return [("step time with N = 8 against N = 0, length 384", f"{found['ratio']:.3f} ×", "≤ 1.06 ×")]
+
+
+def _span_extraction() -> list[tuple[str, str, str]]:
+    found = read_json(BENCHMARKS / "span_extraction.json")
+    ratios, seconds = found["ratios"], found["median_seconds"]
+    return [
+        (
+            f"answers to {found['questions']:,} questions",
+            f"{seconds['extract_answers']:.2f} s",
+            "< 2 s",
+        ),
+        (
+            "against a loop over all valid spans, which gives the same answers",
+            f"{ratios['exhaustive_loop/extract_answers']:.0f} ×",
+            "",
+        ),
+        (
+            "against a loop over the 20 best starts and ends, which gives less",
+            f"{ratios['plain_loop/extract_answers']:.1f} ×",
+            "≥ 20 ×",
+        ),
+    ]
+
+
+def _training_memory() -> list[tuple[str, str, str]]:
+    found = read_json(BENCHMARKS / "training_memory.json")
+    return [("growth of peak memory after the first 50 steps", f"{100 * found['growth']:.1f} %", "< 10 %")]
+
+
+def _statistics() -> list[tuple[str, str, str]]:
+    found = read_json(BENCHMARKS / "statistics_speed.json")
+    seconds = found["seconds"]
+    slower = max(seconds.values()) if isinstance(seconds, dict) else seconds
+    return [("statistics of 90 runs × 10,570 questions, 10,000 resamples", f"{slower:.1f} s", "≤ 20 s")]
+
+
+SPEED: tuple[Callable[[], list[tuple[str, str, str]]], ...] = (
+    _training_speed,
+    _register_overhead,
+    _span_extraction,
+    _training_memory,
+    _statistics,
+)
+BLOCKS: dict[str, Callable[[], str]] = {
+    "runs": table_runs,
+    "comparison": table_comparison,
+    "search": table_search,
+    "speed": table_speed,
+}
+
+
+def build() -> dict[Path, str]:
+    """Every generated file and its content."""
+    made = {FIGURE: figure()}
+    for page in PAGES:
+        made[page] = BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m['name']]()}\n{m[3]}", page.read_text(encoding="utf-8"))
+    return made
+
+
+def main() -> int:
+    """Writes or compares; 1 if a page differs from the records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    check = parser.parse_args().check
+    differing = [path for path, text in build().items() if not path.is_file() or path.read_text("utf-8") != text]
+    for path in differing:
+        if not check:
+            path.write_text(build()[path], encoding="utf-8")
+        print(f"{'differs from the records' if check else 'written'}: {path.relative_to(ROOT)}")
+    return 1 if check and differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
