@@ -1,0 +1,44 @@
+"""What a reader of the repository may rely on."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+@pytest.mark.slow
+def test_every_generated_table_and_figure_agrees_with_the_records():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "build_results.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nRun `make results`."
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_source_files_are_short_and_say_what_they_are_for(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 300
+    assert text.lstrip().startswith('"""')
+
+
+def test_links_between_the_documents_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_python_in_the_readme_names_public_things_only():
+    import regtune
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"regtune\.([A-Za-z_]+)\(", text):
+        assert name in regtune.__all__
