@@ -1,0 +1,38 @@
+"""What the training benchmarks share: MiniLM, and real questions cut into its windows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from regtune.config import RegisterConfig
+from regtune.data.squad import read_squad
+from regtune.data.task import Window
+from regtune.data.windows import make_windows
+from regtune.models.loading import MINILM, load_question_answering_model, load_tokenizer
+from regtune.models.surgery import add_registers
+
+TYDIQA = Path("../shared/data/tydiqa-goldp/en.train.json.gz")
+
+
+def real_windows(data: Path, *, max_length: int, stride: int = 128) -> tuple[list[Window], Any]:
+    """The windows of a SQuAD-format file, and MiniLM's tokenizer."""
+    if not data.is_file():
+        sys.exit(f"{data} is missing; name a SQuAD-format training file with --data.")
+    tokenizer = load_tokenizer(MINILM)
+    found = make_windows(
+        read_squad(data).examples,
+        tokenizer,
+        max_length=max_length,
+        stride=stride,
+        max_question_length=64,
+        on_long_question="truncate",
+        for_training=True,
+    )
+    return found.windows, tokenizer
+
+
+def minilm(num_registers: int = 0) -> Any:
+    """MiniLM with a new span head, with or without the paper's registers."""
+    return add_registers(load_question_answering_model(MINILM), RegisterConfig(num_registers=num_registers))
