@@ -132,6 +132,12 @@ def test_broken_structure_names_the_item(write, content, item, reason):
     assert reason in str(caught.value)
 
 
+def test_a_null_context_of_the_very_first_record_is_refused(write):
+    # Found by hypothesis: null was taken for the context that had been checked before.
+    with pytest.raises(DataError, match="context must be text, but it is null"):
+        read_squad(write(document(qa(), context=None)))
+
+
 @pytest.mark.parametrize("content", [[], {"data": {}}, 3, {"question": "x"}])
 def test_json_of_another_format_is_refused(write, content):
     with pytest.raises(DataError, match="not in SQuAD format"):

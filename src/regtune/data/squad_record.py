@@ -120,7 +120,7 @@ class RecordCollector:
         identifier = _text(record, "id", may_be_blank=False)
         question = _text(record, "question", may_be_blank=False)
         context = _field(record, "context")
-        if context is not self._checked_context:
+        if context is None or context is not self._checked_context:
             context = _text(record, "context", may_be_blank=False)
             self._checked_context = context
         title = _text(record, "title", may_be_blank=True) if record.get("title") is not None else ""
