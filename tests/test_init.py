@@ -53,6 +53,8 @@ def test_an_unknown_name_is_refused_with_the_public_ones():
 
 
 def test_importing_regtune_imports_nothing_heavy():
-    code = "import sys, regtune; print(sorted({'torch', 'transformers', 'numpy', 'scipy', 'datasets'} & set(sys.modules)))"
+    code = (
+        "import sys, regtune; print(sorted({'torch', 'transformers', 'numpy', 'scipy', 'datasets'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

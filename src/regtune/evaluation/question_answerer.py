@@ -89,9 +89,9 @@ class QuestionAnswerer:
     def __call__(self, *, question: str, context: str) -> Prediction: ...
 
     @overload
-    def __call__(self, *, question: Sequence[str], context: str | Sequence[str]) -> list[Prediction]: ...
+    def __call__(self, *, question: list[str], context: str | list[str]) -> list[Prediction]: ...
 
-    def __call__(self, *, question: str | Sequence[str], context: str | Sequence[str]) -> Prediction | list[Prediction]:
+    def __call__(self, *, question: str | list[str], context: str | list[str]) -> Prediction | list[Prediction]:
         """Answers one question, or a list of them about one context or a list of contexts.
 
         Returns:

@@ -72,7 +72,7 @@ def _sliding_max(values: np.ndarray, width: int) -> np.ndarray:
     rest = width - (1 << power)
     if rest == 0:
         return piece
-    result = piece.copy()
+    result: np.ndarray = piece.copy()
     np.maximum(piece[..., :-rest], piece[..., rest:], out=result[..., :-rest])
     return result
 
@@ -98,7 +98,8 @@ def _sliding_log_sum(values: Scores, width: int) -> Scores:
     if (highest - lowest).max() > _SAFE_RANGE:
         return _sliding_sum(values, width, np.logaddexp, MINUS_INFINITY)
     with np.errstate(divide="ignore"):  # log(0) is the -inf that padding has to give
-        return np.log(_sliding_sum(np.exp(values - highest), width, np.add, 0.0)) + highest
+        total: np.ndarray = np.log(_sliding_sum(np.exp(values - highest), width, np.add, 0.0)) + highest
+    return total
 
 
 def _log_sum(values: np.ndarray) -> np.ndarray:
@@ -185,6 +186,6 @@ def _grid(logits: SpanLogits, rows: np.ndarray, columns: np.ndarray) -> Float64[
         reached = np.take_along_axis(after, inside, axis=1).reshape(columns.shape)
         bad |= reached <= np.take_along_axis(before, rows, axis=1)[:, :, None]
     ends = np.take_along_axis(logits.ends, inside, axis=1).reshape(columns.shape)
-    scores = np.take_along_axis(logits.starts, rows, axis=1)[:, :, None] + ends
+    scores: np.ndarray = np.take_along_axis(logits.starts, rows, axis=1)[:, :, None] + ends
     scores[bad] = MINUS_INFINITY
     return scores

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from regtune.config import RegisterConfig
-from regtune.errors import CheckpointError, ConfigError, RegtuneError
+from regtune.errors import CheckpointError, ConfigError
 from regtune.experiments.invariants import INVARIANTS, NotApplicableError
 from regtune.experiments.subject import BrokenInvariantError, Subject
+from regtune.experiments.target import open_target
 from regtune.models.families import family_of
 from regtune.models.loading import load_question_answering_model, load_tokenizer
 from regtune.models.precision import best_device, has_bfloat16
@@ -69,7 +70,7 @@ def examine(name: str, registers: RegisterConfig | None = None, *, seed: int = 0
     """Proves the seven invariants on a checkpoint, in float32 on the CPU; its files are only read.
 
     Args:
-        name: a folder, a hub name or `minilm`; with or without registers in it.
+        name: a run directory, a folder, a hub name or `minilm`; with or without registers in it.
         registers: what to add where the checkpoint has none; ignored where it has its own.
         seed: of new registers, of a new head, and of random inputs.
 
@@ -80,10 +81,11 @@ def examine(name: str, registers: RegisterConfig | None = None, *, seed: int = 0
         UnsupportedModelError: the family isn't supported; the message lists those that are.
     """
     registers = registers or RegisterConfig()
+    location = open_target(name).model
     torch.manual_seed(seed)
-    model: Any = load_question_answering_model(name)
+    model: Any = load_question_answering_model(location)
     model.float().eval()
-    tokenizer, about_tokenizer = _tokenizer(name)
+    tokenizer, about_tokenizer = _tokenizer(location)
     own = find_registers(model)
     if own is None:
         if registers.num_registers == 0:
@@ -93,7 +95,8 @@ def examine(name: str, registers: RegisterConfig | None = None, *, seed: int = 0
     subject = Subject(model=model, inputs=inputs)
     if own is None:
         subject.plain = subject.logits()
-        add_registers(model, registers, sep_token_id=getattr(tokenizer, "sep_token_id", None))
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("sep", "mask")}
+        add_registers(model, registers, **ids)
     findings = [*_environment(), about_tokenizer, Finding(name="inputs", passed=None, text=origin)]
     findings += [_prove(title, check, subject) for title, check in INVARIANTS]
     return Report(model=name, summary=_summary(model, own is not None), findings=tuple(findings))
@@ -137,18 +140,25 @@ def _prove(title: str, check: Callable[[Subject], str], subject: Subject) -> Fin
 def _tokenizer(name: str) -> tuple[Any, Finding]:
     try:
         tokenizer = load_tokenizer(name)
-    except RegtuneError as error:
-        if not isinstance(error, CheckpointError):
-            raise
-        return None, Finding(name="tokenizer", passed=None, text="none in the checkpoint; training needs one")
+    except CheckpointError:
+        tokenizer = None
+    if tokenizer is None or not _knows_words(tokenizer):
+        text = "none (or one without a vocabulary) in the checkpoint; training needs one"
+        return None, Finding(name="tokenizer", passed=None, text=text)
+    kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
-        text = (
-            f"{type(tokenizer).__name__} is a slow tokenizer and gives no offsets; question answering needs a fast one"
-        )
+        text = f"{kind} is a slow tokenizer and gives no offsets; question answering needs a fast one"
         return tokenizer, Finding(name="tokenizer", passed=False, text=text)
-    return tokenizer, Finding(
-        name="tokenizer", passed=True, text=f"{type(tokenizer).__name__}, fast, {len(tokenizer)} tokens"
-    )
+    return tokenizer, Finding(name="tokenizer", passed=True, text=f"{kind}, fast, {len(tokenizer)} tokens")
+
+
+def _knows_words(tokenizer: Any) -> bool:
+    """An empty tokenizer (transformers makes one where a folder has no tokenizer files) knows no word, or raises."""
+    try:
+        ids = tokenizer(_TEXTS[0][1], add_special_tokens=False)["input_ids"]
+    except Exception:  # the tokenizers library raises plain Exception
+        return False
+    return any(token != getattr(tokenizer, "unk_token_id", None) for token in ids)
 
 
 def _environment() -> list[Finding]:
@@ -181,6 +191,23 @@ def _summary(model: Any, own: bool) -> str:
     total = sum(parameter.numel() for parameter in model.parameters())
     return (
         f"{family_of(config).name}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
-        f"{total / 1e6:.1f} M parameters, "
+        f"{total:,} parameters, "
         + (f"{count} registers of its own" if own else f"no registers of its own; {count} added for the proofs")
     )
+
+
+def report_text(report: Report) -> str:
+    """The report as a person reads it: a line for each finding, and a conclusion."""
+    words = {True: "passed", False: "FAILED", None: "-"}
+    width = max(len(finding.name) for finding in report.findings)
+    lines = [f"{report.model}: {report.summary}", ""]
+    lines += [f"{words[found.passed]:<6}  {found.name:<{width}}  {found.text}" for found in report.findings]
+    failed = [finding.name for finding in report.findings if finding.passed is False]
+    proved = sum(finding.passed is True for finding in report.findings)
+    if failed:
+        conclusion = (
+            f"{len(failed)} failed ({', '.join(failed)}): do not trust registers on this model until that is clear."
+        )
+    else:
+        conclusion = f"All {proved} checks that apply passed: registers are safe on this model."
+    return "\n".join([*lines, "", conclusion])

@@ -14,26 +14,26 @@ from torch import nn
 from regtune.config import RunConfig, config_hash, to_dict
 from regtune.data.sources import load_questions
 from regtune.data.squad import SquadData
-from regtune.data.windows import WindowSet, make_windows
+from regtune.data.windows import WindowSet
 from regtune.errors import CheckpointError, ConfigError
 from regtune.evaluation.answers import Prediction
 from regtune.evaluation.predict import answer_questions
 from regtune.evaluation.qa_metrics import QuestionScores, score_questions
-from regtune.models.loading import load_question_answering_model, load_tokenizer
+from regtune.experiments.grid import set_name
+from regtune.experiments.shared_inputs import SharedInputs, tokenise
+from regtune.experiments.warm_up import warm_up
 from regtune.models.precision import best_device, device_of, resolve_precision
 from regtune.models.surgery import (
     add_registers,
     backbone_of,
     max_text_length,
     register_parameters,
-    register_positions,
 )
 from regtune.records import (
     CONFIG_FILE,
     CURVE_FILE,
     RUN_FILE,
     RunRecord,
-    file_name,
     load_record,
     machine,
     now,
@@ -56,10 +56,15 @@ class EvaluationSet:
     windows: WindowSet
 
 
-def run_experiment(config: RunConfig, *, progress: bool = True) -> RunRecord:
+def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedInputs | None = None) -> RunRecord:
     """Fine-tunes one model as configured, evaluates it on every evaluation set and records everything.
 
     A run that was killed continues from its newest checkpoint; a finished one is read, not run again.
+
+    Args:
+        config: the run.
+        progress: show progress bars.
+        inputs: tokenised data and base weights that several runs of this process share.
 
     Returns:
         The record that `run.json` in `config.output_dir` holds.
@@ -73,12 +78,15 @@ def run_experiment(config: RunConfig, *, progress: bool = True) -> RunRecord:
     fingerprint = config_hash(config)
     if open_run(run_dir, config):
         return load_record(run_dir)
-    model, tokenizer = build_model(config)
-    train = load_questions(
-        config.data.train, on_bad_record=config.data.on_bad_record, max_examples=config.data.max_train_examples
-    )
-    train_windows = tokenise(train, tokenizer, model, config, for_training=True)
-    sets = [load_evaluation_set(name, tokenizer, model, config) for name in config.data.eval]
+    inputs = inputs or SharedInputs()
+    model, tokenizer = build_model(config, inputs)
+    train, train_windows = inputs.questions(config.data.train, config, model, for_training=True)
+    sets = [
+        EvaluationSet(set_name(name), *inputs.questions([name], config, model, for_training=False))
+        for name in config.data.eval
+    ]
+    texts = [example.context for example in train.examples]
+    warmed = warm_up(model, texts, tokenizer, config=config, folder=run_dir) if config.warm_up.steps else None
 
     def evaluate(candidate: nn.Module) -> Mapping[str, float]:
         predictions = predict(candidate, sets[0], tokenizer, config, progress=progress)
@@ -102,7 +110,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True) -> RunRecord:
         config=to_dict(config),
         config_hash=fingerprint,
         metrics=metrics,
-        training=_training_facts(result),
+        training=_training_facts(result) | ({"warm_up": warmed} if warmed else {}),
         data={"train": _data_facts(train, train_windows)} | {s.name: _data_facts(s.data, s.windows) for s in sets},
         parameters=count_parameters(model),
         versions=versions(),
@@ -149,17 +157,17 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def build_model(config: RunConfig) -> tuple[Any, Any]:
+def build_model(config: RunConfig, inputs: SharedInputs | None = None) -> tuple[Any, Any]:
     """The model with its registers, on the best device, and its tokenizer.
 
     The head is made before the registers, so runs that differ in N alone start from the same head.
     """
     from transformers import set_seed
 
-    trusted = config.trust_remote_code == config.model
-    tokenizer = load_tokenizer(config.model, trust_remote_code=trusted)
+    inputs = inputs or SharedInputs()
+    tokenizer = inputs.tokenizer(config)
     set_seed(config.training.seed)
-    model = load_question_answering_model(config.model, attention=config.training.attention, trust_remote_code=trusted)
+    model = inputs.model(config)
     add_registers(model, config.registers, sep_token_id=tokenizer.sep_token_id, mask_token_id=tokenizer.mask_token_id)
     limit = max_text_length(model)
     if limit is not None and config.data.max_length > limit:
@@ -179,25 +187,10 @@ def freeze_backbone(model: nn.Module) -> None:
         parameter.requires_grad_(own.get(id(parameter), False))
 
 
-def tokenise(data: SquadData, tokenizer: Any, model: nn.Module, config: RunConfig, *, for_training: bool) -> WindowSet:
-    """The windows of a data set as the config asks for."""
-    return make_windows(
-        data.examples,
-        tokenizer,
-        max_length=config.data.max_length,
-        stride=config.data.stride,
-        max_question_length=config.data.max_question_length,
-        on_long_question=config.data.on_long_question,
-        extra_positions=register_positions(model),
-        for_training=for_training,
-    )
-
-
 def load_evaluation_set(name: str, tokenizer: Any, model: nn.Module, config: RunConfig) -> EvaluationSet:
     """Reads and tokenises one evaluation set."""
     data = load_questions([name], on_bad_record=config.data.on_bad_record, max_examples=config.data.max_eval_examples)
-    short = file_name(name).removesuffix(".gz").removesuffix(".json")
-    return EvaluationSet(short, data, tokenise(data, tokenizer, model, config, for_training=False))
+    return EvaluationSet(set_name(name), data, tokenise(data, tokenizer, model, config, for_training=False))
 
 
 def predict(

@@ -211,7 +211,8 @@ INVARIANTS: tuple[tuple[str, Callable[[Subject], str]], ...] = (
 
 def _within(words: str, found: Tensor, expected: Tensor, tolerance: float, *, rounding: float = 0.0) -> str:
     difference = distance(found, expected)
-    limit = max(tolerance * max(1.0, float(expected.abs().max())), rounding)
+    scale = max(1.0, float(expected.abs().max()))
+    limit = max(tolerance * scale, min(rounding, REORDERED_TOLERANCE * scale))
     if not difference <= limit:  # also when the difference is not a number
         raise BrokenInvariantError(f"{words} {difference:.1e}; at most {limit:.1e} is rounding")
     return f"{words} {difference:.1e} (at most {limit:.1e} is rounding)"

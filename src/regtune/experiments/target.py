@@ -42,6 +42,8 @@ def open_target(name: str | Path) -> Target:
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
+        if is_local(str(name)):
+            raise CheckpointError(f"{name} doesn't exist: no such run directory or model folder.")
         return Target(name=str(name), model=str(name))
     run_dir = folder.parent if folder.name == MODEL_DIR and (folder.parent / RUN_FILE).is_file() else folder
     if (run_dir / RUN_FILE).is_file():
@@ -56,6 +58,12 @@ def open_target(name: str | Path) -> Target:
             f"{name} is neither a run directory nor a model: it holds no {RUN_FILE} and no config.json."
         )
     return Target(name=str(name), model=str(folder))
+
+
+def is_local(name: str) -> bool:
+    """Whether a name that isn't there must have meant a local path: a hub name is `name` or `owner/name`."""
+    first, _, rest = Path(name).as_posix().partition("/")
+    return not first or first.startswith((".", "~")) or "/" in rest or (rest != "" and Path(first).is_dir())
 
 
 def is_run_config(path: Path) -> bool:

@@ -48,7 +48,7 @@ def load_question_answering_model(
 
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the report on the new head's weights is expected, not news
+    logging.set_verbosity(logging.ERROR)  # the report on the new head's weights is expected, not news
     try:
         return from_pretrained(
             AutoModelForQuestionAnswering, resolve_model(name), trust_remote_code=trust_remote_code, **options

@@ -26,7 +26,7 @@ def best_device() -> torch.device:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run natively there (on a CPU: AVX512-BF16, AMX or Arm's BF16)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _native_cpu_bfloat16()
     return False

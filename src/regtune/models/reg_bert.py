@@ -32,7 +32,7 @@ def with_registers(config: BertConfig, registers: RegisterConfig) -> BertConfig:
     return changed
 
 
-class RegBertModel(BertModel):
+class RegBertModel(BertModel):  # type: ignore[no-untyped-call]
     """BERT with registers: `RegBertModel.from_pretrained("bert-base-uncased")` adds the paper's five.
 
     Other registers: `RegBertModel(with_registers(config, RegisterConfig(num_registers=8)))`. What `save_pretrained`
@@ -48,10 +48,10 @@ class RegBertModel(BertModel):
         if isinstance(module, Registers):
             module.reset_parameters()
         else:
-            super()._init_weights(module)
+            super()._init_weights(module)  # type: ignore[no-untyped-call]
 
 
-class RegBertForQuestionAnswering(BertForQuestionAnswering):
+class RegBertForQuestionAnswering(BertForQuestionAnswering):  # type: ignore[no-untyped-call]
     """RegBERT with the span head; logits and labels have the length of the text."""
 
     def __init__(self, config: BertConfig) -> None:

@@ -1,0 +1,80 @@
+"""What does a cell of a sweep cost beside its training steps and evaluations? MiniLM on the embedded questions.
+
+Two cells in one process: the first makes the tokenised data and the base weights, the second finds them. Overhead is
+the cell's whole time without training steps and without the model's answering of questions: loading, tokenising,
+checkpoints, scoring, writing. Times are wall-clock, so run it on a machine that does nothing else.
+
+    python benchmarks/cell_overhead.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from regtune.config import DataConfig, RunConfig, TrainConfig
+from regtune.experiments import experiment
+from regtune.experiments.cell_run import run_cell
+from regtune.experiments.grid import SweepConfig
+from regtune.records import load_record, machine, versions, write_json
+
+RESULTS = Path(__file__).parent / "results" / "cell_overhead.json"
+LIMIT_SECONDS = 5.0
+
+
+def main(cells: int = 3, max_length: int = 384, epochs: float = 1.0) -> None:
+    answering = Answering(experiment.answer_questions)
+    experiment.answer_questions = answering  # type: ignore[assignment]
+    sweep = SweepConfig(
+        arms=("registers",),
+        num_registers=(8,),
+        seeds=tuple(range(cells)),
+        training_sets={"embedded": ("embedded:train",)},
+        evaluation_sets=("embedded:dev",),
+        base=RunConfig(data=DataConfig(max_length=max_length), training=TrainConfig(epochs=epochs)),
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for cell in sweep.cells():
+            answering.seconds, began = 0.0, time.perf_counter()
+            run_cell(cell, Path(folder), progress=False)
+            whole = time.perf_counter() - began
+            training = load_record(Path(folder) / cell.key).training["seconds"]
+            rows.append(
+                {
+                    "cell": cell.label,
+                    "seconds": round(whole, 2),
+                    "training_seconds": round(training, 2),
+                    "answering_seconds": round(answering.seconds, 2),
+                    "overhead_seconds": round(whole - training - answering.seconds, 2),
+                }
+            )
+            print(rows[-1])
+    later = [row["overhead_seconds"] for row in rows[1:]]
+    summary = {"first": rows[0]["overhead_seconds"], "later_mean": round(sum(later) / max(len(later), 1), 2)}
+    limits = {"limit_seconds": LIMIT_SECONDS, "within": max(later, default=0.0) <= LIMIT_SECONDS}
+    write_json(RESULTS, {"machine": machine(), "versions": versions(), "rows": rows} | summary | limits)
+    print(summary, limits, RESULTS, sep="\n")
+
+
+class Answering:
+    """Adds up the time of the calls that go through it."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.seconds = 0.0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

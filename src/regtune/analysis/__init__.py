@@ -1,0 +1,1 @@
+"""Looking inside a model: attributions whose conservation law is checked before anyone sees a score."""

@@ -1,0 +1,141 @@
+"""Two runs, question by question: what the terminal shows of a paired comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from regtune.errors import ConfigError, DataError
+from regtune.evaluation.arm_scores import align_arm
+from regtune.evaluation.statistics import compare_runs
+from regtune.evaluation.verdicts import Comparison
+from regtune.records import load_record
+from regtune.report.arms import arm_of, seed_of
+from regtune.report.collect import Cell
+from regtune.report.flips import Flip, Flips, find_flips
+from regtune.report.scores import METRICS, Metric, arm_scores, check_coverage
+from regtune.report.table import percent, points, probability, span
+
+_METRICS: tuple[Metric, ...] = ("exact_match", "f1")
+_WIDTH = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetComparison:
+    """Both runs on one evaluation set."""
+
+    name: str
+    results: dict[Metric, Comparison]
+    flips: Flips
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """Two runs on all their evaluation sets; differences are second minus first."""
+
+    first: Cell
+    second: Cell
+    sets: tuple[SetComparison, ...]
+
+
+def compare_two(first: Path, second: Path, *, delta: float = 0.01, resamples: int = 10_000) -> RunComparison:
+    """Compares two finished runs by a paired bootstrap over questions; seeds are not covered, and the text says so.
+
+    Args:
+        first: a run directory.
+        second: another one, evaluated on the same sets.
+        delta: largest difference that does not matter, as a ratio (0.01 is one point).
+        resamples: bootstrap draws.
+
+    Raises:
+        CheckpointError: no finished run there, or one of another schema.
+        ConfigError: the same run twice, or a setting out of range.
+        DataError: different evaluation sets or questions, or predictions that leave out questions.
+    """
+    if first.resolve() == second.resolve():
+        raise ConfigError(f"{first} and {second} are the same run; name two different ones.")
+    one, other = _cell(first), _cell(second)
+    names = list(one.record.metrics)
+    different = sorted(set(names) ^ set(other.record.metrics))
+    if different:
+        raise DataError(
+            f"The runs were evaluated on different sets: {first} on {', '.join(names)}; {second} on "
+            f"{', '.join(other.record.metrics)}. Score both on the same ones with `regtune evaluate`."
+        )
+    return RunComparison(
+        first=one,
+        second=other,
+        sets=tuple(_on_set(one, other, name, delta=delta, resamples=resamples) for name in names),
+    )
+
+
+def comparison_text(found: RunComparison, *, shown: int = 5) -> str:
+    """The comparison as text; scores in percent, differences in points.
+
+    Args:
+        found: what `compare_two` gave.
+        shown: flips listed of each kind and set.
+    """
+    cells = (("A", found.first), ("B", found.second))
+    lines = [f"{letter}  {cell.folder}  ({cell.arm.label}, seed {cell.seed})" for letter, cell in cells]
+    for part in found.sets:
+        lines += ["", *_set_lines(part, shown)]
+    return "\n".join(lines)
+
+
+def _cell(folder: Path) -> Cell:
+    record = load_record(folder)
+    if not record.metrics:
+        raise DataError(f"{folder} holds no scores; evaluate the run first.")
+    return Cell(folder=folder, record=record, arm=arm_of(record), seed=seed_of(record))
+
+
+def _on_set(one: Cell, other: Cell, name: str, *, delta: float, resamples: int) -> SetComparison:
+    check_coverage([one, other], name)
+    results: dict[Metric, Comparison] = {}
+    for metric in _METRICS:
+        base = arm_scores([one], name, metric)
+        arm = align_arm(arm_scores([other], name, metric), base, paired=False)
+        results[metric] = compare_runs(base.scores[0], arm.scores[0], name="B", delta=delta, resamples=resamples)
+    return SetComparison(name=name, results=results, flips=find_flips([one], [other], name))
+
+
+def _set_lines(part: SetComparison, shown: int) -> list[str]:
+    rows = [("", "A", "B", "B - A", "95 % interval", "p")]
+    for metric, result in part.results.items():
+        means = (percent(result.baseline_mean), percent(result.arm_mean))
+        rows.append(
+            (METRICS[metric], *means, points(result.difference), span(result.interval), probability(result.p_value))
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    gained, lost = part.flips.gained, part.flips.lost
+    return [
+        f"{part.name}, {part.flips.questions:,} questions",
+        *table,
+        f"F1: {part.results['f1'].sentence.replace('the baseline', 'A')}",
+        f"Flips: {len(gained)} questions wrong in A and right in B, {len(lost)} right in A and wrong in B.",
+        *(line for flip in (*gained[:shown], *lost[:shown]) for line in _flip_lines(flip)),
+    ]
+
+
+def _flip_lines(flip: Flip) -> list[str]:
+    kind = "won " if flip.gained else "lost"
+    head = f"  {kind}  {flip.id}" + (f"  {flip.question}" if flip.question else "")
+    answers = f"        A: {_quoted(flip.before.text)}   B: {_quoted(flip.after.text)}"
+    gold = f"   gold: {_quoted(flip.gold[0])}" if flip.gold else ""
+    return [_short(head), answers + gold]
+
+
+def _quoted(text: str) -> str:
+    return f'"{_short(_plain(text))}"' if text else "(no answer)"
+
+
+def _plain(text: str) -> str:
+    """One line without control characters: an answer must not be able to steer the terminal."""
+    return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
+
+
+def _short(text: str) -> str:
+    text = text if text.isprintable() else _plain(text)
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

@@ -1,0 +1,150 @@
+"""Which comparisons are made, which of them are corrected for together, and on which seeds.
+
+Three families, each held at 5 % by Holm on its own: registers of every number against the baseline (the question that
+was asked); all other arms against the baseline; registers against each control with the same number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from regtune.evaluation.arm_scores import ArmScores
+from regtune.evaluation.statistics import compare_arms
+from regtune.evaluation.verdicts import Comparison
+from regtune.report.arms import BASELINE, REGISTERS, Arm
+from regtune.report.collect import Cell, Group
+from regtune.report.scores import Metric, arm_scores
+
+DELTA = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Comparisons that are corrected together, and what had to be left out."""
+
+    comparisons: dict[Arm, Comparison]
+    notes: tuple[str, ...] = ()
+    """What the reader has to know: seeds that are missing, arms that could not be compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of the statistics: margin as a ratio, and bootstrap draws."""
+
+    delta: float = DELTA
+    resamples: int = 10_000
+
+
+def find_baseline(group: Group) -> Arm | str:
+    """The arm that all others are compared with, or why there is none."""
+    found = [arm for arm in group.arms if arm.kind == BASELINE]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        return "there is no baseline (N = 0, nothing frozen, no warm-up) among the runs"
+    return f"there are {len(found)} baselines with different settings ({'; '.join(arm.label for arm in found)})"
+
+
+def against_baseline(group: Group, name: str, metric: Metric, *, registers: bool, settings: Settings) -> Family:
+    """Arms against the baseline on one evaluation set: the registers' family, or the other arms'."""
+    baseline = find_baseline(group)
+    if isinstance(baseline, str):
+        return Family(comparisons={}, notes=(f"No comparison: {baseline}.",))
+    arms = [arm for arm in group.arms if arm != baseline and (arm.kind == REGISTERS) == registers]
+    return _family(group, baseline, arms, name, metric, settings)
+
+
+def against_controls(group: Group, name: str, metric: Metric, *, settings: Settings) -> dict[Arm, Family]:
+    """For each register arm: it minus each control of the same number of tokens (the control is the baseline here)."""
+    found = {}
+    for arm in (arm for arm in group.arms if arm.kind == REGISTERS):
+        rivals = [
+            other
+            for other in group.arms
+            if other.kind not in (BASELINE, REGISTERS) and other.num_registers == arm.num_registers
+        ]
+        if rivals:
+            found[arm] = _family(group, arm, rivals, name, metric, settings)
+    return found
+
+
+def _family(group: Group, baseline: Arm, arms: Sequence[Arm], name: str, metric: Metric, settings: Settings) -> Family:
+    if not arms:
+        return Family(comparisons={})
+    notes: list[str] = []
+    cells = {arm: _with_set(group.of(arm), name, notes) for arm in (baseline, *arms)}
+    usable = {arm: found for arm, found in cells.items() if len(found) > 1}
+    notes += [
+        f"{arm.label} is not compared on {name}: it has {len(found)} finished run{'' if len(found) == 1 else 's'} "
+        "there and at least 2 seeds are needed."
+        for arm, found in cells.items()
+        if len(found) < 2
+    ]
+    if baseline not in usable or len(usable) < 2:
+        return Family(comparisons={}, notes=tuple(notes))
+    scores = {arm: arm_scores(found, name, metric) for arm, found in usable.items()}
+    base = scores.pop(baseline)
+    scores = _same_questions(base, scores, name, notes)
+    if not scores:
+        return Family(comparisons={}, notes=tuple(notes))
+    base, scores, paired = _same_seeds(base, scores, notes)
+    found = compare_arms(
+        base,
+        {arm.label: values for arm, values in scores.items()},
+        delta=settings.delta,
+        resamples=settings.resamples,
+        paired=paired,
+    )
+    return Family(comparisons=dict(zip(scores, found, strict=True)), notes=tuple(notes))
+
+
+def _with_set(cells: list[Cell], name: str, notes: list[str]) -> list[Cell]:
+    found = [cell for cell in cells if name in cell.record.predictions]
+    without = [str(cell.seed) for cell in cells if cell not in found]
+    if without:
+        seeds = f"seed{'' if len(without) == 1 else 's'} {', '.join(without)}"
+        notes.append(f"{cells[0].arm.label} was not evaluated on {name} with {seeds}; left out there.")
+    return found
+
+
+def _same_questions(base: ArmScores, scores: dict[Arm, ArmScores], name: str, notes: list[str]) -> dict[Arm, ArmScores]:
+    """The arms with the baseline's questions; the others are named."""
+    kept = {}
+    for arm, values in scores.items():
+        different = set(values.questions or ()) ^ set(base.questions or ())
+        if different:
+            notes.append(
+                f"{arm.label} is not compared on {name}: it was evaluated on other questions than {base.name} "
+                f"({len(different):,} are in one of them only)."
+            )
+        else:
+            kept[arm] = values
+    return kept
+
+
+def _same_seeds(
+    base: ArmScores, scores: dict[Arm, ArmScores], notes: list[str]
+) -> tuple[ArmScores, dict[Arm, ArmScores], bool]:
+    """Everything on the seeds that all have; unpaired on all seeds where they share fewer than two."""
+    everyone = (base, *scores.values())
+    shared = set.intersection(*(set(values.seeds or ()) for values in everyone))
+    every = sorted(set().union(*(values.seeds or () for values in everyone)))
+    if len(shared) == len(every):
+        return base, scores, True
+    lacking = "; ".join(
+        f"{values.name} lacks seed {', '.join(str(seed) for seed in every if seed not in (values.seeds or ()))}"
+        for values in everyone
+        if set(values.seeds or ()) != set(every)
+    )
+    if len(shared) < 2:
+        notes.append(f"Not paired by seed: the arms share {len(shared)} of {len(every)} seeds ({lacking}).")
+        return base, scores, False
+    notes.append(f"Compared on the {len(shared)} seeds that all arms share, of {len(every)} ({lacking}).")
+    return _only(base, shared), {arm: _only(values, shared) for arm, values in scores.items()}, True
+
+
+def _only(values: ArmScores, seeds: set[int]) -> ArmScores:
+    rows = [row for row, seed in enumerate(values.seeds or ()) if seed in seeds]
+    kept = tuple((values.seeds or ())[row] for row in rows)
+    return ArmScores(scores=values.scores[rows], name=values.name, seeds=kept, questions=values.questions)

@@ -1,0 +1,195 @@
+"""Checkpoints that are either complete or not there: written beside, sealed with checksums, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regtune.errors import CheckpointError
+
+SEAL = "complete.json"
+"""Written last: the fingerprint of the run and size and SHA-256 of every file. Without it a checkpoint is no one's."""
+_UNFINISHED = ".unfinished-"
+_WEIGHTS = ("model.safetensors", "pytorch_model_fsdp")  # the second is FSDP's folder of shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+    best_step: int | None
+    """Step of the best checkpoint so far, when this one was written."""
+    seconds: float
+    """Training time until here, evaluations left out."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run, `checkpoint-STEP` folders in one root.
+
+    Writing goes to a hidden folder that is renamed when it is complete, and deleting renames first, so a process
+    killed at any moment leaves only complete checkpoints and hidden leftovers, which `open` clears.
+    """
+
+    def __init__(self, root: Path, *, fingerprint: str) -> None:
+        self.root = root
+        self.fingerprint = fingerprint
+        self.skipped: list[str] = []
+
+    def open(self) -> None:
+        """Makes the root, clears leftovers, and checks that it belongs to this run.
+
+        Raises:
+            CheckpointError: the folder belongs to a run with another fingerprint.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        for leftover in self.root.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        owner = self.root / "fingerprint"
+        found = owner.read_text(encoding="utf-8").strip() if owner.exists() else self.fingerprint
+        if found != self.fingerprint:
+            raise CheckpointError(
+                f"{self.root.parent} holds a run of another configuration (fingerprint {found}, this one has "
+                f"{self.fingerprint}). Choose another output_dir, or delete that folder to start afresh."
+            )
+        if not owner.exists():
+            write_atomically(owner, self.fingerprint + "\n")
+
+    def unfinished(self, step: int, *, needed: int = 0) -> Path:
+        """A hidden folder to write the checkpoint of a step into.
+
+        Raises:
+            OSError: fewer than `needed` bytes are free there (ENOSPC), so it isn't even begun.
+        """
+        path = self.root / f"{_UNFINISHED}{step}"
+        if shutil.disk_usage(self.root).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def seal(self, step: int, **facts: Any) -> Path:
+        """Checksums the hidden folder of a step, makes it durable and gives it its name."""
+        path = self.unfinished(step)
+        files = {str(file.relative_to(path)): _fact(file) for file in sorted(path.rglob("*")) if file.is_file()}
+        seal = {"fingerprint": self.fingerprint, "step": step, "files": files, **facts}
+        write_atomically(path / SEAL, json.dumps(seal, indent=1))
+        final = self.path(step)
+        _remove(final)
+        path.rename(final)
+        _sync(self.root)
+        return final
+
+    def discard(self, step: int) -> None:
+        """Removes what was written of a checkpoint that could not be finished."""
+        shutil.rmtree(self.root / f"{_UNFINISHED}{step}", ignore_errors=True)
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.root / f"checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints, complete or not, in rising order."""
+        names = (path.name.removeprefix("checkpoint-") for path in self.root.glob("checkpoint-*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def what_is_kept(self) -> str:
+        """A sentence that names the checkpoint from which a run would continue."""
+        newest = self.newest()
+        return f"The last good checkpoint is {newest.path}." if newest else "There is no earlier checkpoint."
+
+    def newest(self) -> Checkpoint | None:
+        """The newest complete checkpoint whose best checkpoint is complete too; those passed over go to `skipped`."""
+        self.skipped.clear()
+        for step in reversed(self.steps()):
+            checkpoint = self._usable(step)
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def _usable(self, step: int) -> Checkpoint | None:
+        try:
+            checkpoint = self.read(step)
+            if checkpoint.best_step is not None:
+                self.read(checkpoint.best_step)
+        except CheckpointError as error:
+            self.skipped.append(f"{self.path(step)} was passed over: {error}")
+            return None
+        return checkpoint
+
+    def read(self, step: int) -> Checkpoint:
+        """Checks a checkpoint against its seal.
+
+        Raises:
+            CheckpointError: a file is missing, cut short or changed; the message names it.
+        """
+        path = self.path(step)
+        try:
+            seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
+            files, fingerprint = dict(seal["files"]), seal["fingerprint"]
+            checkpoint = Checkpoint(
+                path=path, step=int(seal["step"]), best_step=seal["best_step"], seconds=float(seal["seconds"])
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path / SEAL} cannot be read ({error}); the checkpoint is not complete.") from error
+        if fingerprint != self.fingerprint:
+            raise CheckpointError(f"{path} was written by another configuration (fingerprint {fingerprint}).")
+        if not any(name.startswith(_WEIGHTS) for name in files):
+            raise CheckpointError(f"{path} has no model.safetensors; weights are never read from a pickle.")
+        for name, expected in files.items():
+            if not (path / name).is_file():
+                raise CheckpointError(f"{path / name} is missing.")
+            if _fact(path / name) != expected:
+                raise CheckpointError(f"{path / name} was cut short or changed ({expected['bytes']} bytes expected).")
+        return checkpoint
+
+    def keep(self, steps: Iterable[int]) -> None:
+        """Removes all checkpoints but these."""
+        wanted = set(steps)
+        for step in self.steps():
+            if step not in wanted:
+                _remove(self.path(step))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file that is either whole or not there."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _fact(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        doomed = path.with_name(f"{_UNFINISHED}old-{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename survive a power cut, where the system lets folders be opened."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,297 @@
+"""The one entry to training: `fine_tune` runs `transformers.Trainer` and hands back the best model."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import pickle
+import re
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from regtune.config import TrainConfig
+from regtune.data.task import Window
+from regtune.errors import CheckpointError, TrainingError
+from regtune.models.precision import Precision, has_bfloat16, resolve_precision
+from regtune.models.surgery import num_registers
+from regtune.training.batches import BatchOrder, WindowCollator, check_windows
+from regtune.training.checkpoints import Checkpoint, CheckpointStore
+from regtune.training.cpu_dropout import recomputed_alike
+from regtune.training.run_flow import Progress, RunFlow
+from regtune.training.trainer import Evaluate, RegisterTrainer
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a training run did; the weights are in the model that was given."""
+
+    steps: int
+    epochs: float
+    seconds: float
+    """Training time in seconds, evaluations and checkpoints left out; interrupted parts are counted."""
+    text_tokens: int
+    """Tokens trained on: padding and registers are not counted."""
+    tokens_per_second: float
+    curve: list[dict[str, int | float]]
+    """Per logged step: step, epoch, loss, learning_rate, register_learning_rate, grad_norm, and metrics where known."""
+    best_step: int | None
+    best_metrics: dict[str, float]
+    peak_memory_bytes: int
+    resumed_from: int | None
+    device: str
+    precision: str
+    warnings: list[str] = field(default_factory=list)
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    windows: Sequence[Window],
+    config: TrainConfig,
+    *,
+    output_dir: Path,
+    pad_token_id: int,
+    max_length: int,
+    evaluate: Evaluate | None = None,
+    best_metric: str = "f1",
+    fingerprint: str,
+    on_progress: Progress | None = None,
+) -> TrainingResult:
+    """Fine-tunes a model in place and leaves the best checkpoint's weights in it.
+
+    A run that was killed continues from its newest complete checkpoint when called again with the same arguments, and
+    ends with the same weights as one that was never killed. Under torchrun or accelerate every process calls this.
+
+    Args:
+        model: a question-answering model, with registers or without.
+        windows: what to train on; labels count text tokens.
+        config: how to train.
+        output_dir: the run directory; checkpoints go to its `checkpoints` folder.
+        pad_token_id: the tokenizer's.
+        max_length: longest window in text tokens.
+        evaluate: scores the model (in evaluation mode, no autocast) and returns named numbers; None trains without.
+        best_metric: which of these chooses the best checkpoint; higher is better.
+        fingerprint: identifies the configuration; a folder with another one is refused.
+        on_progress: called after every step with step, total steps and latest logged loss; replaces the progress bar.
+
+    Raises:
+        DataError: no windows, or labels outside the text.
+        CheckpointError: `output_dir` belongs to another configuration.
+        TrainingError: NaN, full disk or out of memory; the message says what to try.
+    """
+    check_windows(windows, max_length)
+    store = CheckpointStore(output_dir / "checkpoints", fingerprint=fingerprint)
+    arguments = _arguments(config, store.root, best_metric)
+    with arguments.main_process_first(local=False):
+        store.open()
+    checkpoint = store.newest()
+    notes = list(store.skipped)
+    precision = resolve_precision(config.precision, arguments.device)
+    if precision == "bfloat16" and not has_bfloat16(arguments.device):
+        notes.append(
+            f"precision=bfloat16 is only emulated on this {arguments.device.type}; float32 may be faster here."
+        )
+    run = _Run(model, windows, config, arguments, store, precision, WindowCollator(pad_token_id), evaluate, on_progress)
+    with _quiet(), _prepared(model, config, arguments.device), _explained(run, max_length):
+        trainer = _train(run, max_length, checkpoint)
+    return _result(trainer, checkpoint, notes)
+
+
+class _Run(NamedTuple):
+    """What `fine_tune` was given, made ready."""
+
+    model: PreTrainedModel
+    windows: Sequence[Window]
+    config: TrainConfig
+    arguments: TrainingArguments
+    store: CheckpointStore
+    precision: Precision
+    collator: WindowCollator
+    evaluate: Evaluate | None
+    on_progress: Progress | None
+
+
+def _train(run: _Run, max_length: int, checkpoint: Checkpoint | None) -> RegisterTrainer:
+    config, arguments = run.config, run.arguments
+    step_windows = config.batch_size * config.gradient_accumulation_steps * arguments.world_size
+    grouped = config.batching == "length_grouped"
+    run.collator.length = None if grouped else max_length
+    run.collator.multiple_of = 8 if arguments.device.type == "cuda" else 1
+    lengths = [len(window.input_ids) for window in run.windows]
+    trainer = RegisterTrainer(
+        run.model,
+        arguments,
+        config=config,
+        order=BatchOrder(lengths, step_windows, data_seed=config.data_seed, group=grouped),
+        precision=run.precision,
+        run_evaluation=run.evaluate,
+        store=run.store,
+        train_dataset=list(run.windows),
+        data_collator=run.collator,
+    )
+    steps_per_epoch = math.ceil(len(lengths) / step_windows)
+    flow = RunFlow(trainer, steps_per_epoch=steps_per_epoch, on_progress=run.on_progress)
+    trainer.add_callback(flow)
+    trainer.stopwatch.before = checkpoint.seconds if checkpoint else 0.0
+    try:
+        if checkpoint is not None and checkpoint.step >= math.ceil(config.epochs * steps_per_epoch):
+            trainer.restore_finished(checkpoint.path)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    finally:
+        flow.close()
+    trainer.load_best()
+    return trainer
+
+
+@contextlib.contextmanager
+def _prepared(model: PreTrainedModel, config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Switches the model to the attention and memory settings of the run; afterwards it is ready for inference."""
+    if config.attention != "auto":
+        model.set_attn_implementation(config.attention)
+    use_cache = getattr(model.config, "use_cache", None)
+    if config.gradient_checkpointing:
+        on_cpu = device.type == "cpu"
+        model.activation_checkpointing_enable(
+            {"use_reentrant": False, **({"context_fn": recomputed_alike} if on_cpu else {})}
+        )
+    try:
+        yield
+    finally:
+        if config.gradient_checkpointing:
+            model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+        if use_cache is None:
+            model.config.__dict__.pop("use_cache", None)
+        else:
+            model.config.use_cache = use_cache
+        model.eval()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _explained(run: _Run, max_length: int) -> Iterator[None]:
+    """Turns what torch raises when memory runs out, or a checkpoint holds code, into a sentence for a person."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))) or isinstance(error, TrainingError):
+            raise
+        raise TrainingError(
+            f"Out of memory on {run.arguments.device} with batch_size={run.config.batch_size}, "
+            f"max_length={max_length}, num_registers={num_registers(run.model)}. Try a smaller batch_size with more "
+            f"gradient_accumulation_steps, or gradient_checkpointing=true. {run.store.what_is_kept()}"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"A checkpoint in {run.store.root} holds more than numbers and is not loaded, because a pickle can run "
+            f"any code. Delete that folder to start afresh. ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _arguments(config: TrainConfig, root: Path, best_metric: str) -> TrainingArguments:
+    cuda = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(root),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type=_SCHEDULES[config.schedule],
+        warmup_steps=config.warmup_ratio,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        data_seed=config.data_seed,
+        logging_strategy="steps",
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=10**9,
+        metric_for_best_model=best_metric,
+        greater_is_better=True,
+        include_num_input_tokens_seen="non_padding",
+        optim="adamw_torch_fused",
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=cuda,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not cuda,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # nn.DataParallel would copy the modules without their hooks
+    if arguments.world_size > 1:
+        atexit.register(_leave_process_group)  # without it torch aborts processes that end
+    return arguments
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _result(trainer: RegisterTrainer, checkpoint: Checkpoint | None, notes: list[str]) -> TrainingResult:
+    state = trainer.state
+    curve = _curve(state.log_history)
+    best = state.best_global_step
+    chosen = next((point for point in curve if point["step"] == best), {})
+    known = {key.removeprefix("eval_") for entry in state.log_history for key in entry if key.startswith("eval_")}
+    seconds = trainer.stopwatch.seconds
+    return TrainingResult(
+        steps=state.global_step,
+        epochs=state.epoch or 0.0,
+        seconds=seconds,
+        text_tokens=int(state.num_input_tokens_seen),
+        tokens_per_second=state.num_input_tokens_seen / max(seconds, 1e-9),
+        curve=curve,
+        best_step=best,
+        best_metrics={key: value for key, value in chosen.items() if key in known},
+        peak_memory_bytes=_peak_memory(trainer.args.device),
+        resumed_from=checkpoint.step if checkpoint else None,
+        device=str(trainer.args.device),
+        precision=trainer.precision,
+        warnings=notes,
+    )
+
+
+def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, int | float]]:
+    """Log lines of one step joined to one point."""
+    points: dict[int, dict[str, int | float]] = {}
+    wanted = ("epoch", "loss", "learning_rate", "register_learning_rate", "grad_norm")
+    for entry in history:
+        found = {
+            key.removeprefix("eval_"): float(v) for key, v in entry.items() if key in wanted or key.startswith("eval_")
+        }
+        if len(found) > 1:
+            points.setdefault(entry["step"], {"step": entry["step"]}).update(found)
+    return [points[step] for step in sorted(points)]
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lets transformers say nothing below an error while regtune trains."""
+    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,81 @@
+"""What happens when in a run: evaluations, checkpoints, each epoch's order, the progress bar."""
+
+# ruff: noqa: ARG002 - transformers fixes the signatures of callbacks
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from regtune.training.trainer import RegisterTrainer
+
+Progress = Callable[[int, int, float | None], None]
+
+
+class RunFlow(TrainerCallback):
+    """Says when to evaluate and save, which epoch's order is due, and how far training has come."""
+
+    def __init__(self, trainer: RegisterTrainer, *, steps_per_epoch: int, on_progress: Progress | None) -> None:
+        self.trainer = trainer
+        self.steps_per_epoch = steps_per_epoch
+        parts = trainer.config.evals_per_epoch
+        self.due = {max(1, round(steps_per_epoch * part / parts)) for part in range(1, parts + 1)}
+        self.on_progress = on_progress
+        self.bar: tqdm | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock and, where a person looks on, the progress bar."""
+        self.trainer.stopwatch.start()
+        if self.on_progress is None and state.is_world_process_zero:
+            # disable=None: no bar where the error output is no terminal
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Chooses the order of the epoch that begins or is resumed."""
+        self.trainer.order.set_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Notes the learning rates of the step."""
+        assert self.trainer.optimizer is not None
+        self.trainer.rates = {group["name"]: float(group["lr"]) for group in self.trainer.optimizer.param_groups}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Asks for a log line, an evaluation and a checkpoint where they are due."""
+        within = (state.global_step - 1) % self.steps_per_epoch + 1
+        if within in self.due or state.global_step >= state.max_steps:
+            control.should_log = control.should_save = True
+            control.should_evaluate = self.trainer.run_evaluation is not None
+        self._show(state)
+        return control
+
+    def _show(self, state: TrainerState) -> None:
+        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
+        if self.on_progress is not None and state.is_world_process_zero:
+            self.on_progress(state.global_step, state.max_steps, loss)
+        if self.bar is not None:
+            self.bar.set_postfix({} if loss is None else {"loss": f"{loss:.3f}"}, refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stops the clock."""
+        self.close()
+
+    def close(self) -> None:
+        """Stops the clock and takes the bar away, however training ended."""
+        self.trainer.stopwatch.stop()
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

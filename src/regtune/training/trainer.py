@@ -1,0 +1,235 @@
+"""The small part of `transformers.Trainer` that regtune does its own way."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from regtune.config import TrainConfig
+from regtune.errors import ConfigError, TrainingError
+from regtune.models.precision import Precision, autocast
+from regtune.training.batches import BatchOrder
+from regtune.training.checkpoints import CheckpointStore
+from regtune.training.cpu_dropout import FastCpuDropout
+from regtune.training.parameter_groups import parameter_groups
+
+Evaluate = Callable[[PreTrainedModel], Mapping[str, float]]
+
+
+class RegisterTrainer(Trainer):
+    """`transformers.Trainer` with regtune's batches, parameter groups, precision, evaluation and checkpoints."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        config: TrainConfig,
+        order: BatchOrder,
+        precision: Precision,
+        store: CheckpointStore,
+        run_evaluation: Evaluate | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self.config = config
+        self.order = order
+        self.precision = precision
+        self.run_evaluation = run_evaluation
+        self.store = store
+        self.rates: dict[str, float] = {}
+        """Learning rate of each parameter group in the step that runs."""
+        self.stopwatch = Stopwatch()
+
+    @property
+    def trained(self) -> PreTrainedModel:
+        """The model inside any wrapper."""
+        return cast("PreTrainedModel", self.model)
+
+    # What a step is
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches in regtune's order, shared out to the processes by accelerate."""
+        loader: DataLoader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_size=self.config.batch_size,
+            sampler=self.order,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return cast("DataLoader", self.accelerator.prepare(loader))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over regtune's parameter groups."""
+        if self.optimizer is None:
+            groups = parameter_groups(model or self.trained, self.config, registers_of=self.trained)
+            if not groups:
+                raise ConfigError("Every parameter of the model is frozen, so there is nothing to train.")
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.trained)
+            self.optimizer = cast("torch.optim.Optimizer", kind(groups, **options))
+        return self.optimizer
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """Autocast as regtune chose it, and affordable dropout; the model's own `forward` stays untouched."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(autocast(self.args.device, self.precision))
+        if self.args.device.type == "cpu":
+            stack.enter_context(FastCpuDropout())
+        return stack
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward pass; a loss that is no number stops the run before it reaches the weights."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.require_finite("loss", float(loss), step=self.state.global_step + 1)
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: walking all parameters in every step costs more than the number is worth."""
+        return 0
+
+    # What a log line is
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the registers' learning rate; a gradient that is no number stops the run before the next checkpoint."""
+        if "loss" in logs:
+            if "registers" in self.rates:
+                logs["register_learning_rate"] = self.rates["registers"]
+            self.require_finite("gradient norm", logs.get("grad_norm", 0.0), step=self.state.global_step)
+        super().log(logs)
+
+    def require_finite(self, what: str, value: float, *, step: int) -> None:
+        """Raises TrainingError when a value is NaN or infinite."""
+        if math.isfinite(value):
+            return
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in groups)
+        raise TrainingError(
+            f"The {what} became {value} at step {step} of {self.state.max_steps} (learning rates: {rates}; precision "
+            f"{self.precision}). Try a lower learning_rate or register_learning_rate, a longer warmup_ratio, a smaller "
+            f"max_grad_norm, or precision=float32. {self.store.what_is_kept()}"
+        )
+
+    # Evaluation and checkpoints
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Runs the caller's evaluation without touching the random state that training goes on with."""
+        assert self.run_evaluation is not None
+        with self.stopwatch.paused(), preserved_random_state(), torch.no_grad():
+            self.trained.eval()  # type: ignore[no-untyped-call]
+            metrics = {name: float(value) for name, value in self.run_evaluation(self.trained).items()}
+            self.trained.train()
+        if self.args.metric_for_best_model not in metrics:
+            raise ConfigError(
+                f"best_metric={self.args.metric_for_best_model!r} is not among what evaluate returned: "
+                f"{', '.join(sorted(metrics)) or 'nothing'}."
+            )
+        logged = {f"eval_{name}": value for name, value in metrics.items()}
+        self.log(dict(logged))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
+        return logged
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        seconds, step = self.stopwatch.seconds, self.state.global_step
+        with self.stopwatch.paused():
+            try:
+                self._write_checkpoint(seconds)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                self.store.discard(step)
+                free = shutil.disk_usage(self.store.root).free
+                raise TrainingError(
+                    f"The checkpoint of step {step} could not be written to {self.store.path(step)}: {error}. It needs "
+                    f"{self.checkpoint_bytes() / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free there. Make room and "
+                    f"start the same command again. {self.store.what_is_kept()}"
+                ) from error
+
+    def _write_checkpoint(self, seconds: float) -> None:
+        step, best = self.state.global_step, self.state.best_global_step
+        folder = str(self.store.unfinished(step, needed=self.checkpoint_bytes()))
+        self.save_model(folder, _internal_call=True)
+        self._save_optimizer_and_scheduler(folder)
+        self._save_scaler(folder)
+        self._save_rng_state(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            Path(folder, "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+            self.state.save_to_json(str(Path(folder, "trainer_state.json")))
+            self.store.seal(step, best_step=best, seconds=seconds)
+            newest = self.store.steps()[-self.config.save_total_limit :]
+            self.store.keep([*newest, step, *([best] if best is not None else [])])
+        self.accelerator.wait_for_everyone()
+
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is: the weights, and two moments for each that is trained."""
+        parameters = list(self.trained.parameters())
+        return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in parameters)
+
+    def restore_finished(self, checkpoint: Path) -> None:
+        """Takes over a run that had come to its end: its history and its last weights."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._load_from_checkpoint(str(checkpoint))
+
+    def load_best(self) -> None:
+        """Puts the best checkpoint's weights into the model; without an evaluation the last ones stay."""
+        best = self.state.best_global_step
+        if best is not None and best != self.state.global_step:
+            self.state.best_model_checkpoint = str(self.store.path(best))
+            self._load_best_model()
+
+
+class Stopwatch:
+    """Training time in seconds, evaluations and checkpoints left out, interrupted parts of the run included."""
+
+    def __init__(self) -> None:
+        self.before = 0.0
+        self._left_out = 0.0
+        self._start: float | None = None
+        self._stop: float | None = None
+
+    def start(self) -> None:
+        """Training begins."""
+        self._start, self._stop = time.perf_counter(), None
+
+    def stop(self) -> None:
+        """Training is over."""
+        self._stop = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time so far."""
+        if self._start is None:
+            return self.before
+        now = time.perf_counter() if self._stop is None else self._stop
+        return self.before + now - self._start - self._left_out
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        start = time.perf_counter()
+        yield
+        self._left_out += time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Gives Python's, numpy's and torch's random states back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)

@@ -1,0 +1,166 @@
+"""Folders that are not a whole, healthy sweep: refused or listed, and always named."""
+
+import dataclasses
+import json
+
+import pytest
+
+from regtune.errors import DataError
+from regtune.records import read_json, write_json
+from regtune.report.collect import collect
+from regtune.report.families import Settings
+from regtune.report.page import build_report, write_report
+from report.synthetic import config_of, write_cell, write_sweep
+
+FAST = Settings(resamples=200)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Two arms, three seeds, one set."""
+    return write_sweep(tmp_path / "sweep", counts=(0, 4), seeds=(0, 1, 2), sets=("dev.json",), questions=40)
+
+
+def cells(folder, count, seed):
+    return next(c.folder for c in collect(folder).cells if (c.arm.num_registers, c.seed) == (count, seed))
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"holds no runs: no folder in it has a run\.json"):
+        write_report(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_one_run_gets_a_page_that_says_that_nothing_can_be_compared(tmp_path):
+    run = write_cell(tmp_path, config_of("registers", 4, 0), questions=40)
+    page = write_report(run, output=tmp_path / "out").read_text(encoding="utf-8")
+    assert "No comparison is possible: there is one run only." in page
+    assert page.count("<svg") == 2
+    assert "registers, N\u00a0=\u00a04" in page
+
+
+def test_one_seed_of_each_arm_is_not_enough(tmp_path):
+    write_sweep(tmp_path / "sweep", counts=(0, 4), seeds=(0,), questions=40)
+    top = build_report(collect(tmp_path / "sweep"), settings=FAST).sections[0].headline
+    assert top.verdict == "no comparison"
+    assert "registers, N = 4 is not compared on en.dev: it has 1 finished run" in top.basis
+
+
+def test_half_written_and_failed_cells_are_listed_and_left_out(small):
+    half, failed = small / "aaaaaaaaaaaa", small / "bbbbbbbbbbbb"
+    for folder in (half, failed):
+        write_json(folder / "config.json", {"registers": {}, "training": {}})
+    write_json(failed / "error.json", {"error": "TrainingError: loss is nan\nTraceback"})
+    page = write_report(small, resamples=200).read_text(encoding="utf-8")
+    assert "<code>aaaaaaaaaaaa</code>: not finished (run.json is missing)" in page
+    assert "<code>bbbbbbbbbbbb</code>: failed: TrainingError: loss is nan</li>" in page
+
+
+def test_a_run_file_that_was_cut_short_is_listed(small):
+    path = cells(small, 4, 2) / "run.json"
+    path.write_text(path.read_text()[:100])
+    (skipped,) = collect(small).skipped
+    assert "can't be read" in skipped.reason
+
+
+def test_a_model_folder_is_no_cell(small):
+    write_json(small / "some-model" / "config.json", {"model_type": "bert"})
+    assert collect(small).skipped == ()
+
+
+def test_a_record_of_an_older_schema_is_named(small):
+    path = cells(small, 4, 2) / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
+    (skipped,) = collect(small).skipped
+    assert skipped.folder == path.parent
+    assert "schema_version=0; this regtune reads 1" in skipped.reason
+
+
+def test_a_folder_with_nothing_but_older_records_says_so(tmp_path):
+    path = write_cell(tmp_path, config_of("baseline", 0, 0), questions=5) / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
+    with pytest.raises(DataError, match=r"no finished run, only 1 that can't be used: .*schema_version=0"):
+        write_report(tmp_path)
+
+
+def test_an_arm_with_another_evaluation_set_is_named(tmp_path):
+    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, sets=("dev.json",))
+    for seed in (0, 1):
+        write_cell(tmp_path, config_of("registers", 8, seed, sets=("other.json",)), questions=40)
+    notes = build_report(collect(tmp_path), settings=FAST).sections[0].arms[0].notes
+    assert any("registers, N = 8 was not evaluated on dev with seeds 0, 1" in note for note in notes)
+    assert any("registers, N = 8 is not compared on dev" in note for note in notes)
+
+
+def test_an_arm_with_other_questions_under_the_same_name_is_named(tmp_path):
+    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, sets=("dev.json",))
+    for seed in (0, 1):
+        write_cell(tmp_path, config_of("registers", 8, seed, sets=("dev.json",)), questions=40, prefix="other")
+    section = build_report(collect(tmp_path), settings=FAST).sections[0]
+    assert any("N = 8 is not compared on dev: it was evaluated on other questions" in n for n in section.arms[0].notes)
+    assert [row[0] for row in section.arms[0].rows] == ["baseline", "registers, N = 4"]
+
+
+def test_a_missing_seed_is_said_and_the_shared_seeds_are_used(tmp_path):
+    write_sweep(tmp_path, counts=(0, 4, 8), seeds=(0, 1, 2), questions=40, sets=("dev.json",))
+    import shutil
+
+    shutil.rmtree(cells(tmp_path, 8, 1))
+    section = build_report(collect(tmp_path), settings=FAST).sections[0]
+    assert any(
+        "Compared on the 2 seeds that all arms share, of 3 (registers, N = 8 lacks seed 1)" in note
+        for note in section.arms[0].notes
+    )
+    assert "2 seeds in each arm, paired by seed" in section.headline.basis
+
+
+def test_arms_without_common_seeds_are_compared_unpaired_and_it_is_said(tmp_path):
+    for seed in (0, 1, 2):
+        write_cell(tmp_path, config_of("baseline", 0, seed, sets=("dev.json",)), questions=40)
+        write_cell(tmp_path, config_of("registers", 4, seed + 10, sets=("dev.json",)), questions=40)
+    section = build_report(collect(tmp_path), settings=FAST).sections[0]
+    assert any("Not paired by seed: the arms share 0 of 6 seeds" in note for note in section.arms[0].notes)
+    assert "not paired" in section.headline.basis
+
+
+def test_predictions_that_leave_out_questions_are_refused_with_their_ids(tmp_path):
+    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, sets=("dev.json",))
+    run = write_cell(tmp_path, config_of("registers", 4, 2, sets=("dev.json",)), questions=40, drop=2)
+    with pytest.raises(DataError, match=rf"{run.name}.*cover 38 of 40 questions; missing: q38, q39"):
+        write_report(tmp_path)
+
+
+def test_a_predictions_file_with_other_columns_is_refused(small):
+    path = cells(small, 4, 1) / "predictions" / "dev.json.gz"
+    write_json(path, [{"id": "q0", "text": "x"}])
+    with pytest.raises(DataError, match="every row needs id, text, f1 and exact_match"):
+        write_report(small)
+
+
+def test_a_question_that_is_answered_twice_is_refused(small):
+    path = cells(small, 4, 1) / "predictions" / "dev.json.gz"
+    rows = read_json(path)
+    write_json(path, [*rows, rows[0]])
+    with pytest.raises(DataError, match=r"twice \(41 rows, 40 ids\)"):
+        write_report(small)
+
+
+def test_a_second_run_of_the_same_arm_and_seed_is_listed_not_counted(small):
+    config = config_of("registers", 4, 2, sets=("dev.json",))
+    changed = dataclasses.replace(config, training=dataclasses.replace(config.training, data_seed=77))
+    write_cell(small, changed, questions=40)
+    found = collect(small)
+    assert len(found.cells) == 6
+    assert "the same arm and seed (registers, N = 4, seed 2)" in found.skipped[0].reason
+
+
+def test_two_baselines_are_not_mixed(small):
+    for seed in (0, 1, 2):
+        write_cell(small, config_of("baseline", 0, seed, sets=("dev.json",), learning_rate=9e-5), questions=40)
+    section = build_report(collect(small), settings=FAST).sections[0]
+    assert "there are 2 baselines with different settings" in section.headline.sentence
+    assert "baseline (learning_rate 9e-05)" in section.headline.sentence

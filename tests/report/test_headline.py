@@ -1,0 +1,124 @@
+"""The one sentence on top: helps, hurts, equivalent, cannot tell; and the names of arms."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from regtune.config import RegisterConfig, RunConfig, TrainConfig, to_dict
+from regtune.evaluation.statistics import compare_arms
+from regtune.records import RunRecord
+from regtune.report.arms import arm_of, told_apart
+from regtune.report.headline import control_sentence, headline
+from report.synthetic import ARMS, config_of
+
+
+def arm(config):
+    record = RunRecord(
+        config=to_dict(config),
+        config_hash="",
+        metrics={},
+        training={},
+        data={},
+        parameters={},
+        versions={},
+        machine={},
+    )
+    return arm_of(record)
+
+
+def found(effects, *, questions=800, seeds=6, noise=0.002):
+    """Comparisons of N = 4, 8 … with these effects; every seed shifts all questions a little."""
+    difficulty = np.random.default_rng(0).uniform(0.3, 0.7, questions)
+    shifts = np.random.default_rng(1).normal(0, noise, (len(effects) + 1, seeds, 1))
+    rows = [np.clip(difficulty + effect + shift, 0, 1) for effect, shift in zip((0.0, *effects), shifts, strict=True)]
+    results = compare_arms(rows[0], {f"N{i}": row for i, row in enumerate(rows[1:])}, resamples=1000)
+    names = [arm(config_of("registers", 4 * (i + 1), 0)) for i in range(len(effects))]
+    return dict(zip(names, results, strict=True))
+
+
+def test_one_n_that_helps_is_named_and_the_rest_is_not_claimed():
+    top = headline(found((0.05, 0.0)), set_name="dev", metric="F1")
+    assert top.verdict == "helps"
+    assert top.sentence.startswith("Registers help at N = 4: +")
+    assert top.sentence.endswith(" At N = 8 they are equivalent to the baseline.")
+
+
+def test_an_n_that_hurts_is_not_hidden_behind_one_that_helps():
+    top = headline(found((0.05, -0.05)), set_name="dev", metric="F1")
+    assert top.sentence.startswith("Registers help at N = 4: +")
+    assert top.sentence.endswith(" At N = 8 they hurt.")
+
+
+def test_controls_that_do_as_well_stand_beside_the_verdict():
+    names = [arm(config_of(kind, 16, 0)) for kind in ("random", "sep")]
+    results = dict(zip(names, found((0.05, -0.05)).values(), strict=True))
+    assert control_sentence(results) == (
+        "Better than these registers: frozen random vectors. Worse than these registers: [SEP] copies."
+    )
+
+
+def test_several_n_that_hurt_are_listed_with_the_worst():
+    top = headline(found((-0.05, -0.1)), set_name="dev", metric="F1")
+    assert top.verdict == "hurts"
+    assert top.sentence.startswith("Registers hurt at N = 4 and N = 8, most at N = 8: -")
+
+
+def test_equivalent_needs_every_n():
+    top = headline(found((0.0, 0.0), noise=0.0005), set_name="dev", metric="F1")
+    assert top.verdict == "equivalent"
+    assert "equivalent to the baseline within ±1 F1 point at N = 4 and N = 8" in top.sentence
+
+
+def test_cannot_tell_says_how_many_seeds_it_would_take():
+    top = headline(found((0.0, 0.0), noise=0.03), set_name="dev", metric="F1")
+    assert top.verdict == "cannot tell"
+    assert "It would take about " in top.sentence
+    assert " more seeds in each arm to settle every N at ±1 F1 point." in top.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("baseline", "baseline"),
+        ("registers", "registers, N = 16"),
+        ("random", "frozen random vectors, N = 16"),
+        ("sep", "[SEP] copies, N = 16"),
+        ("mask", "[MASK] copies, N = 16"),
+        ("every_layer", "registers in every layer, N = 16"),
+        ("frozen", "registers, backbone frozen, N = 16"),
+        ("warm_up", "registers, after a warm-up, N = 16"),
+        ("warm_up_control", "warm-up without registers"),
+    ],
+)
+def test_an_arm_is_told_from_its_config(name, label):
+    assert arm(config_of(name, 16, 3)).label == label
+    assert set(ARMS) >= {name}
+
+
+def test_prompt_tuning_is_told_from_registers_with_a_frozen_backbone():
+    prompt = RegisterConfig(num_registers=8, position="none", init="embedding", layer_norm=True)
+    assert arm(RunConfig(registers=prompt, training=TrainConfig(freeze_backbone=True))).label == "prompt tuning, N = 8"
+
+
+def test_runs_of_one_arm_differ_in_their_seed_alone():
+    assert arm(config_of("registers", 4, 0)) == arm(config_of("registers", 4, 1))
+    assert arm(config_of("registers", 4, 0)) != arm(config_of("registers", 8, 0))
+
+
+def test_a_baseline_is_the_same_whatever_its_registers_would_have_been():
+    plain = config_of("baseline", 0, 0)
+    other = dataclasses.replace(
+        plain,
+        registers=RegisterConfig(num_registers=0, init="embedding"),
+        training=dataclasses.replace(plain.training, register_learning_rate=0.5),
+    )
+    assert arm(plain) == arm(other)
+
+
+def test_arms_with_the_same_name_are_told_apart_by_what_differs():
+    one, other = (arm(config_of("registers", 4, 0, learning_rate=rate)) for rate in (1e-4, 2e-4))
+    assert [named.label for named in told_apart([one, other]).values()] == [
+        "registers, N = 4 (learning_rate 0.0001)",
+        "registers, N = 4 (learning_rate 0.0002)",
+    ]

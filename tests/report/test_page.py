@@ -1,0 +1,259 @@
+"""The page: says what the records say, stands alone, and escapes what others wrote."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from regtune.report.collect import collect
+from regtune.report.families import Settings
+from regtune.report.figures import Series, score_figure
+from regtune.report.page import build_report, write_report
+from report.synthetic import config_of, write_cell, write_sweep
+
+VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
+EVIL = "<script>alert('x')</script>"
+
+
+class Structure(HTMLParser):
+    """Collects tags, ids and addresses, and every end tag that does not fit."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.wrong, self.ids, self.addresses, self.tags = [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for key, value in attrs:
+            if key == "id":
+                self.ids.append(value)
+            if key in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                self.addresses.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+@pytest.fixture(scope="session")
+def text(report):
+    return report.read_text(encoding="utf-8")
+
+
+def test_the_verdict_stands_on_top_with_seeds_questions_and_corrections(text):
+    top = text[: text.index("<h3>")]
+    assert 'class="verdict helps"' in top
+    assert "Registers help at N = 16: +" in top
+    assert "200 questions, 5 seeds in each arm, paired by seed" in top
+    assert "corrected (Holm) for the 2 values of N tried" in top
+    assert "Worse than these registers: frozen random vectors and registers, backbone frozen." in top
+
+
+def test_every_element_is_closed_and_every_id_is_used_once(text):
+    page = Structure(text)
+    assert page.wrong == []
+    assert page.open == []
+    assert sorted(page.ids) == sorted(set(page.ids))
+    assert page.tags.count("svg") == 4
+
+
+def test_nothing_is_fetched_from_anywhere(text):
+    page = Structure(text)
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "script" not in page.tags
+
+
+def test_the_page_is_small(text):
+    assert len(text.encode()) < 1_000_000
+
+
+def test_every_reference_inside_a_figure_has_its_target(text):
+    wanted = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text))
+    assert wanted
+    assert wanted <= set(Structure(text).ids)
+
+
+def test_the_same_records_give_the_same_bytes(sweep, report, tmp_path):
+    again = write_report(sweep, output=tmp_path, resamples=600)
+    for path in sorted(p for p in report.parent.rglob("*") if p.is_file()):
+        assert (tmp_path / path.relative_to(report.parent)).read_bytes() == path.read_bytes(), path.name
+    assert again.name == "report.html"
+
+
+def test_tables_lie_beside_the_page_as_markdown_and_csv(report):
+    markdown = (report.parent / "tables.md").read_text(encoding="utf-8")
+    assert "## F1 on en.dev: every arm against the baseline" in markdown
+    rows = list(csv.reader(io.StringIO((report.parent / "tables/arms-f1-en.dev.csv").read_text())))
+    assert rows[0][0] == "arm"
+    assert [row[0] for row in rows[1:4]] == ["baseline", "registers, N = 4", "registers, N = 16"]
+    assert rows[3][1] == "helps"
+    assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_controls_are_compared_with_registers_of_the_same_number(report):
+    rows = list(csv.reader(io.StringIO((report.parent / "tables/controls-f1-en.dev.csv").read_text())))
+    verdicts = {row[0]: row[1] for row in rows[1:]}
+    assert verdicts == {
+        "frozen random vectors, N = 16 minus registers": "worse than registers",
+        "registers, backbone frozen, N = 16 minus registers": "worse than registers",
+    }
+
+
+def test_data_sets_and_their_languages_stand_in_columns(report):
+    rows = list(csv.reader(io.StringIO((report.parent / "tables/sets-f1.csv").read_text())))
+    assert rows[0] == ["arm", "en.dev (en)", "xquad.en (en)"]
+    assert re.fullmatch(r"\d\d\.\d \(\+\d+\.\d\d\*\)", rows[3][1])
+
+
+def test_the_paper_is_marked_as_read_off_the_chart(report):
+    drawing = (report.parent / "figures/f1-by-registers.svg").read_text()
+    assert "read off the chart" in drawing
+    assert "<title" in drawing
+    assert "currentColor" not in drawing
+    assert "var(" not in drawing
+
+
+def test_a_figure_tells_its_series_apart_without_colour(report):
+    drawing = (report.parent / "figures/curve-f1.svg").read_text()
+    assert len(set(re.findall(r"stroke-dasharray: ([\d. ,]+)", drawing))) >= 2
+    assert drawing.count("<marker") + len(re.findall(r'<path id="[^"]*m[0-9a-f]{6,}"', drawing)) >= 3
+
+
+def test_what_others_wrote_is_escaped(tmp_path):
+    folder = tmp_path / f"{EVIL[:8]} sweep"
+    for seed in (0, 1):
+        for count in (0, 4):
+            config = config_of("registers" if count else "baseline", count, seed, sets=("a&b<i>.json",))
+            texts = dict.fromkeys(range(40), f"{EVIL} | `{count}`")
+            write_cell(folder, config, questions=40, effect=0.4 if count else -0.4, texts=texts)
+    page = write_report(folder, output=tmp_path / "out", resamples=100)
+    found = Structure(page.read_text(encoding="utf-8"))
+    assert "script" not in found.tags
+    assert "i" not in found.tags
+    assert "&lt;script&gt;alert(" in page.read_text(encoding="utf-8")
+    markdown = (page.parent / "tables.md").read_text(encoding="utf-8")
+    assert "<script>" not in markdown
+    assert "\\|" in markdown
+
+
+def test_a_cell_that_a_spreadsheet_would_run_is_made_text(tmp_path):
+    from regtune.report.table import Table
+
+    table = Table(name="t", title="T", header=("a",), rows=(("=cmd()",), ("+0.50",), ("-1.00 to +2.00",), ("-1+cmd",)))
+    assert table.csv.splitlines()[1:] == ["'=cmd()", "+0.50", "-1.00 to +2.00", "'-1+cmd"]
+
+
+def test_question_and_gold_are_shown_where_the_file_can_be_read(tmp_path):
+    from regtune.data.embedded import SOURCE  # the embedded set is always at hand
+    from regtune.data.sources import load_questions
+
+    examples = load_questions(["embedded:dev"]).examples
+    assert SOURCE.prefix == "embedded"
+    cells = write_sweep(
+        tmp_path / "sweep", counts=(0, 4), seeds=(0, 1), sets=("embedded:dev",), questions=30, effects={0: -0.5, 4: 0.5}
+    )
+    for path in cells.rglob("*.json.gz"):
+        from regtune.records import read_json, write_json
+
+        rows = [row | {"id": example.id} for row, example in zip(read_json(path), examples, strict=False)]
+        write_json(path, rows)
+    built = build_report(collect(cells), settings=Settings(resamples=100))
+    flips = built.sections[0].flips
+    assert flips is not None
+    known = {example.id: example for example in examples}
+    assert flips.shown
+    assert all(flip.question == known[flip.id].question for flip in flips.shown)
+    assert all(flip.gold[0] == known[flip.id].answers[0].text for flip in flips.shown)
+
+
+def test_the_search_for_learning_rates_is_shown(tmp_path):
+    from regtune.records import write_json
+
+    write_sweep(tmp_path / "sweep", counts=(0, 4), seeds=(0, 1), questions=30)
+    row = {"key": "abc", "num_registers": 8, "learning_rate": 2e-4, "register_learning_rate": 1e-3, "f1": 0.5412}
+    best = {"registers": {"learning_rate": 2e-4, "register_learning_rate": 1e-3}}
+    content = {"held_out": "every 7th paragraph", "machine": {}, "best": best, "rows": [row]}
+    write_json(tmp_path / "sweep" / "search.json", content)
+    table = build_report(collect(tmp_path / "sweep"), settings=Settings(resamples=100)).search
+    assert table is not None
+    assert table.rows == (("8", "0.0002", "0.001", "54.1"),)
+    assert "every 7th paragraph" in table.notes[0]
+    assert table.notes[1] == "Chosen: registers: 0.0002, 0.001."
+
+
+def test_answers_that_an_export_left_out_are_not_called_empty(tmp_path):
+    from regtune.records import read_json, write_json
+
+    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, effects={0: -0.5, 4: 0.5}, sets=("dev.json",))
+    for path in tmp_path.rglob("*.json.gz"):
+        write_json(path, [row | {"text": ""} for row in read_json(path)])
+    flips = build_report(collect(tmp_path), settings=Settings(resamples=100)).sections[0].flips
+    assert flips is not None
+    assert {flip.before.text for flip in flips.flips} == {"(text not kept)"}
+
+
+def test_planned_cells_that_have_not_begun_are_listed(tmp_path):
+    from regtune.records import write_json
+
+    write_sweep(tmp_path / "cells", counts=(0, 4), seeds=(0, 1), questions=40)
+    done = [path.parent.name for path in tmp_path.rglob("run.json")]
+    planned = [(key, "registers", 4, 0) for key in done] + [("new1", "registers", 32, 0), ("new2", "registers", 32, 1)]
+    keys = ("key", "arm", "num_registers", "seed", "training_set")
+    cells = [dict(zip(keys, (*cell, "tydi"), strict=True)) for cell in planned]
+    content = {"sweep": {"training_sets": {"tydi": ["en.train.json.gz"]}}, "cells": cells}
+    write_json(tmp_path / "sweep.json", content)
+    for folder in (tmp_path, tmp_path / "cells"):
+        found = collect(folder)
+        assert found.not_begun == ("registers, N = 32, trained on tydi: seeds 0, 1",)
+        assert found.groups[0].train_name == "tydi"
+
+
+def test_settings_tell_which_arms_have_them(sweep):
+    table = build_report(collect(sweep), settings=Settings(resamples=600)).settings
+    rows = {(row[0], row[2]): row[1] for row in table.rows}
+    assert rows["data.train", "en.train.json.gz"] == "all"
+    assert rows["registers.num_registers", "4"] == "registers, N = 4"
+    assert rows["training.freeze_backbone", "true"] == "registers, backbone frozen, N = 16"
+    assert "Seeds: 0, 1, 2, 3, 4." in table.notes[0]
+
+
+def test_a_set_with_dollar_signs_is_no_formula_to_the_figures():
+    series = [Series(num_registers=n, scores=(50.0, 51.0), comparison=None) for n in (0, 4)]
+    assert "cost $5 and $6" in score_figure(series, "f1", "cost $5 and $6").svg
+
+
+def test_two_training_sets_give_two_sections_with_ids_of_their_own(tmp_path):
+    import dataclasses
+
+    for train in (("a.json",), ("a.json", "b.json")):
+        for seed in (0, 1):
+            for count in (0, 4):
+                config = config_of("registers" if count else "baseline", count, seed)
+                config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=train))
+                write_cell(tmp_path / "sweep", config, questions=30)
+    page = write_report(tmp_path / "sweep", output=tmp_path / "out", resamples=100).read_text(encoding="utf-8")
+    found = Structure(page)
+    assert "trained on a.json + b.json" in page
+    assert sorted(found.ids) == sorted(set(found.ids))
+    assert page.count('class="verdict') == 2
+
+
+def test_the_output_folder_is_made_and_a_file_in_its_place_is_named(sweep, tmp_path):
+    from regtune.errors import DataError
+
+    Path(tmp_path / "taken").write_text("")
+    with pytest.raises(DataError, match="taken"):
+        write_report(sweep, output=tmp_path / "taken", resamples=600)
