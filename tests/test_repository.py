@@ -16,7 +16,10 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 @pytest.mark.slow
 def test_every_generated_table_and_figure_agrees_with_the_records():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "build_results.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "docs" / "build_results.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nRun `make results`."
 

@@ -37,7 +37,7 @@ class RegisterConfig:
     position: Position = "learned"
     """A learned position vector for each register (the paper), or none."""
     init: Init = "normal"
-    """Start values: normal(0, init_std) (the paper), the word embeddings' scale, copies of [SEP] or [MASK], or zeros."""
+    """Start values: normal(0, init_std) (the paper), the word embeddings' scale, [SEP] or [MASK] copied, or zeros."""
     init_std: float = 0.02
     """Standard deviation of the truncated normal used for `normal` and for learned positions."""
     layer_norm: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,11 +45,11 @@ def load_question_answering_model(
         MissingExtraError: `minilm` without the `demo` extra.
     """
     from transformers import AutoModelForQuestionAnswering
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # the report on the new head's weights is expected, not news
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)  # the report on the new head's weights is expected, not news
     try:
         return from_pretrained(
             AutoModelForQuestionAnswering, resolve_model(name), trust_remote_code=trust_remote_code, **options
@@ -56,7 +57,7 @@ def load_question_answering_model(
     except ValueError as error:
         raise CheckpointError(f"{name} can't be loaded for question answering: {error}") from error
     finally:
-        logging.set_verbosity(verbosity)
+        transformers_logging.set_verbosity(verbosity)
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:

@@ -263,5 +263,6 @@ def _token_id(name: str, config: Any, given: int | None) -> int:
         if value is not None:
             return int(value)
     raise ConfigError(
-        f"init={name!r} needs the id of [{name.upper()}]; pass {name}_token_id=tokenizer.{name}_token_id to add_registers."
+        f"init={name!r} needs the id of [{name.upper()}]; "
+        f"pass {name}_token_id=tokenizer.{name}_token_id to add_registers."
     )
