@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from tiny_tokenizer import save_questions, save_tiny
 
 from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, DataError
@@ -15,6 +14,7 @@ from regtune.evaluation.question_answerer import QuestionAnswerer
 from regtune.experiments.experiment import build_model, run_experiment
 from regtune.models.surgery import find_registers, num_registers
 from regtune.records import inside, load_record, read_json
+from tiny_tokenizer import save_questions, save_tiny
 
 
 @pytest.fixture
@@ -126,3 +126,14 @@ def test_skipped_records_are_counted_in_the_record(config, tmp_path):
     record = run_experiment(elsewhere, progress=False)
     assert record.data["train"]["questions"] == 7
     assert "q0" in json.dumps(record.data["train"]["skipped"])
+
+
+def test_a_set_with_unanswerable_questions_is_scored_by_the_rules_of_squad_v2(config, tmp_path):
+    content = json.loads((tmp_path / "dev.json").read_text())
+    question = content["data"][0]["paragraphs"][0]["qas"][0]
+    question |= {"answers": [], "is_impossible": True}
+    (tmp_path / "v2.json").write_text(json.dumps(content))
+    data = dataclasses.replace(config.data, eval=(str(tmp_path / "v2.json"),))
+    answers = dataclasses.replace(config.answers, null_answers=True)
+    record = run_experiment(dataclasses.replace(config, data=data, answers=answers), progress=False)
+    assert {"exact_match", "f1", "HasAns_f1", "NoAns_f1", "best_f1"} <= set(record.metrics["v2"])

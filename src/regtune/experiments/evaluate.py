@@ -6,15 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from regtune.config import RunConfig, to_dict
 from regtune.errors import ConfigError
 from regtune.experiments.target import Target, open_target, require_answering_head
 from regtune.records import now, versions, write_json
-
-if TYPE_CHECKING:
-    from regtune.experiments.experiment import EvaluationSet
 
 EVALUATION_FILE = "evaluation.json"
 _COLUMNS = {
@@ -83,7 +80,7 @@ def evaluate(
         DataError: as reading the sets.
     """
     from regtune.data.sources import dataset_info
-    from regtune.experiments.experiment import load_evaluation_set
+    from regtune.experiments.experiment import evaluate_sets, load_evaluation_set
 
     target = open_target(name)
     config = config or target.config
@@ -94,8 +91,16 @@ def evaluate(
     folder = output_dir or (target.run_dir / "evaluation" if target.run_dir else Path("runs/evaluation"))
     parts = {each: load_evaluation_set(each, tokenizer, model, config) for each in names}
     _refuse_same_names({each: part.name for each, part in parts.items()})
+    metrics, files = evaluate_sets(model, list(parts.values()), tokenizer, config, folder, progress=progress)
     sets = tuple(
-        _score(each, part, languages[each], model, tokenizer, config, folder=folder, progress=progress)
+        SetScores(
+            name=part.name,
+            data=each,
+            language=languages[each],
+            questions=len(part.data.examples),
+            metrics=metrics[part.name],
+            predictions=files[part.name],
+        )
         for each, part in parts.items()
     )
     settings = {key: value for key, value in to_dict(config).items() if key in ("data", "answers")}
@@ -109,40 +114,6 @@ def evaluate(
         finished=now(),
     )
     return found, write_json(folder / EVALUATION_FILE, dataclasses.asdict(found))
-
-
-def _score(
-    given: str,
-    part: EvaluationSet,
-    language: str,
-    model: Any,
-    tokenizer: Any,
-    config: RunConfig,
-    *,
-    folder: Path,
-    progress: bool,
-) -> SetScores:
-    """Answers one set, scores it by its own rules and writes its predictions."""
-    from regtune.experiments.experiment import predict
-    from regtune.experiments.scoring import score_set
-
-    predictions = predict(model, part, tokenizer, config, progress=progress)
-    examples, threshold = part.data.examples, config.answers.null_threshold
-    scores, metrics = score_set(given, predictions, examples, null_threshold=threshold)
-    file = Path("predictions") / f"{part.name}.json.gz"
-    rows = [
-        prediction.to_json() | {"exact_match": float(em), "f1": float(f1)}
-        for prediction, em, f1 in zip(predictions, scores.exact_match, scores.f1, strict=True)
-    ]
-    write_json(folder / file, rows)
-    return SetScores(
-        name=part.name,
-        data=given,
-        language=language,
-        questions=len(examples),
-        metrics=metrics,
-        predictions=file.as_posix(),
-    )
 
 
 def _load(target: Target, config: RunConfig) -> tuple[Any, Any, RunConfig]:

@@ -18,8 +18,9 @@ from regtune.data.windows import WindowSet
 from regtune.errors import CheckpointError, ConfigError
 from regtune.evaluation.answers import Prediction
 from regtune.evaluation.predict import answer_questions
-from regtune.evaluation.qa_metrics import QuestionScores, score_questions
+from regtune.evaluation.qa_metrics import QuestionScores
 from regtune.experiments.grid import set_name
+from regtune.experiments.scoring import score_set
 from regtune.experiments.shared_inputs import SharedInputs, tokenise
 from regtune.experiments.warm_up import warm_up
 from regtune.models.precision import best_device, device_of, resolve_precision
@@ -51,7 +52,10 @@ MODEL_DIR = "model"
 class EvaluationSet:
     """An evaluation set, tokenised once and used at every evaluation."""
 
+    given: str
+    """As it was named for `load_questions`."""
     name: str
+    """Its short name in records."""
     data: SquadData
     windows: WindowSet
 
@@ -82,7 +86,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
     model, tokenizer = build_model(config, inputs)
     train, train_windows = inputs.questions(config.data.train, config, model, for_training=True)
     sets = [
-        EvaluationSet(set_name(name), *inputs.questions([name], config, model, for_training=False))
+        EvaluationSet(name, set_name(name), *inputs.questions([name], config, model, for_training=False))
         for name in config.data.eval
     ]
     texts = [example.context for example in train.examples]
@@ -90,7 +94,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
 
     def evaluate(candidate: nn.Module) -> Mapping[str, float]:
         predictions = predict(candidate, sets[0], tokenizer, config, progress=progress)
-        return score(predictions, sets[0]).summary()
+        return score(predictions, sets[0], config)[1]
 
     result = fine_tune(
         model,
@@ -190,7 +194,7 @@ def freeze_backbone(model: nn.Module) -> None:
 def load_evaluation_set(name: str, tokenizer: Any, model: nn.Module, config: RunConfig) -> EvaluationSet:
     """Reads and tokenises one evaluation set."""
     data = load_questions([name], on_bad_record=config.data.on_bad_record, max_examples=config.data.max_eval_examples)
-    return EvaluationSet(set_name(name), data, tokenise(data, tokenizer, model, config, for_training=False))
+    return EvaluationSet(name, set_name(name), data, tokenise(data, tokenizer, model, config, for_training=False))
 
 
 def predict(
@@ -208,9 +212,12 @@ def predict(
     )
 
 
-def score(predictions: Sequence[Prediction], part: EvaluationSet) -> QuestionScores:
-    """Exact match and F1 of each question, by the official SQuAD v1.1 rules."""
-    return score_questions({p.id: p.text for p in predictions}, part.data.examples)
+def score(
+    predictions: Sequence[Prediction], part: EvaluationSet, config: RunConfig
+) -> tuple[QuestionScores, dict[str, float]]:
+    """Each question's scores and the set's figures, by the official rules of its kind (`score_set`)."""
+    threshold = config.answers.null_threshold
+    return score_set(part.given, predictions, part.data.examples, null_threshold=threshold)
 
 
 def evaluate_sets(
@@ -227,8 +234,7 @@ def evaluate_sets(
     files: dict[str, str] = {}
     for part in sets:
         predictions = predict(model, part, tokenizer, config, progress=progress)
-        scores = score(predictions, part)
-        metrics[part.name] = dict(scores.summary())
+        scores, metrics[part.name] = score(predictions, part, config)
         file = Path("predictions") / f"{part.name}.json.gz"
         rows = [
             prediction.to_json() | {"exact_match": float(em), "f1": float(f1)}

@@ -152,6 +152,7 @@ def _train(run: _Run, max_length: int, checkpoint: Checkpoint | None) -> Registe
     finally:
         flow.close()
     trainer.load_best()
+    trainer.release()
     return trainer
 
 

@@ -190,6 +190,13 @@ class RegisterTrainer(Trainer):
             self.state.best_model_checkpoint = str(self.store.path(best))
             self._load_best_model()
 
+    def release(self) -> None:
+        """Lets go of the optimiser and of what was wrapped around the model, so that both leave memory now."""
+        self.model_wrapped = self.model
+        self.optimizer = self.lr_scheduler = None
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.accelerator.free_memory()
+
 
 class Stopwatch:
     """Training time in seconds, evaluations and checkpoints left out, interrupted parts of the run included."""
