@@ -137,3 +137,24 @@ def test_a_set_with_unanswerable_questions_is_scored_by_the_rules_of_squad_v2(co
     answers = dataclasses.replace(config.answers, null_answers=True)
     record = run_experiment(dataclasses.replace(config, data=data, answers=answers), progress=False)
     assert {"exact_match", "f1", "HasAns_f1", "NoAns_f1", "best_f1"} <= set(record.metrics["v2"])
+
+
+def test_a_mistyped_data_path_does_not_claim_the_run_directory(config):
+    data = dataclasses.replace(config.data, train=("nowhere/train.json",))
+    with pytest.raises(DataError, match="nowhere"):
+        run_experiment(dataclasses.replace(config, data=data), progress=False)
+    assert run_experiment(config, progress=False).metrics
+
+
+def test_evaluation_sets_that_a_record_could_not_tell_apart_are_refused(config, tmp_path):
+    (tmp_path / "other").mkdir()
+    save_questions(tmp_path / "other" / "dev.json", 3)
+    data = dataclasses.replace(config.data, eval=(*config.data.eval, str(tmp_path / "other" / "dev.json")))
+    with pytest.raises(ConfigError, match="would both be recorded as 'dev'"):
+        run_experiment(dataclasses.replace(config, data=data), progress=False)
+
+
+def test_a_model_folder_without_a_tokenizer_is_refused(config, tmp_path):
+    save_tiny(tmp_path / "bare", tokenizer=False)
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        run_experiment(dataclasses.replace(config, model=str(tmp_path / "bare")), progress=False)

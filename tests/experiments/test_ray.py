@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster: the same records, nothing lost when a worker is killed, quick words when nothing answers."""
+"""A sweep on a Ray cluster: the same records, nothing lost with a killed worker, clear words when nothing answers."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from regtune.errors import DataError
 from regtune.evaluation.answers import Prediction
 from regtune.evaluation.predict import answer_questions
 from regtune.models.checkpoints import from_pretrained
-from regtune.models.loading import load_tokenizer
+from regtune.models.loading import load_tokenizer, resolve_model
 from regtune.models.precision import best_device, device_of, resolve_precision
 from regtune.models.surgery import max_text_length, register_positions
 
@@ -81,7 +81,8 @@ class QuestionAnswerer:
         """
         from transformers import AutoModelForQuestionAnswering
 
-        model = from_pretrained(AutoModelForQuestionAnswering, name, trust_remote_code=trust_remote_code)
+        source = resolve_model(name)
+        model = from_pretrained(AutoModelForQuestionAnswering, source, trust_remote_code=trust_remote_code)
         model.to(torch.device(device) if device is not None else best_device())  # type: ignore[arg-type]
         return cls(model, load_tokenizer(name, trust_remote_code=trust_remote_code), **settings)
 

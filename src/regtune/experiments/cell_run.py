@@ -46,7 +46,7 @@ def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
     path = folder / LOCKS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        if not _take(file, wait=wait):
+        if not take_columns(file, wait=wait):
             yield False
             return
         file.truncate(0)
@@ -58,7 +58,7 @@ def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _take(file: IO[str], *, wait: bool) -> bool:
+def take_columns(file: IO[str], *, wait: bool) -> bool:
     """Tries a few times, because `lock_holder` of another process has the lock for a moment."""
     for _ in range(_ATTEMPTS):
         try:

@@ -63,11 +63,11 @@ def _parameters(folder: Path) -> dict[str, int] | None:
     """Numbers in a local folder's safetensors files, all and the registers'; None for a hub name."""
     from safetensors import SafetensorError, safe_open
 
-    from regtune.models.checkpoints import _refuse_pointers
+    from regtune.models.checkpoints import refuse_pointers
 
     if not folder.is_dir():
         return None
-    _refuse_pointers(folder)
+    refuse_pointers(folder)
     total = registers = 0
     file = folder
     try:

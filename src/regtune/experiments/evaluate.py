@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
-from regtune.errors import ConfigError
 from regtune.experiments.target import Target, open_target, require_answering_head
 from regtune.records import now, versions, write_json
 
@@ -80,17 +79,17 @@ def evaluate(
         DataError: as reading the sets.
     """
     from regtune.data.sources import dataset_info
-    from regtune.experiments.experiment import evaluate_sets, load_evaluation_set
+    from regtune.experiments.experiment import evaluate_sets, load_evaluation_set, refuse_same_names
 
     target = open_target(name)
     config = config or target.config
     names = tuple(data) or config.data.eval
     languages = {each: dataset_info(each).language for each in names}
+    refuse_same_names(names)
     require_answering_head(target.model)
     model, tokenizer, config = _load(target, config)
     folder = output_dir or (target.run_dir / "evaluation" if target.run_dir else Path("runs/evaluation"))
     parts = {each: load_evaluation_set(each, tokenizer, model, config) for each in names}
-    _refuse_same_names({each: part.name for each, part in parts.items()})
     metrics, files = evaluate_sets(model, list(parts.values()), tokenizer, config, folder, progress=progress)
     sets = tuple(
         SetScores(
@@ -133,17 +132,6 @@ def _load(target: Target, config: RunConfig) -> tuple[Any, Any, RunConfig]:
         )
         config = dataclasses.replace(config, data=data)
     return model.to(best_device()).eval(), load_tokenizer(target.model), config
-
-
-def _refuse_same_names(names: Mapping[str, str]) -> None:
-    first: dict[str, str] = {}
-    for given, short in names.items():
-        if short in first:
-            raise ConfigError(
-                f"{first[short]!r} and {given!r} would both be recorded as {short!r}. Evaluate them one after the "
-                "other, with an --output-dir for each."
-            )
-        first[short] = given
 
 
 def language_averages(sets: Sequence[SetScores]) -> dict[str, dict[str, float]]:

@@ -82,6 +82,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
     fingerprint = config_hash(config)
     if open_run(run_dir, config):
         return load_record(run_dir)
+    refuse_same_names(config.data.eval)
     inputs = inputs or SharedInputs()
     model, tokenizer = build_model(config, inputs)
     train, train_windows = inputs.questions(config.data.train, config, model, for_training=True)
@@ -89,6 +90,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
         EvaluationSet(name, set_name(name), *inputs.questions([name], config, model, for_training=False))
         for name in config.data.eval
     ]
+    write_json(run_dir / CONFIG_FILE, resolved(config))  # only now: a mistyped path must not claim the directory
     texts = [example.context for example in train.examples]
     warmed = warm_up(model, texts, tokenizer, config=config, folder=run_dir) if config.warm_up.steps else None
 
@@ -131,16 +133,15 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
 
 
 def open_run(run_dir: Path, config: RunConfig) -> bool:
-    """Prepares a run directory; True if it holds this config's finished run.
+    """Whether a run directory holds this config's finished run; an unfinished one or a new one is fine, too.
 
     Raises:
         CheckpointError: it belongs to another config.
     """
     path = run_dir / CONFIG_FILE
-    resolved = to_dict(dataclasses.replace(config, output_dir=Path(".")))
     if path.is_file():
         found = read_json(path)
-        different = sorted(_differences(found, resolved))
+        different = sorted(_differences(found, resolved(config)))
         if different:
             raise CheckpointError(
                 f"{run_dir} holds a run of another config; different: {', '.join(different)}. "
@@ -148,8 +149,28 @@ def open_run(run_dir: Path, config: RunConfig) -> bool:
             )
     elif run_dir.exists() and any(run_dir.iterdir()):
         raise CheckpointError(f"{run_dir} is not empty and is no run directory. Choose another --output-dir.")
-    write_json(path, resolved)
     return (run_dir / RUN_FILE).is_file()
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """What `config.json` in a run directory says: every setting but the place."""
+    return to_dict(dataclasses.replace(config, output_dir=Path(".")))
+
+
+def refuse_same_names(names: Sequence[str]) -> None:
+    """Refuses evaluation sets that a record could not tell apart.
+
+    Raises:
+        ConfigError: two of them have the same short name.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(set_name(name), name)
+        if other != name:
+            raise ConfigError(
+                f"{other!r} and {name!r} would both be recorded as {set_name(name)!r}. Rename a file, or evaluate them "
+                "one after the other."
+            )
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from regtune.records import CURVE_FILE, RUN_FILE, inside, load_record, read_json
 CELLS = "cells"
 
 
-def export_cells(folder: Path, target: Path, *, texts_up_to: int = 2000) -> list[Path]:
+def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> list[Path]:
     """Copies every finished cell to `target/cells/KEY`: record, curve, and compact predictions.
 
     A compact predictions file has a row `{id, text, exact_match, f1}` for each question: F1 with four decimals, no

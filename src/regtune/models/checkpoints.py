@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError
 from regtune.models.families import family_of
-from regtune.models.surgery import CONFIG_KEY, MODULE_NAME, _require_registers, add_registers, backbone_of
+from regtune.models.surgery import CONFIG_KEY, MODULE_NAME, add_registers, backbone_of, require_registers
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -45,7 +45,7 @@ def from_pretrained(
     """
     from transformers import AutoConfig
 
-    _refuse_pointers(name)
+    refuse_pointers(name)
     hub = {key: options[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in options}
     try:
         config = options.pop("config", None) or AutoConfig.from_pretrained(
@@ -87,7 +87,7 @@ def _load_with_registers(
     model.__class__ = model_class
     for part in {id(m.config): m.config for m in (model, backbone_of(model))}.values():
         setattr(part, CONFIG_KEY, dataclasses.asdict(registers))
-    _require_registers(model).config = registers
+    require_registers(model).config = registers
     result: PreTrainedModel = model
     return result
 
@@ -105,7 +105,7 @@ def save_registers(model: nn.Module, folder: str | Path) -> Path:
     Raises:
         UnsupportedModelError: the model has no registers.
     """
-    registers = _require_registers(model)
+    registers = require_registers(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
@@ -132,7 +132,7 @@ def load_registers(model: ModelT, folder: str | Path) -> ModelT:
         UnsupportedModelError: the model has registers already, or its family isn't supported.
     """
     folder = Path(folder)
-    _refuse_pointers(folder)
+    refuse_pointers(folder)
     try:
         saved = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         weights = load_file(folder / WEIGHTS)
@@ -141,7 +141,7 @@ def load_registers(model: ModelT, folder: str | Path) -> ModelT:
     _check_origin(saved, model, folder)
     config = _read_settings(saved["registers"], str(folder / SETTINGS))
     add_registers(model, dataclasses.replace(config, init="normal"))
-    registers = _require_registers(model)
+    registers = require_registers(model)
     try:
         registers.load_state_dict(weights)
     except RuntimeError as error:
@@ -179,7 +179,12 @@ def _read_settings(settings: Any, where: str) -> RegisterConfig:
         raise CheckpointError(f"{where}: the registers' settings can't be read: {error}") from error
 
 
-def _refuse_pointers(name: str | Path) -> None:
+def refuse_pointers(name: str | Path) -> None:
+    """Refuses a folder whose weights are Git-LFS pointers.
+
+    Raises:
+        CheckpointError: the pointer file is named.
+    """
     folder = Path(name)
     if not folder.is_dir():
         return

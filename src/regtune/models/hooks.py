@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from regtune.models.family import Family, submodule
-from regtune.models.registers import Registers, _take
+from regtune.models.registers import Registers, take_columns
 
 
 class RegisterHooks:
@@ -133,8 +133,8 @@ class RegisterHooks:
         if registers.order is None:
             return mask
         mask = mask.expand(registers.order.shape[0], *mask.shape[1:])
-        mask = _take(mask.transpose(1, 3), registers.order).transpose(1, 3)
-        return _take(mask.transpose(1, 2), registers.order).transpose(1, 2) if mask.shape[-2] > 1 else mask
+        mask = take_columns(mask.transpose(1, 3), registers.order).transpose(1, 3)
+        return take_columns(mask.transpose(1, 2), registers.order).transpose(1, 2) if mask.shape[-2] > 1 else mask
 
     def _windowed_masks(self, backbone: Any, visible: Tensor, window: int) -> dict[str, Tensor]:
         """Masks for full and local layers, `[batch, 1, total, total]`: the local window never hides a register."""
@@ -238,8 +238,8 @@ class RegisterHooks:
         if self.registers.order is None:
             return item
         columns = self.registers.columns()
-        item = _take(item.transpose(1, 2), columns).transpose(1, 2)
-        return _take(item.transpose(1, 3), columns).transpose(1, 3)
+        item = take_columns(item.transpose(1, 2), columns).transpose(1, 2)
+        return take_columns(item.transpose(1, 3), columns).transpose(1, 3)
 
 
 class _Refresh:

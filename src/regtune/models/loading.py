@@ -69,6 +69,14 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(resolve_model(name), use_fast=True, trust_remote_code=trust_remote_code)
+        source = resolve_model(name)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} has no tokenizer that can be loaded: {error}") from error
+    files = {"tokenizer.json", *getattr(tokenizer, "vocab_files_names", {}).values()}
+    if Path(source).is_dir() and not any(Path(source, file).is_file() for file in files):
+        # transformers makes an empty tokenizer of a folder without one, and every word would be unknown to it.
+        raise CheckpointError(
+            f"{name} has no tokenizer files ({', '.join(sorted(files))}). Save the tokenizer there too."
+        )
+    return tokenizer

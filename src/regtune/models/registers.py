@@ -97,17 +97,17 @@ class Registers(nn.Module):
     def insert(self, registers: Tensor, text: Tensor) -> Tensor:
         """Joins `[batch, registers, ...]` and `[batch, seq, ...]` to `[batch, total, ...]` as planned."""
         joined = torch.cat([registers.to(text.dtype), text], dim=1)
-        return joined if self.order is None else _take(joined, self.order)
+        return joined if self.order is None else take_columns(joined, self.order)
 
     def strip(self, total: Tensor) -> Tensor:
         """The text's part `[batch, seq, ...]` of `[batch, total, ...]`."""
-        return total[:, self.num_registers :] if self.text_columns is None else _take(total, self.text_columns)
+        return total[:, self.num_registers :] if self.text_columns is None else take_columns(total, self.text_columns)
 
     def registers_of(self, total: Tensor) -> Tensor:
         """The registers' part `[batch, registers, ...]` of `[batch, total, ...]`."""
         if self.order is None:
             return total[:, : self.num_registers]
-        return _take(total, self.columns()[:, : self.num_registers])
+        return take_columns(total, self.columns()[:, : self.num_registers])
 
     def columns(self) -> Int[Tensor, "batch total"]:
         """Positions inside the model of `[registers, text]`: the inverse of `order`."""
@@ -119,6 +119,7 @@ class Registers(nn.Module):
         return f"{self.config.num_registers}, placement={self.config.placement!r}, depth={self.config.depth!r}"
 
 
-def _take(values: Tensor, columns: Int[Tensor, "batch columns"]) -> Tensor:
+def take_columns(values: Tensor, columns: Int[Tensor, "batch columns"]) -> Tensor:
+    """The named columns of each row: `[batch, total, ...]` to `[batch, columns, ...]`."""
     index = columns.reshape(*columns.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
     return torch.gather(values, 1, index)

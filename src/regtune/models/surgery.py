@@ -74,7 +74,7 @@ def remove_registers(model: ModelT) -> ModelT:
     Raises:
         UnsupportedModelError: the model has no registers.
     """
-    registers = _require_registers(model)
+    registers = require_registers(model)
     for handle in registers.handles:
         handle.remove()
     backbone = backbone_of(model)
@@ -106,7 +106,7 @@ def mask_registers(model: nn.Module, which: Sequence[int] | None = None) -> Iter
         ConfigError: an index that isn't one of the model's registers.
         UnsupportedModelError: the model has no registers.
     """
-    registers = _require_registers(model)
+    registers = require_registers(model)
     indices = list(range(registers.num_registers)) if which is None else list(which)
     for index in indices:
         if not 0 <= index < registers.num_registers:
@@ -182,7 +182,12 @@ def max_text_length(model: nn.Module) -> int | None:
     return int(config.max_position_embeddings) - family.position_offset - register_positions(model)
 
 
-def _require_registers(model: nn.Module) -> Registers:
+def require_registers(model: nn.Module) -> Registers:
+    """The model's `Registers` module.
+
+    Raises:
+        UnsupportedModelError: it has none.
+    """
     registers = find_registers(model)
     if registers is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no registers; call add_registers(model, ...) first.")

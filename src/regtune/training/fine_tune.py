@@ -29,6 +29,8 @@ from regtune.training.cpu_dropout import recomputed_alike
 from regtune.training.run_flow import Progress, RunFlow
 from regtune.training.trainer import Evaluate, RegisterTrainer
 
+_CPU_MULTIPLE = 16
+"""Batches are padded up to a multiple of this: for each new length oneDNN keeps kernels and memory of its own."""
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
@@ -127,7 +129,7 @@ def _train(run: _Run, max_length: int, checkpoint: Checkpoint | None) -> Registe
     step_windows = config.batch_size * config.gradient_accumulation_steps * arguments.world_size
     grouped = config.batching == "length_grouped"
     run.collator.length = None if grouped else max_length
-    run.collator.multiple_of = 8 if arguments.device.type == "cuda" else 1
+    run.collator.multiple_of = 8 if arguments.device.type == "cuda" else _CPU_MULTIPLE
     lengths = [len(window.input_ids) for window in run.windows]
     trainer = RegisterTrainer(
         run.model,

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from regtune.training.memory import EVERY, return_freed_memory
 from regtune.training.trainer import RegisterTrainer
 
 Progress = Callable[[int, int, float | None], None]
@@ -52,6 +53,8 @@ class RunFlow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Asks for a log line, an evaluation and a checkpoint where they are due."""
+        if args.device.type == "cpu" and state.global_step % EVERY == 0:
+            return_freed_memory()
         within = (state.global_step - 1) % self.steps_per_epoch + 1
         if within in self.due or state.global_step >= state.max_steps:
             control.should_log = control.should_save = True

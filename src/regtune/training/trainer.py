@@ -192,7 +192,7 @@ class RegisterTrainer(Trainer):
 
     def release(self) -> None:
         """Lets go of the optimiser and of what was wrapped around the model, so that both leave memory now."""
-        self.model_wrapped = self.model
+        self.model_wrapped = self.trained
         self.optimizer = self.lr_scheduler = None
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.accelerator.free_memory()
