@@ -7,7 +7,6 @@ import contextlib
 import math
 import pickle
 import re
-import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -283,6 +282,10 @@ def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, int | float]]
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0  # it has no `resource` module
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

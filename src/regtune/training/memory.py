@@ -10,7 +10,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 
-EVERY = 10
+EVERY = 2
 """Steps between two calls; each costs some milliseconds."""
 
 
