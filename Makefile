@@ -10,7 +10,7 @@ demo: $(STAMP)  ## fine-tune MiniLM without and with registers on the embedded q
 	$(BIN)/regtune demo
 
 test: $(STAMP)  ## all tests but those that need a GPU or the hub
-	$(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=10  # one thread for each of two processes
 
 check: $(STAMP)  ## lint, types, layers, generated pages, and a wheel that installs and works on its own
 	$(BIN)/ruff check .

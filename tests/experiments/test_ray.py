@@ -64,7 +64,7 @@ def test_two_nodes_finish_every_cell_though_a_worker_is_killed_in_the_middle(tmp
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    sweep = tiny_sweep(tmp_path, seeds=(0, 1), epochs=60.0)
+    sweep = tiny_sweep(tmp_path, seeds=(0, 1), epochs=8.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     killed: list[int] = []
