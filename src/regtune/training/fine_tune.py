@@ -22,14 +22,12 @@ from regtune.data.task import Window
 from regtune.errors import CheckpointError, TrainingError
 from regtune.models.precision import Precision, has_bfloat16, resolve_precision
 from regtune.models.surgery import num_registers
-from regtune.training.batches import BatchOrder, WindowCollator, check_windows
+from regtune.training.batches import BatchOrder, WindowCollator, check_windows, length_multiple
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike
 from regtune.training.run_flow import Progress, RunFlow
 from regtune.training.trainer import Evaluate, RegisterTrainer
 
-_CPU_MULTIPLE = 16
-"""Batches are padded up to a multiple of this: for each new length oneDNN keeps kernels and memory of its own."""
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
@@ -100,9 +98,7 @@ def fine_tune(
     notes = list(store.skipped)
     precision = resolve_precision(config.precision, arguments.device)
     if precision == "bfloat16" and not has_bfloat16(arguments.device):
-        notes.append(
-            f"precision=bfloat16 is only emulated on this {arguments.device.type}; float32 may be faster here."
-        )
+        notes.append(f"precision=bfloat16 is only emulated on this {arguments.device.type}; try float32 here.")
     run = _Run(model, windows, config, arguments, store, precision, WindowCollator(pad_token_id), evaluate, on_progress)
     with _quiet(), _prepared(model, config, arguments.device), _explained(run, max_length):
         trainer = _train(run, max_length, checkpoint)
@@ -128,7 +124,7 @@ def _train(run: _Run, max_length: int, checkpoint: Checkpoint | None) -> Registe
     step_windows = config.batch_size * config.gradient_accumulation_steps * arguments.world_size
     grouped = config.batching == "length_grouped"
     run.collator.length = None if grouped else max_length
-    run.collator.multiple_of = 8 if arguments.device.type == "cuda" else _CPU_MULTIPLE
+    run.collator.multiple_of = length_multiple(arguments.device)
     lengths = [len(window.input_ids) for window in run.windows]
     trainer = RegisterTrainer(
         run.model,
