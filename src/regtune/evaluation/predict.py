@@ -39,7 +39,9 @@ def predict_logits(
     device, training = device_of(model), model.training
     model.eval()
     try:
-        for first in tqdm(range(0, len(order), batch_size), desc="answers", disable=not progress, leave=False):
+        for first in tqdm(
+            range(0, len(order), batch_size), desc="answers", disable=None if progress else True, leave=False
+        ):
             chosen = order[first : first + batch_size]
             batch = collate([windows[index] for index in chosen], pad_token_id)
             batch = {name: value.to(device) for name, value in batch.items() if not name.endswith("_positions")}
