@@ -45,3 +45,13 @@ def test_the_python_in_the_readme_names_public_things_only():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"regtune\.([A-Za-z_]+)\(", text):
         assert name in regtune.__all__
+
+
+def test_the_readme_counts_the_embedded_questions_right():
+    import regtune
+
+    examples = regtune.load_questions(["embedded:train", "embedded:dev"]).examples
+    passages = len({example.context for example in examples})
+    for page in ("README.md", "CHANGELOG.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert f"{passages} passages, {len(examples)} questions" in text

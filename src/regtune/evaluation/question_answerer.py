@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -130,18 +129,6 @@ class QuestionAnswerer:
             pad_token_id=self.tokenizer.pad_token_id,
             precision=self.precision,
             progress=progress,
-        )
-
-    def with_top_k(self, top_k: int) -> QuestionAnswerer:
-        """The same answerer with another number of answers."""
-        config = dataclasses.replace(self.config, top_k=top_k)
-        return QuestionAnswerer(
-            self.model,
-            self.tokenizer,
-            config=config,
-            max_length=self.max_length,
-            stride=self.stride,
-            precision=self.precision,
         )
 
     @staticmethod

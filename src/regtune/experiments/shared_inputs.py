@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +12,12 @@ from regtune.config import RunConfig
 from regtune.data.sources import load_questions
 from regtune.data.squad import SquadData
 from regtune.data.windows import WindowSet, make_windows
-from regtune.models.loading import load_question_answering_model, load_tokenizer, resolve_model
+from regtune.models.loading import (
+    load_question_answering_model,
+    load_tokenizer,
+    quiet_transformers,
+    resolve_model,
+)
 from regtune.models.surgery import find_registers, register_positions
 
 
@@ -85,7 +89,7 @@ class _Base:
         """Names of weights that the checkpoint doesn't have."""
         from regtune.training.trainer import preserved_random_state
 
-        with preserved_random_state(), quiet_loading():
+        with preserved_random_state(), quiet_transformers():
             _, report = self.kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **self.options)
         return set(report["missing_keys"])
 
@@ -93,26 +97,10 @@ class _Base:
         """A model of its own, as reading the checkpoint again would give it."""
         weights = {name: value.clone() for name, value in self.weights.items()}
         config = copy.deepcopy(self.config)
-        with quiet_loading():
+        with quiet_transformers():
             model = self.kind.from_pretrained(None, config=config, state_dict=weights, **self.options)
         model.name_or_path = model.config.name_or_path = self.config.name_or_path
         return model
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Loading without transformers' progress bar and without its report on new weights, which are expected."""
-    from transformers.utils import logging
-
-    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def tokenise(data: SquadData, tokenizer: Any, model: nn.Module, config: RunConfig, *, for_training: bool) -> WindowSet:

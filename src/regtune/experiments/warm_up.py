@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from regtune.config import RunConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
-from regtune.experiments.shared_inputs import quiet_loading
 from regtune.models.checkpoints import from_pretrained
-from regtune.models.loading import resolve_model
+from regtune.models.loading import quiet_transformers, resolve_model
 from regtune.models.precision import autocast, device_of, resolve_precision
 from regtune.models.surgery import backbone_of, num_registers, register_parameters, register_positions
 from regtune.training.batches import BatchOrder
@@ -93,7 +92,7 @@ def masked_lm_on(model: nn.Module, config: RunConfig) -> Any:
     backbone = backbone_of(model)
     attention = None if config.training.attention == "auto" else config.training.attention
     try:
-        with quiet_loading():
+        with quiet_transformers():
             masked: Any = from_pretrained(
                 AutoModelForMaskedLM,
                 resolve_model(config.model),

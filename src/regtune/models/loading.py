@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,19 +46,31 @@ def load_question_answering_model(
         MissingExtraError: `minilm` without the `demo` extra.
     """
     from transformers import AutoModelForQuestionAnswering
-    from transformers.utils import logging as transformers_logging
 
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)  # the report on the new head's weights is expected, not news
     try:
-        return from_pretrained(
-            AutoModelForQuestionAnswering, resolve_model(name), trust_remote_code=trust_remote_code, **options
-        )
+        with quiet_transformers():  # the report on the new head's weights is expected, not news
+            return from_pretrained(
+                AutoModelForQuestionAnswering, resolve_model(name), trust_remote_code=trust_remote_code, **options
+            )
     except ValueError as error:
         raise CheckpointError(f"{name} can't be loaded for question answering: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, transformers shows no progress bar and says nothing below an error; afterwards it is as before."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:

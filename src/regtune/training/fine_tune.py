@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.utils import logging as transformers_logging
 
 from regtune.config import TrainConfig
 from regtune.data.task import Window
 from regtune.errors import CheckpointError, TrainingError
+from regtune.models.loading import quiet_transformers
 from regtune.models.precision import Precision, has_bfloat16, resolve_precision
 from regtune.models.surgery import num_registers
 from regtune.training.batches import BatchOrder, WindowCollator, check_windows, length_multiple
@@ -100,7 +100,7 @@ def fine_tune(
     if precision == "bfloat16" and not has_bfloat16(arguments.device):
         notes.append(f"precision=bfloat16 is only emulated on this {arguments.device.type}; try float32 here.")
     run = _Run(model, windows, config, arguments, store, precision, WindowCollator(pad_token_id), evaluate, on_progress)
-    with _quiet(), _prepared(model, config, arguments.device), _explained(run, max_length):
+    with quiet_transformers(), _prepared(model, config, arguments.device), _explained(run, max_length):
         trainer = _train(run, max_length, checkpoint)
     return _result(trainer, checkpoint, notes)
 
@@ -283,17 +283,3 @@ def _peak_memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Lets transformers say nothing below an error while regtune trains."""
-    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
