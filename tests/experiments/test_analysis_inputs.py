@@ -61,9 +61,9 @@ def test_texts_are_cut():
     assert batch["input_ids"].shape == (1, 12)
 
 
-@pytest.mark.parametrize("settings", [{"limit": 0}, {"batch_size": 0}, {"windows": "some"}])
+@pytest.mark.parametrize("settings", [{"limit": 0}, {"batch_size": 0}])
 def test_impossible_settings_are_refused_with_the_value(settings):
-    with pytest.raises(ConfigError, match=repr(next(iter(settings.values()))).strip("'")):
+    with pytest.raises(ConfigError, match="=0 must be at least 1"):
         question_batches(examples(2), tiny_tokenizer(), **settings)
 
 

@@ -52,10 +52,8 @@ def question_batches(
 
     Raises:
         DataError: no question at all.
-        ConfigError: `limit` or `batch_size` below 1, or an unknown choice of windows.
+        ConfigError: `limit` or `batch_size` below 1.
     """
-    if windows not in ("gold", "all"):
-        raise ConfigError(f"windows={windows!r} must be 'gold' or 'all'.")
     chosen = _first(examples, limit, batch_size)
     found = make_windows(
         chosen,
