@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command_line import invoke, prepare, train
-from regtune import cli
+from regtune import commands
 from regtune.cli import COMMANDS, main
 from tiny_tokenizer import save_tiny, tiny_tokenizer
 
@@ -104,13 +104,13 @@ def test_the_examples_in_the_help_are_accepted_by_the_parser(monkeypatch):
     import shlex
 
     seen = []
-    parse = cli._parse
+    parse = commands._parse
 
     def stop(*arguments, **settings):
         seen.append(parse(*arguments, **settings))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_parse", stop)
+    monkeypatch.setattr(commands, "_parse", stop)
     monkeypatch.chdir(Path(__file__).parents[1])
     monkeypatch.setattr("regtune.experiments.target.is_local", lambda name: False)
     examples = [example.split("| ")[-1] for command in COMMANDS.values() for example in command.examples]

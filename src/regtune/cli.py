@@ -1,171 +1,18 @@
-"""The command line: arguments -> config -> one library call -> printed result. Flags come from the config dataclasses.
+"""The command line: finds the command, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 it failed, 2 used wrongly, 130 interrupted. Whatever is heavy is imported by the command that
-needs it.
+Exit codes: 0 done, 1 it failed, 2 used wrongly, 130 interrupted. The commands are in `regtune.commands`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import tyro
-
-from regtune.arguments import (
-    AskArgs,
-    CompareArgs,
-    DemoArgs,
-    DoctorArgs,
-    EvaluateArgs,
-    InfoArgs,
-    ReportArgs,
-    SweepArgs,
-    TrainArgs,
-)
+from regtune import commands
 from regtune.command_help import COMMAND_HELP
-from regtune.config import RunConfig
 from regtune.errors import ConfigError, RegtuneError, unknown_name
-
-ArgsT = TypeVar("ArgsT")
-
-
-def demo(argv: Sequence[str]) -> int:
-    """`regtune demo`."""
-    args = _parse("demo", DemoArgs, argv)
-    _quiet()
-    from regtune.experiments.demo import demo_text, run_demo
-
-    print(demo_text(run_demo(args.output_dir)))
-    return 0
-
-
-def train(argv: Sequence[str]) -> int:
-    """`regtune train`."""
-    from regtune.experiments.recipes import load_recipe
-
-    recipe = _first(argv)
-    config = RunConfig() if recipe is None else load_recipe(recipe)
-    args = _parse("train", TrainArgs, argv, TrainArgs(recipe=recipe, config=config))
-    if args.recipe != recipe:
-        raise ConfigError(f"Put the recipe first: regtune train {args.recipe} ...")
-    _quiet()
-    from regtune.experiments.describe import scores_text
-    from regtune.experiments.experiment import run_experiment
-
-    record = run_experiment(args.config)
-    print(scores_text(record.metrics))
-    print(f"Run directory: {args.config.output_dir}")
-    return 0
-
-
-def evaluate(argv: Sequence[str]) -> int:
-    """`regtune evaluate`."""
-    from regtune.experiments.target import open_target
-
-    target = _first(argv)
-    if target is None:
-        if not {"-h", "--help"} & set(argv):
-            raise ConfigError("Name the run directory or model first: regtune evaluate DIR --data NAME ...")
-        _parse("evaluate", EvaluateArgs, argv)
-    base = open_target(str(target)).config
-    default = EvaluateArgs(
-        target=str(target),
-        max_length=base.data.max_length,
-        stride=base.data.stride,
-        on_bad_record=base.data.on_bad_record,
-        max_examples=base.data.max_eval_examples,
-        precision=base.training.precision,
-        answers=base.answers,
-    )
-    args = _parse("evaluate", EvaluateArgs, argv, default)
-    _quiet()
-    from regtune.experiments.evaluate import evaluate as run_evaluation
-    from regtune.experiments.evaluate import evaluation_text
-
-    data = dataclasses.replace(
-        base.data,
-        max_length=args.max_length,
-        stride=args.stride,
-        on_bad_record=args.on_bad_record,
-        max_eval_examples=args.max_examples,
-    )
-    training = dataclasses.replace(base.training, precision=args.precision)
-    config = dataclasses.replace(base, data=data, training=training, answers=args.answers)
-    found, path = run_evaluation(args.target, args.data, config=config, output_dir=args.output_dir)
-    print(evaluation_text(found))
-    print(f"Details: {path}")
-    return 0
-
-
-def ask(argv: Sequence[str]) -> int:
-    """`regtune ask`."""
-    args = _parse("ask", AskArgs, argv)
-    context = _context(args)
-    _quiet()
-    from regtune.experiments.ask import answers_text
-    from regtune.experiments.ask import ask as put_question
-
-    prediction = put_question(args.target, args.question, context, top_k=args.top_k)
-    print(json.dumps(prediction.to_json(), ensure_ascii=False) if args.json else answers_text(prediction))
-    return 0
-
-
-def info(argv: Sequence[str]) -> int:
-    """`regtune info`."""
-    args = _parse("info", InfoArgs, argv)
-    _quiet()
-    from regtune.experiments.describe import describe, describe_text
-
-    facts = describe(args.target)
-    print(json.dumps(facts, ensure_ascii=False, indent=1) if args.json else describe_text(facts))
-    return 0
-
-
-def doctor(argv: Sequence[str]) -> int:
-    """`regtune doctor`."""
-    args = _parse("doctor", DoctorArgs, argv)
-    _quiet()
-    from regtune.experiments.doctor import examine, report_text
-
-    report = examine(args.model, args.registers)
-    print(report_text(report))
-    return 0 if report.healthy else 1
-
-
-def sweep(argv: Sequence[str]) -> int:
-    """`regtune sweep`."""
-    args = _parse("sweep", SweepArgs, argv)
-    _quiet()
-    from regtune.experiments.sweep_actions import carry_out
-
-    report = carry_out(**{field.name: getattr(args, field.name) for field in dataclasses.fields(args)})
-    print(report.text)
-    return 0 if report.healthy else 1
-
-
-def report(argv: Sequence[str]) -> int:
-    """`regtune report`."""
-    args = _parse("report", ReportArgs, argv)
-    from regtune.report.page import write_report
-
-    page = write_report(args.folder, output=args.output_dir, delta=args.delta, resamples=args.resamples)
-    print(f"Report: {page}")
-    return 0
-
-
-def compare(argv: Sequence[str]) -> int:
-    """`regtune compare`."""
-    args = _parse("compare", CompareArgs, argv)
-    from regtune.report.compare import compare_two, comparison_text
-
-    found = compare_two(args.run_a, args.run_b, delta=args.delta, resamples=args.resamples)
-    print(comparison_text(found, shown=args.flips))
-    return 0
 
 
 class Command(NamedTuple):
@@ -176,8 +23,7 @@ class Command(NamedTuple):
     examples: tuple[str, ...]
 
 
-_RUN = (demo, train, sweep, report, compare, evaluate, ask, info, doctor)
-COMMANDS = {run.__name__: Command(run, *COMMAND_HELP[run.__name__]) for run in _RUN}
+COMMANDS = {name: Command(getattr(commands, name), *help_) for name, help_ in COMMAND_HELP.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,46 +74,6 @@ def _overview() -> str:
     lines += ["", "Options:", "  --version  Print the version.", "  --debug    Show the traceback of an error."]
     lines += ["", "Exit codes: 0 done, 1 it failed, 2 used wrongly, 130 interrupted.", "", "Examples:"]
     return "\n".join(lines + [f"  {command.examples[0]}" for command in COMMANDS.values()])
-
-
-def _parse(name: str, kind: type[ArgsT], argv: Sequence[str], default: ArgsT | None = None) -> ArgsT:
-    """The command's arguments; help ends with examples."""
-    try:
-        if default is None:
-            return tyro.cli(kind, prog=f"regtune {name}", args=list(argv))
-        return tyro.cli(kind, prog=f"regtune {name}", args=list(argv), default=default)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            print("Examples:")
-            print("\n".join(f"  {example}" for example in COMMANDS[name].examples))
-        raise
-
-
-def _first(argv: Sequence[str]) -> str | None:
-    """The argument that the defaults of all others depend on, if it stands where it belongs."""
-    return argv[0] if argv and not argv[0].startswith("-") else None
-
-
-def _context(args: AskArgs) -> str:
-    if (args.context is None) == (args.context_file is None):
-        raise ConfigError("Give the text with --context or with --context-file (one of them).")
-    if args.context is not None:
-        return args.context
-    try:
-        raw = sys.stdin.buffer.read() if args.context_file == "-" else Path(str(args.context_file)).read_bytes()
-        return raw.decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"--context-file {args.context_file} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--context-file {args.context_file} is not UTF-8 text (byte {error.start}).") from error
-
-
-def _quiet() -> None:
-    """Only errors from transformers, and none of its progress bars; regtune shows its own."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _message(error: Exception) -> str:
