@@ -12,7 +12,6 @@ pass computes no gradient of a weight. No class is touched and no modelling code
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -25,12 +24,11 @@ from torch import Tensor, nn
 from regtune.analysis.ledger import POSITIONS, Ledger
 from regtune.analysis.lrp_rules import Rules, RuleScope
 from regtune.analysis.relevance_families import RelevanceFamily, modules_at, relevance_family_of
-from regtune.errors import UnsupportedModelError
+from regtune.analysis.reversible import attention_operands, freeze, only_reader, replace_forward, route_attention
 from regtune.models.registers import Registers
 from regtune.models.surgery import MODULE_NAME, backbone_of, find_registers
 
 TOKENS, TYPES, REGISTERS, STATES = "tokens", "types", "registers", "states"
-_MARK = "_regtune_relevance"
 
 
 @contextmanager
@@ -50,12 +48,10 @@ def relevance_rules(model: nn.Module, rules: Rules, ledger: Ledger, *, inputs: s
     """
     backbone = backbone_of(model)
     family = relevance_family_of(backbone.config)
-    if getattr(model, _MARK, False):
-        raise UnsupportedModelError(f"This {type(model).__name__} is being explained already; finish that first.")
     with ExitStack() as stack:
+        stack.enter_context(only_reader(model))
         session = _Session(model, backbone, family, rules, ledger, stack)
-        session.mark()
-        session.freeze()
+        freeze(model, stack)
         session.follow_attention()
         session.follow_layers()
         session.follow_scopes()
@@ -83,53 +79,14 @@ class _Session:
         self.stack = stack
         self.inside = False
 
-    def mark(self) -> None:
-        self.model.__dict__[_MARK] = True
-        self.stack.callback(self.model.__dict__.pop, _MARK, None)
-
-    def freeze(self) -> None:
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        self.stack.callback(lambda: [parameter.requires_grad_(True) for parameter in trainable])
-
-    def replace_forward(self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Gives the instance another `forward`, made from its present one."""
-        own = module.__dict__.get("forward")
-        module.forward = make(module.forward)
-
-        def restore() -> None:
-            del module.forward
-            if own is not None:
-                module.forward = own
-
-        self.stack.callback(restore)
-
     # Attention
 
     def follow_attention(self) -> None:
-        attending = list(modules_at(self.backbone, self.family.attention))
-        if self.family.attention_by == "scope":
-            for module in attending:
-                self.replace_forward(module, self._scoped)
+        if self.family.attention_by == "interface":
+            route_attention(self.backbone, self.family, self.attend, self.stack)
             return
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-        implementation = self.backbone.config._attn_implementation
-        if implementation not in ("eager", "sdpa"):
-            raise UnsupportedModelError(
-                f"attn_implementation={implementation!r} can't be explained: its masks are not the ones the rules "
-                "read. Call model.set_attn_implementation('sdpa') first."
-            )
-        name = f"regtune_relevance_{id(self)}"
-        ALL_ATTENTION_FUNCTIONS[name] = self.attend
-        self.stack.callback(ALL_ATTENTION_FUNCTIONS.__delitem__, name)
-        config = copy.copy(self.backbone.config)
-        config._attn_implementation_internal = name  # the public setter would reach through to shared sub-configs
-        for module in attending:
-            original = module.config
-            module.config = config
-            self.stack.callback(setattr, module, "config", original)
+        for module in modules_at(self.backbone, self.family.attention):
+            replace_forward(module, self._scoped, self.stack)
 
     def attend(
         self,
@@ -143,14 +100,8 @@ class _Session:
         **_: Any,
     ) -> tuple[Tensor, Tensor]:
         """An attention function as transformers calls it; heads second, grouped keys are repeated."""
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
-        if attention_mask is None and causal:
-            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        weights = self.rules.attention_weights(query, key, attention_mask, scaling)
+        key, value, mask, scaling = attention_operands(module, query, key, value, attention_mask, scaling, is_causal)
+        weights = self.rules.attention_weights(query, key, mask, scaling)
         output = self.rules.product(torch.matmul, weights, value)
         return output.transpose(1, 2).contiguous(), weights
 
@@ -165,11 +116,11 @@ class _Session:
             if isinstance(module, (nn.Linear, nn.Conv1d, Conv1D)):
                 self.stack.callback(module.register_forward_hook(self._linear).remove)
             elif isinstance(module, nn.LayerNorm):
-                self.replace_forward(module, _unary(functools.partial(self.rules.layer_norm, module)))
+                replace_forward(module, _unary(functools.partial(self.rules.layer_norm, module)), self.stack)
             elif id(module) in rms:
-                self.replace_forward(module, _unary(self.rules.rms_norm))
+                replace_forward(module, _unary(self.rules.rms_norm), self.stack)
             elif isinstance(module, activations):
-                self.replace_forward(module, _unary(self.rules.activation))
+                replace_forward(module, _unary(self.rules.activation), self.stack)
 
     def _linear(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         return self.rules.linear(module, args[0], output)
@@ -178,13 +129,13 @@ class _Session:
 
     def follow_scopes(self) -> None:
         if self.rules.whole_model:
-            self.replace_forward(self.model, self._scoped)
+            replace_forward(self.model, self._scoped, self.stack)
             return
         heads = [] if self.model is self.backbone else list(self.model.children())
         heads += [module for name, module in self.backbone.named_children() if name == "pooler"]
         for module in (*modules_at(self.backbone, *self.family.scopes), *heads):
             if module is not self.backbone and any(True for _ in module.children()):
-                self.replace_forward(module, self._scoped)
+                replace_forward(module, self._scoped, self.stack)
 
     def _scoped(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(forward)

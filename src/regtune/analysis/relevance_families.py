@@ -16,6 +16,16 @@ from torch import nn
 from regtune.errors import UnsupportedModelError
 
 _LEDGER = ("attnlrp", "cp-lrp")
+PEERS = (
+    "attention",
+    "attention-gradient",
+    "gradient-input",
+    "integrated-gradients",
+    "occlusion",
+    "random",
+    "rollout",
+)
+"""Methods without rules, which every family has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +34,8 @@ class RelevanceFamily:
 
     name: str
     model_types: tuple[str, ...]
-    methods: tuple[str, ...] = _LEDGER
+    rule_sets: tuple[str, ...] = _LEDGER
+    """The sets of relevance rules that fit it."""
     words: str = "embeddings.word_embeddings"
     positions: str | None = "embeddings.position_embeddings"
     types: str | None = "embeddings.token_type_embeddings"
@@ -36,6 +47,8 @@ class RelevanceFamily:
     attention_by: Literal["interface", "scope"] = "interface"
     """interface: through transformers' table of attention functions. scope: the module's own forward runs, and the
     rules replace the products, softmax and activations that it calls."""
+    values: str | None = None
+    """scope alone: the linear layer inside an attending module that makes the value states."""
     scopes: tuple[str, ...] = ()
     """Further modules that multiply two streams (gated units) or call activations as functions."""
     rms_norms: tuple[str, ...] = ()
@@ -43,9 +56,16 @@ class RelevanceFamily:
     """Argument of the attending modules that is added to their scores, `[batch, heads, query, key]`."""
     single_precision: bool = False
     """Part of the model computes in float32 whatever its weights are, so the ledger closes to 1e-6, not 1e-8."""
+    causal: bool = False
+    """Tokens see earlier ones alone; classes are read from the last token."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method that explains a model of this family."""
+        return (*self.rule_sets, *PEERS)
 
 
-_BERT = RelevanceFamily(name="BERT", model_types=("bert",), methods=(*_LEDGER, "chefer"))
+_BERT = RelevanceFamily(name="BERT", model_types=("bert",), rule_sets=(*_LEDGER, "chefer"))
 _LLAMA = RelevanceFamily(
     name="Llama",
     model_types=("llama",),
@@ -57,6 +77,7 @@ _LLAMA = RelevanceFamily(
     attention="layers.*.self_attn",
     scopes=("layers.*.mlp",),
     rms_norms=("layers.*.input_layernorm", "layers.*.post_attention_layernorm", "norm"),
+    causal=True,
 )
 
 RELEVANCE_FAMILIES: tuple[RelevanceFamily, ...] = (
@@ -84,6 +105,7 @@ RELEVANCE_FAMILIES: tuple[RelevanceFamily, ...] = (
         model_types=("deberta-v2",),
         # Keys and queries of distances are weights here, as rotary angles are: they get no relevance of their own.
         attention_by="scope",
+        values="value_proj",
         scopes=("encoder.conv",),
     ),
     RelevanceFamily(
@@ -92,6 +114,7 @@ RELEVANCE_FAMILIES: tuple[RelevanceFamily, ...] = (
         types=None,
         attention="encoder.layer.*.attention.attn",
         attention_by="scope",
+        values="v",
         position_bias="position_bias",
     ),
     RelevanceFamily(
@@ -122,6 +145,7 @@ RELEVANCE_FAMILIES: tuple[RelevanceFamily, ...] = (
         embeddings=None,
         layers="h.*",
         attention="h.*.attn",
+        causal=True,
     ),
 )
 
