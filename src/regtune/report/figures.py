@@ -94,7 +94,7 @@ def score_figure(series: Sequence[Series], metric: Metric, set_name: str, *, pap
         f"N = {one.num_registers}: mean {np.mean(one.scores):.1f} over {len(one.scores)} seeds" for one in series
     )
     title = f"{METRICS[metric]} on {set_name} against the number of registers"
-    return _figure(f"{metric}-by-registers", title, description, draw)
+    return drawn(f"{metric}-by-registers", title, description, draw)
 
 
 def curve_figure(curves: Sequence[Curve], name: str, title: str, ylabel: str) -> Figure:
@@ -122,7 +122,7 @@ def curve_figure(curves: Sequence[Curve], name: str, title: str, ylabel: str) ->
         axes.set_ylabel(ylabel)
 
     ends = "; ".join(f"{curve.label} ends at {_mean_curve(curve)[1][-1]:.2f}" for curve in curves)
-    return _figure(name, title, f"Mean over seeds: {ends}", draw, columns=2)
+    return drawn(name, title, f"Mean over seeds: {ends}", draw, columns=2)
 
 
 def _place(count: int) -> float:
@@ -176,7 +176,28 @@ def _mean_curve(curve: Curve) -> tuple[list[float], list[float]]:
     return kept, [float(np.mean(found[step])) for step in kept]
 
 
-def _figure(name: str, title: str, description: str, draw: Callable[[Any], None], *, columns: int = 1) -> Figure:
+def drawn(
+    name: str,
+    title: str,
+    description: str,
+    draw: Callable[[Any], None],
+    *,
+    columns: int = 1,
+    size: tuple[float, float] = (5.2, 4.1),
+) -> Figure:
+    """A figure in the page's style.
+
+    Args:
+        name: of its file, and the start of its ids.
+        title: also its accessible name.
+        description: what a reader who can't see it should know.
+        draw: draws on matplotlib axes, in `INK`, `FAINT` and `COLOURS`.
+        columns: of the legend beneath; 0 for none.
+        size: width and height in inches.
+
+    Raises:
+        MissingExtraError: matplotlib isn't installed.
+    """
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -196,7 +217,7 @@ def _figure(name: str, title: str, description: str, draw: Callable[[Any], None]
         "ytick.color": INK,
     }
     with mpl.rc_context(style):
-        drawing = Drawing(figsize=(5.2, 4.1), layout="constrained")
+        drawing = Drawing(figsize=size, layout="constrained")
         FigureCanvasSVG(drawing)
         drawing.patch.set_alpha(0)
         axes = drawing.subplots()
@@ -204,7 +225,8 @@ def _figure(name: str, title: str, description: str, draw: Callable[[Any], None]
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
-        drawing.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9, reverse=columns == 1)
+        if columns:
+            drawing.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9, reverse=columns == 1)
         stream = io.StringIO()
         drawing.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return Figure(

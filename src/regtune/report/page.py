@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from regtune.errors import DataError, MissingExtraError
-from regtune.records import versions
+from regtune.errors import DataError
+from regtune.records import RUN_FILE, versions
 from regtune.report.collect import Sweep, collect
 from regtune.report.fact_tables import search_table, settings_table, versions_table
 from regtune.report.families import Settings
+from regtune.report.inside_files import find_inside, has_inside, read_inside
+from regtune.report.inside_sections import InsideSection, inside_sections
+from regtune.report.rendering import environment, write
 from regtune.report.result_tables import runs_table
 from regtune.report.sections import Section, make_section, named
 from regtune.report.table import Table, escaped
@@ -24,10 +26,12 @@ class Report:
 
     title: str
     sections: tuple[Section, ...]
-    search: Table | None
-    settings: Table
-    versions: Table
-    runs: Table
+    search: Table | None = None
+    settings: Table | None = None
+    versions: Table | None = None
+    runs: Table | None = None
+    """None, as all that tells of runs, where only an `inside` folder was found."""
+    inside: tuple[InsideSection, ...] = ()
     skipped: tuple[tuple[str, str], ...]
     """Folder and reason of every cell that is not used."""
     not_begun: tuple[str, ...]
@@ -39,14 +43,16 @@ class Report:
     def tables(self) -> list[Table]:
         """All tables, in the page's order."""
         rest = [self.search, self.settings, self.versions, self.runs]
-        return [t for section in self.sections for t in section.tables] + [t for t in rest if t is not None]
+        parts: list[Section | InsideSection] = [*self.sections, *self.inside]
+        return [t for part in parts for t in part.tables] + [t for t in rest if t is not None]
 
 
 def write_report(folder: Path, *, output: Path | None = None, delta: float = 0.01, resamples: int = 10_000) -> Path:
     """Writes the page of a sweep (or of one run), and its tables (Markdown, CSV) and figures (SVG) beside it.
 
     Args:
-        folder: a sweep's folder with run directories in it, or one run directory.
+        folder: a sweep's folder with run directories in it, one run directory, or a folder that holds `inside` alone.
+            What lies in `inside` folders, of the sweep and of each arm's first run, gets sections of its own.
         output: folder for `report.html`, `tables.md`, `tables/*.csv` and `figures/*.svg`; `report` in `folder` if None.
         delta: largest difference that does not matter, as a ratio (0.01 is one point).
         resamples: bootstrap draws.
@@ -59,16 +65,17 @@ def write_report(folder: Path, *, output: Path | None = None, delta: float = 0.0
         MissingExtraError: the `report` extra isn't installed.
         ConfigError: a setting of the statistics is out of range.
     """
-    _need_jinja()
-    report = build_report(collect(folder), settings=Settings(delta=delta, resamples=resamples))
+    environment()
+    report = _inside_alone(folder) or build_report(collect(folder), settings=Settings(delta=delta, resamples=resamples))
     place = output if output is not None else folder / "report"
     for table in report.tables:
-        _write(place / "tables" / f"{table.name}.csv", table.csv)
-    for section in report.sections:
-        for figure in section.figures:
-            _write(place / "figures" / f"{figure.name}.svg", figure.standalone)
-    _write(place / "tables.md", _markdown(report))
-    return _write(place / PAGE, page(report))
+        write(place / "tables" / f"{table.name}.csv", table.csv)
+    parts: list[Section | InsideSection] = [*report.sections, *report.inside]
+    for part in parts:
+        for figure in part.figures:
+            write(place / "figures" / f"{figure.name}.svg", figure.standalone)
+    write(place / "tables.md", _markdown(report))
+    return write(place / PAGE, page(report))
 
 
 def build_report(sweep: Sweep, *, settings: Settings) -> Report:
@@ -78,6 +85,7 @@ def build_report(sweep: Sweep, *, settings: Settings) -> Report:
         named(make_section(group, settings), f"-{number}" if several else "")
         for number, group in enumerate(sweep.groups, start=1)
     )
+    inside, refused = inside_sections(list(find_inside(sweep)))
     return Report(
         title="Do registers help?" if len(sweep.cells) > 1 else "One run",
         folder=sweep.folder.resolve().name,
@@ -87,15 +95,33 @@ def build_report(sweep: Sweep, *, settings: Settings) -> Report:
         settings=settings_table(sweep.cells),
         versions=versions_table(sweep.cells),
         runs=runs_table(sweep.groups, sweep.folder.resolve().name),
-        skipped=tuple((cell.folder.name, cell.reason) for cell in sweep.skipped),
+        skipped=(*((cell.folder.name, cell.reason) for cell in sweep.skipped), *refused),
+        inside=inside,
+        made_with=f"regtune {versions()['regtune']}",
+    )
+
+
+def _inside_alone(folder: Path) -> Report | None:
+    """The page of a folder that has measurements of a model and no run; None for any other folder."""
+    if not has_inside(folder) or any(folder.rglob(RUN_FILE)):
+        return None
+    sections, refused = inside_sections([read_inside(folder, folder.resolve().name)])
+    if not sections:
+        raise DataError(f"Nothing in {folder} can be used: " + "; ".join(f"{name}: {why}" for name, why in refused))
+    return Report(
+        title="Inside one model",
+        folder=folder.resolve().name,
+        sections=(),
+        inside=sections,
+        skipped=refused,
+        not_begun=(),
         made_with=f"regtune {versions()['regtune']}",
     )
 
 
 def page(report: Report) -> str:
     """The report as one HTML document that needs nothing else."""
-    environment = _need_jinja()
-    text: str = environment.get_template("report.html.j2").render(report=report)
+    text: str = environment().get_template("report.html.j2").render(report=report)
     return text
 
 
@@ -114,26 +140,3 @@ def _markdown(report: Report) -> str:
             "## Planned and not begun\n\n" + "\n".join(f"- {escaped(line)}" for line in report.not_begun) + "\n"
         )
     return "\n".join(parts)
-
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise DataError(f"{path} can't be written: {error.strerror}. Name another output folder.") from error
-    return path
-
-
-def _need_jinja() -> Any:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "report", "The report") from error
-    return Environment(
-        loader=PackageLoader("regtune.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
