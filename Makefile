@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check benchmarks results clean
+.PHONY: demo test check benchmarks results screenshots clean
 
 demo: $(STAMP)  ## fine-tune MiniLM without and with registers on the embedded questions, and compare
 	$(BIN)/regtune demo
@@ -22,6 +22,9 @@ check: $(STAMP)  ## lint, types, layers, generated pages, and a wheel that insta
 
 results: $(STAMP)  ## write the tables and figures of README and docs/results again from the committed records
 	$(BIN)/python docs/build_results.py
+
+screenshots: $(STAMP)  ## take the picture of the ablation's report again (needs Chromium)
+	$(BIN)/python docs/screenshot.py
 
 benchmarks: $(STAMP)  ## measure the speed figures again (half an hour, on a machine that does nothing else)
 	$(BIN)/python benchmarks/span_extraction.py

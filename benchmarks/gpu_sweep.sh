@@ -9,6 +9,7 @@
 # PROCESSES  processes on the GPU (default 4)
 # PYTHON     interpreter that has regtune (default .venv/bin/python, made with `make` where it is missing)
 # WHEELS     folder with wheels, for a machine without a package index
+# THROUGHPUT 0: don't measure afterwards how many cells an hour holds, one process alone against all side by side
 # DRY_RUN    1: list the cells and do nothing
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,16 +30,16 @@ if [[ ! -x $python ]]; then
 fi
 
 if [[ ${DRY_RUN:-0} == 1 ]]; then
-  exec "$python" -m regtune.cli sweep "$recipe" --folder "$folder" --dry-run
+  exec "$python" -m regtune sweep "$recipe" --folder "$folder" --dry-run
 fi
 "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "No GPU is visible to torch here.")'
 
 mkdir -p "$folder.logs"
 started=$SECONDS
-"$python" -m regtune.cli sweep "$recipe" --folder "$folder" --search-only
+"$python" -m regtune sweep "$recipe" --folder "$folder" --search-only
 children=()
 for ((number = 1; number <= processes; number++)); do
-  OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} "$python" -m regtune.cli sweep "$recipe" --folder "$folder" \
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} "$python" -m regtune sweep "$recipe" --folder "$folder" \
     >"$folder.logs/process-$number.log" 2>&1 &
   children+=($!)
 done
@@ -51,5 +52,8 @@ done
 cells=$(find "$folder" -mindepth 2 -maxdepth 2 -name run.json | wc -l)
 minutes=$(((SECONDS - started) / 60))
 echo "$cells cells are finished; this start took $minutes minutes with $processes processes. Logs: $folder.logs"
-"$python" -m regtune.cli sweep "$recipe" --folder "$folder" --export docs/results/ablation
+"$python" -m regtune sweep "$recipe" --folder "$folder" --export docs/results/ablation
+if [[ ${THROUGHPUT:-1} == 1 ]]; then
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} "$python" benchmarks/cells_per_hour.py "$recipe" --processes 1 "$processes"
+fi
 exit $failed

@@ -1,62 +1,33 @@
-"""What every benchmark writes down: its figures and the machine, as one JSON file in `benchmarks/results/`."""
+"""What every benchmark writes down: its figures, the machine and the versions, as a JSON file in `benchmarks/results/`.
+
+Files that were written earlier name the machine in other words (`cpu` for `processor`, versions inside `machine`);
+what reads them looks at the figures alone.
+"""
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import platform
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+
+from regtune import records
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores, the accelerator, and the versions that decide about speed."""
-    described: dict[str, Any] = {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-    }
-    if torch.cuda.is_available():
-        described["accelerator"] = torch.cuda.get_device_name()
-    return described
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
+    """The machine as run records describe it, and the threads that torch uses."""
+    return records.machine() | {"torch_threads": torch.get_num_threads()}
 
 
 def write_result(name: str, result: dict[str, Any], *, folder: Path = RESULTS) -> Path:
-    """Writes `folder/name.json` whole or not at all: the result, the date (UTC) and the machine."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `folder/name.json` whole or not at all: the result, the date (UTC), the machine and the versions."""
     content = {
         "benchmark": name,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": records.now(),
         **result,
         "machine": machine(),
+        "versions": records.versions(),
     }
-    path = folder / f"{name}.json"
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
+    return records.write_json(folder / f"{name}.json", content)

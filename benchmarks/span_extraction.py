@@ -213,7 +213,7 @@ def main() -> None:
         "ratios": ratios,
     }
     path = write_result("span_extraction", result)
-    print(f"{len(windows)} windows of {len(examples)} questions on {machine()['cpu']}, median seconds:")
+    print(f"{len(windows)} windows of {len(examples)} questions on {machine()['processor']}, median seconds:")
     for name, value in medians.items():
         print(f"  {name:16} {value:8.3f}")
     print(f"ratios {ratios}; written to {path}")

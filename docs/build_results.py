@@ -1,7 +1,7 @@
 """Writes every measured table and figure of README and docs from the committed records; `--check` only compares.
 
 A page holds blocks between `<!-- results:NAME -->` and `<!-- /results -->`; NAME is a function in `BLOCKS` below.
-Nobody types a number between them.
+Nobody types a number between them. The ablation's report is made, too (`ablation_results.py`).
 
     python docs/build_results.py [--check]
 """
@@ -16,18 +16,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ablation_results as ablation
+import inside_results as looks
 import numpy as np
 
 from regtune.evaluation.arm_scores import ArmScores
 from regtune.evaluation.statistics import compare_arms
-from regtune.records import RunRecord, inside, load_record, read_json
+from regtune.records import RunRecord, load_record, read_json, read_predictions
+from regtune.report.arms import BASELINE, REGISTERS, arm_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-CELLS = RESULTS / "ablation" / "cells"
+CELLS = RESULTS / "minilm-tydiqa-en" / "cells"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 FIGURE = RESULTS / "minilm-tydiqa-en.svg"
-PAGES = (ROOT / "README.md", RESULTS / "minilm-tydiqa-en.md", RESULTS / "speed.md")
+PAGES = (
+    ROOT / "README.md",
+    RESULTS / "ablation.md",
+    RESULTS / "minilm-tydiqa-en.md",
+    RESULTS / "speed.md",
+    RESULTS / "inside.md",
+)
 BLOCK = re.compile(r"(<!-- results:(?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 COUNTS, SEEDS = (0, 8), (0, 1)
 DELTA = 0.01
@@ -36,7 +45,11 @@ DELTA = 0.01
 def runs() -> list[tuple[Path, RunRecord]]:
     """The committed runs of the MiniLM recipe, by number of registers and seed."""
     found = [(path.parent, load_record(path.parent)) for path in CELLS.glob("*/run.json")]
-    mine = [(folder, record) for folder, record in found if registers_of(record) in COUNTS and seed_of(record) in SEEDS]
+    mine = [
+        (folder, record)
+        for folder, record in found
+        if arm_of(record).kind in (BASELINE, REGISTERS) and registers_of(record) in COUNTS and seed_of(record) in SEEDS
+    ]
     return sorted(mine, key=lambda item: (registers_of(item[1]), seed_of(item[1])))
 
 
@@ -57,7 +70,7 @@ def first_set(record: RunRecord) -> str:
 
 def scores(folder: Path, record: RunRecord, metric: str) -> tuple[list[str], np.ndarray]:
     """Question ids and their scores on the run's first evaluation set."""
-    rows = read_json(inside(folder, record.predictions[first_set(record)]))
+    rows = read_predictions(folder, record.predictions[first_set(record)])
     return [row["id"] for row in rows], np.array([row[metric] for row in rows], dtype=float)
 
 
@@ -222,40 +235,84 @@ def _statistics() -> list[tuple[str, str, str]]:
     return [("statistics of 90 runs × 10,570 questions, 10,000 resamples", f"{seconds:.1f} s", "≤ 20 s")]
 
 
+def _cells_per_hour() -> list[tuple[str, str, str]]:
+    path = BENCHMARKS / "cells_per_hour.json"
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    one, many = found["rows"][0], found["rows"][-1]
+    return [
+        (
+            f"cells of a sweep an hour, {many['processes']} processes side by side against {one['processes']}",
+            f"{found['ratio']:.1f} × ({many['cells_per_hour']:.0f} against {one['cells_per_hour']:.0f})",
+            "reported",
+        )
+    ]
+
+
 SPEED: tuple[Callable[[], list[tuple[str, str, str]]], ...] = (
     _training_speed,
     _register_overhead,
     _span_extraction,
     _training_memory,
     _statistics,
+    _cells_per_hour,
 )
 BLOCKS: dict[str, Callable[[], str]] = {
     "runs": table_runs,
     "comparison": table_comparison,
     "search": table_search,
     "speed": table_speed,
+    "ablation": ablation.verdict,
+    "ablation-arms": ablation.arms,
+    "ablation-sets": ablation.sets,
+    "ablation-how": ablation.how,
+    "inside-claims": looks.claims,
+    "inside-tydiqa": lambda: looks.table("tydiqa-en"),
+    "inside-squad": lambda: looks.table("squad"),
+    "inside-faithfulness": looks.table_faithfulness,
+    "inside-registers": looks.table_registers,
 }
 
 
-def build() -> dict[Path, str]:
+def build() -> dict[Path, bytes]:
     """Every generated file and its content."""
-    made = {FIGURE: figure()}
+    made = {FIGURE: figure().encode()} | ablation.report_files()
     for page in PAGES:
-        made[page] = BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m['name']]()}\n{m[3]}", page.read_text(encoding="utf-8"))
+        text = BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m['name']]()}\n{m[3]}", page.read_text(encoding="utf-8"))
+        made[page] = text.encode()
     return made
 
 
 def main() -> int:
-    """Writes or compares; 1 if a page differs from the records."""
+    """Writes or compares; 1 if a file differs from the records, or if the ablation has grown too large."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     check = parser.parse_args().check
-    differing = [path for path, text in build().items() if not path.is_file() or path.read_text("utf-8") != text]
+    differing = refresh(dict([ablation.copy_search()]), check=check)  # first: the report reads it
+    made = build()
+    differing += refresh(made, check=check)
+    for path in ablation.stale_files(made):
+        differing.append(path)
+        print(f"{'is not made any more' if check else 'removed'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.unlink()
+    size = sum(path.stat().st_size for path in ablation.FOLDER.rglob("*") if path.is_file())
+    if size > ablation.LIMIT_BYTES:
+        print(f"{ablation.FOLDER.relative_to(ROOT)} holds {size:,} bytes; {ablation.LIMIT_BYTES:,} are allowed.")
+        return 1
+    return 1 if check and differing else 0
+
+
+def refresh(made: dict[Path, bytes], *, check: bool) -> list[Path]:
+    """Writes the files that differ from what was made, or only names them."""
+    differing = [path for path, content in made.items() if not path.is_file() or path.read_bytes() != content]
     for path in differing:
         if not check:
-            path.write_text(build()[path], encoding="utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(made[path])
         print(f"{'differs from the records' if check else 'written'}: {path.relative_to(ROOT)}")
-    return 1 if check and differing else 0
+    return differing
 
 
 if __name__ == "__main__":

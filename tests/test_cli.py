@@ -136,8 +136,9 @@ def test_it_starts_quickly_and_without_the_heavy_libraries():
     assert "Examples:" in done.stdout
 
 
-def test_the_installed_command_runs(tmp_path):
-    command = [sys.executable, "-m", "regtune.cli", "info", str(tmp_path / "missing" / "model")]
+@pytest.mark.parametrize("module", ["regtune", "regtune.cli"])
+def test_the_installed_command_runs(tmp_path, module):
+    command = [sys.executable, "-m", module, "info", str(tmp_path / "missing" / "model")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

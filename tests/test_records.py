@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 
+from regtune import records
 from regtune.errors import CheckpointError, DataError
 from regtune.records import (
     RunRecord,
+    compact_predictions,
     file_name,
     inside,
     load_record,
     machine,
+    questions_file,
     read_json,
+    read_predictions,
     save_record,
     versions,
     write_json,
@@ -114,6 +120,60 @@ def test_a_link_out_of_the_run_directory_is_refused(tmp_path):
 )
 def test_data_set_names_become_safe_file_names(name, expected):
     assert file_name(name) == expected
+
+
+ROWS = [
+    {"id": "q1", "text": "a", "exact_match": 1.0, "f1": 1.0, "n_best": []},
+    {"id": "q2", "text": "", "exact_match": 0.0, "f1": 2 / 3, "n_best": []},
+]
+
+
+def exported(folder, **changes):
+    """A cell's folder with compact predictions in `p.json.gz`, and the questions beside the cells."""
+    run_dir = folder / "cells" / "abc"
+    content = compact_predictions(ROWS, texts=True)
+    write_json(questions_file(folder, content["questions"]), ["q1", "q2"])
+    write_json(run_dir / "p.json.gz", content | changes)
+    return run_dir
+
+
+def test_compact_predictions_are_read_like_the_rows_that_they_were_made_of(tmp_path):
+    rows = read_predictions(exported(tmp_path), "p.json.gz")
+    assert rows == [
+        {"id": "q1", "text": "a", "exact_match": 1, "f1": 1},
+        {"id": "q2", "text": "", "exact_match": 0, "f1": 0.6667},
+    ]
+    write_json(tmp_path / "run" / "p.json", ROWS)
+    assert read_predictions(tmp_path / "run", "p.json") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exact_match": "1"}, "does not fit its list of questions"),
+        ({"exact_match": "1x"}, "is no predictions file"),
+        ({"f1": [1.0]}, "does not fit its list of questions"),
+        ({"questions": "../../secret"}, "is no hash of question ids"),
+        ({"questions": "0123456789ab"}, "0123456789ab.json.gz can't be read"),
+    ],
+)
+def test_compact_predictions_that_do_not_fit_their_questions_are_refused(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        read_predictions(exported(tmp_path, **changes), "p.json.gz")
+
+
+def test_a_list_of_questions_that_was_changed_is_refused(tmp_path):
+    run_dir = exported(tmp_path)
+    (file,) = (tmp_path / "questions").iterdir()
+    write_json(file, ["q2", "q1"])
+    with pytest.raises(DataError, match="does not fit its list of questions"):
+        read_predictions(run_dir, "p.json.gz")
+
+
+def test_the_code_itself_is_told_apart_where_the_version_is_the_same():
+    assert re.fullmatch("[0-9a-f]{12}", versions()["regtune_source"])
+    missing = [part for part in records._RESULT_CODE if not list(Path(records.__file__).parent.glob(part))]
+    assert missing == []
 
 
 def test_versions_and_machine_say_where_a_number_was_measured():

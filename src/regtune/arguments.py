@@ -164,3 +164,80 @@ class CompareArgs:
     """Bootstrap draws."""
     flips: int = 5
     """Flipped questions shown of each kind and set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainArgs:
+    """Shows which words an answer rests on, by several methods, on the terminal or as one HTML page.
+
+    Explained are the start and the end of the model's own answer, in the window that holds it. What the numbers mean,
+    and when not to trust them, is in docs/explaining.md.
+    """
+
+    target: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")]
+    """A run directory, a model's folder or a hub name; comes first."""
+    question: str
+    """The question."""
+    context: str | None = None
+    """The text that holds the answer."""
+    context_file: str | None = None
+    """A UTF-8 file with that text instead; `-` reads standard input."""
+    compare: str | None = None
+    """Another model for the same question, side by side: for example the one without registers."""
+    methods: tuple[str, ...] = ()
+    """attnlrp, cp-lrp, chefer, integrated-gradients, gradient-input, attention-gradient, attention, rollout,
+    occlusion, random; the first, third and fourth if none are named."""
+    targets: tuple[str, ...] = ("start", "end")
+    """start, end, answer, answer-minus-runner-up or answer-minus-null."""
+    html: Path | None = None
+    """Write a page there."""
+    palette: Literal["green-red", "blue-orange"] = "green-red"
+    """Colours; blue-orange suits colour-blind readers."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseArgs:
+    """Tells which known artefacts a model has (high norms, massive activations, sinks, ...), how strong, and where.
+
+    Any supported Hugging Face model, with or without registers, trained or not. Several stand side by side.
+    """
+
+    models: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL")]
+    """Run directories, checkpoints, model folders, hub names or `minilm`."""
+    data: tuple[str, ...] = ()
+    """Questions (SQuAD-format files or names) or a .txt file with a paragraph a line; embedded questions if none."""
+    compare: str | None = None
+    """Another model; what differs gets intervals over texts."""
+    checkpoints: bool = False
+    """Look at each run's checkpoints too, in the order of training."""
+    output_dir: Path | None = None
+    """Where the numbers go: `inside` in the run directory, or runs/diagnosis/MODEL for other models."""
+    limit: int = 100
+    """Texts, spread evenly over the data."""
+    max_length: int = 256
+    """Longest text in tokens."""
+    probes: bool = True
+    """Probe outlier tokens for what they know."""
+    quantise: bool = True
+    """Measure what rounding weights and activations to 8 bits costs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideArgs:
+    """Measures everything inside one model: attention, artefacts, 8-bit loss, explanations, faithfulness, registers.
+
+    The files go into `inside` in the run directory, where `regtune report` finds and draws them.
+    """
+
+    target: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")]
+    """A run directory, a model's folder, a hub name or `minilm`; comes first."""
+    data: tuple[str, ...] = ()
+    """Questions or a .txt file; the run's first evaluation set if none, the embedded questions without a run."""
+    limit: int = 200
+    """Questions, spread evenly over the data."""
+    parts: tuple[str, ...] = ()
+    """attention, artefacts, int8, explanations, audit, faithfulness; all if none are named."""
+    output_dir: Path | None = None
+    """Where the files go instead."""

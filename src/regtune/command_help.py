@@ -54,4 +54,19 @@ COMMAND_HELP: dict[str, tuple[str, tuple[str, ...]]] = {
         "Prove on your own checkpoint that registers do what they promise.",
         ("regtune doctor minilm", "regtune doctor my/model --registers.placement suffix"),
     ),
+    "explain": (
+        "Show which words an answer rests on.",
+        (
+            'regtune explain runs/n8 --question "Who built it?" --context "It was built by Ada." --html why.html',
+            'regtune explain runs/n8 --compare runs/n0 --question "Who built it?" --context-file article.txt',
+        ),
+    ),
+    "diagnose": (
+        "Tell which known artefacts a model has, how strong, and where.",
+        ("regtune diagnose minilm", "regtune diagnose runs/n0 --compare runs/n8 --data my.dev.json"),
+    ),
+    "inside": (
+        "Measure everything inside a model; `regtune report` then draws it.",
+        ("regtune inside runs/n8", "regtune inside runs/n8 --parts audit --limit 400"),
+    ),
 }

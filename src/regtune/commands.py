@@ -18,9 +18,12 @@ from regtune.arguments import (
     AskArgs,
     CompareArgs,
     DemoArgs,
+    DiagnoseArgs,
     DoctorArgs,
     EvaluateArgs,
+    ExplainArgs,
     InfoArgs,
+    InsideArgs,
     ReportArgs,
     SweepArgs,
     TrainArgs,
@@ -166,6 +169,72 @@ def compare(argv: Sequence[str]) -> int:
     return 0
 
 
+def explain(argv: Sequence[str]) -> int:
+    """`regtune explain`."""
+    args = _parse("explain", ExplainArgs, argv)
+    context = _context(args)
+    _quiet()
+    from regtune.experiments.explain_question import explain_question
+    from regtune.report.overlays import write_overlay
+    from regtune.report.terminal_overlays import overlay_text
+
+    found = explain_question(
+        args.target,
+        args.question,
+        context,
+        methods=args.methods or None,
+        targets=args.targets,
+        compare=args.compare,
+    ).to_json()
+    print(json.dumps(found, ensure_ascii=False) if args.json else overlay_text(found, palette=args.palette))
+    if args.html is not None:
+        path = write_overlay(args.html, found, palette=args.palette)
+        print(f"Page: {path}", file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+
+def diagnose(argv: Sequence[str]) -> int:
+    """`regtune diagnose`."""
+    args = _parse("diagnose", DiagnoseArgs, argv)
+    _quiet()
+    from regtune.experiments.diagnose import DIAGNOSIS_FILE, DiagnosisSettings
+    from regtune.experiments.diagnose import diagnose as examine
+    from regtune.experiments.diagnose_text import diagnosis_text
+
+    settings = DiagnosisSettings(
+        limit=args.limit, max_length=args.max_length, probes=args.probes, quantise=args.quantise
+    )
+    found = examine(
+        *args.models,
+        data=args.data,
+        compare=args.compare,
+        checkpoints=args.checkpoints,
+        output_dir=args.output_dir,
+        settings=settings,
+    )
+    print(diagnosis_text(found))
+    print(f"Numbers: {found.folder / DIAGNOSIS_FILE}")
+    return 0
+
+
+def inside(argv: Sequence[str]) -> int:
+    """`regtune inside`."""
+    args = _parse("inside", InsideArgs, argv)
+    _quiet()
+    from regtune.experiments.inside import PARTS, look_inside
+
+    found = look_inside(
+        args.target,
+        data=args.data,
+        limit=args.limit,
+        parts=args.parts or tuple(PARTS),
+        output_dir=args.output_dir,
+    )
+    print("\n\n".join(found.texts))
+    print(f"Numbers: {found.folder}")
+    return 0
+
+
 def _parse(name: str, kind: type[ArgsT], argv: Sequence[str], default: ArgsT | None = None) -> ArgsT:
     """The command's arguments; help ends with examples."""
     try:
@@ -184,7 +253,7 @@ def _first(argv: Sequence[str]) -> str | None:
     return argv[0] if argv and not argv[0].startswith("-") else None
 
 
-def _context(args: AskArgs) -> str:
+def _context(args: AskArgs | ExplainArgs) -> str:
     if (args.context is None) == (args.context_file is None):
         raise ConfigError("Give the text with --context or with --context-file (one of them).")
     if args.context is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
+import hashlib
 import json
 import os
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +22,17 @@ SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
 CURVE_FILE = "curve.json"
+_RESULT_CODE = (
+    "config.py",
+    "data/*.py",
+    "models/**/*.py",
+    "training/*.py",
+    "evaluation/*.py",
+    "experiments/experiment.py",
+    "experiments/scoring.py",
+    "experiments/shared_inputs.py",
+    "experiments/warm_up.py",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +127,61 @@ def inside(run_dir: Path, name: str) -> Path:
     return path
 
 
+def read_predictions(run_dir: Path, file: str) -> list[dict[str, Any]]:
+    """The rows of a predictions file, whichever way it was written: `id`, `text`, `exact_match` and `f1` at least.
+
+    A run writes a list of rows. An export writes columns (`compact_predictions`), and the question ids, which are the
+    same for all runs, once for all of them: in `questions/HASH.json.gz` beside the folder that holds the runs.
+
+    Raises:
+        CheckpointError: the name leaves the run directory.
+        DataError: a file that is missing or broken, or columns of other questions.
+    """
+    path = inside(run_dir, file)
+    content = read_json(path)
+    if not isinstance(content, dict):
+        rows: list[dict[str, Any]] = content
+        return rows
+    try:
+        ids = read_json(questions_file(run_dir.parent.parent, str(content["questions"])))
+        right = [int(mark) for mark in content["exact_match"]]
+        columns = (ids, content.get("text") or [""] * len(ids), right, content["f1"])
+        named = questions_hash(ids) == content["questions"]
+        whole = named and {len(column) for column in columns} == {len(ids)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no predictions file ({error!r}). Export or evaluate the run again.") from error
+    if not whole:
+        raise DataError(f"{path} does not fit its list of questions. Export the sweep again.")
+    return [dict(zip(("id", "text", "exact_match", "f1"), row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def compact_predictions(rows: Sequence[Mapping[str, Any]], *, texts: bool) -> dict[str, Any]:
+    """Predictions as columns: a hash for the question ids, exact match as 0 and 1, F1 with four decimals.
+
+    Args:
+        rows: what a run wrote, or `read_predictions` read.
+        texts: keep the answers' texts.
+    """
+    content: dict[str, Any] = {
+        "questions": questions_hash([row["id"] for row in rows]),
+        "exact_match": "".join(str(int(row["exact_match"])) for row in rows),
+        "f1": [int(row["f1"]) if row["f1"] in (0, 1) else round(row["f1"], 4) for row in rows],
+    }
+    return content | ({"text": [row["text"] for row in rows]} if texts else {})
+
+
+def questions_hash(ids: Sequence[str]) -> str:
+    """The first 12 hex digits of the SHA-256 of question ids in their order."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:12]
+
+
+def questions_file(folder: Path, name: str) -> Path:
+    """Where an export keeps the question ids with that hash."""
+    if not re.fullmatch(r"[0-9a-f]{12}", name):
+        raise DataError(f"{name!r} is no hash of question ids (12 hexadecimal digits). Export the sweep again.")
+    return folder / "questions" / f"{name}.json.gz"
+
+
 def file_name(text: str) -> str:
     """A data set's name as a safe file name: letters, digits, dot, minus and underscore."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name if "/" in text else text).strip("-.") or "set"
@@ -147,13 +216,25 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that a result depends on."""
+    """Versions of everything that a result depends on, and a hash of regtune's own code."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "regtune_source": source_hash()}
     for package in ("regtune", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+@functools.cache
+def source_hash() -> str:
+    """The first 12 hex digits of the SHA-256 of the code that a run's result depends on.
+
+    The version alone does not tell two states of the code apart. Taken once in a process, so ask early: a file that is
+    edited later is not the code that runs.
+    """
+    root = Path(__file__).parent
+    files = [file for part in _RESULT_CODE for file in sorted(root.glob(part))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -170,6 +170,26 @@ def test_seeds_and_questions_are_matched_by_their_ids_not_their_order():
     assert in_order == verdict(baseline, arm)
 
 
+def test_an_arm_that_lacks_seeds_is_compared_on_those_it_has_and_costs_the_others_none():
+    rng = np.random.default_rng(8)
+    base, full, part = (noisy_runs(5, 80, 0.5, seed_sd=0.05, rng=rng) for _ in range(3))
+    arms = {
+        "full": ArmScores(scores=full, seeds=(0, 1, 2, 3, 4), name="full"),
+        "part": ArmScores(scores=part[[3, 1]], seeds=(3, 1), name="part"),
+    }
+    baseline = ArmScores(scores=base, seeds=(0, 1, 2, 3, 4), name="baseline")
+    results = compare_arms(baseline, arms, partial=True)
+    assert [(r.seeds, r.baseline_seeds, r.comparisons) for r in results] == [(5, 5, 2), (2, 2, 2)]
+    assert results[0].interval == pytest.approx(compare_arms(base, {"full": full})[0].interval)
+    assert results[1].difference == pytest.approx(part[[1, 3]].mean() - base[[1, 3]].mean())
+    assert results[1].interval[1] - results[1].interval[0] > results[0].interval[1] - results[0].interval[0]
+    with pytest.raises(DataError, match="don't have the same seeds"):
+        compare_arms(baseline, arms)
+    lone = ArmScores(scores=part[:2], seeds=(4, 9), name="lone")
+    with pytest.raises(DataError, match="lone and baseline share 1 seed and at least 2 are needed"):
+        compare_arms(baseline, {"lone": lone}, partial=True)
+
+
 def test_unpaired_arms_may_have_different_numbers_of_seeds():
     rng = np.random.default_rng(6)
     result = verdict(noisy_runs(3, 80, 0.5, rng=rng), noisy_runs(6, 80, 0.5, rng=rng), paired=False)

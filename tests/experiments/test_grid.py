@@ -10,8 +10,10 @@ import yaml
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, WarmUpConfig, config_hash
 from regtune.errors import ConfigError, UnknownNameError
+from regtune.experiments.arms import ARMS
 from regtune.experiments.grid import LearningRates, SweepConfig
 from regtune.experiments.sweep_recipe import load_sweep, sweep_from_dict, sweep_to_dict
+from regtune.records import read_json
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MINIMAL = {
@@ -150,6 +152,32 @@ def test_an_unknown_recipe_is_refused(tmp_path, monkeypatch):
     (tmp_path / "recipes" / "ablation.yaml").write_text("{}")
     with pytest.raises(UnknownNameError, match=r"Did you mean 'ablation\.yaml'"):
         load_sweep("ablatoin")
+
+
+def test_the_controls_recipe_shares_its_cells_and_its_folder_with_the_grid(tmp_path):
+    from regtune.experiments.sweep import check_folder, open_folder
+
+    grid, controls = (load_sweep(RECIPES / f"ablation-minilm-{name}.yaml") for name in ("cpu", "controls-cpu"))
+    open_folder(grid, tmp_path)
+    check_folder(controls, tmp_path)
+    open_folder(controls, tmp_path)
+    check_folder(grid, tmp_path)
+    keys = {cell.key: cell for cell in grid.cells()}
+    own = [cell for cell in controls.cells() if cell.key not in keys]
+    assert {cell.arm for cell in own} == {"frozen_random", "sep_copies", "mask_copies", "every_layer"}
+    assert {(cell.arm, cell.num_registers) for cell in controls.cells() if cell.key in keys} == {
+        ("baseline", 0),
+        ("registers", 4),
+    }
+    planned = {cell["key"] for cell in read_json(tmp_path / "sweep.json")["cells"]}
+    assert planned == keys.keys() | {cell.key for cell in own}
+
+
+def test_every_arm_that_the_question_needs_exists():
+    assert set(ARMS) == {
+        *("baseline", "registers", "frozen_random", "sep_copies", "mask_copies", "every_layer"),
+        *("registers_only", "prompt_tuning", "warm_up_all", "warm_up_registers", "warm_up_control"),
+    }
 
 
 def test_the_recipes_that_come_with_regtune_hold_the_promised_grids():

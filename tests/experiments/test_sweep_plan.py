@@ -14,7 +14,7 @@ from regtune.experiments.estimate import duration, plan_text
 from regtune.experiments.sweep import best_num_registers, outcome_text, plan_sweep, run_sweep
 from regtune.experiments.sweep_actions import carry_out
 from regtune.experiments.sweep_export import export_cells
-from regtune.records import inside, load_record, read_json, save_record
+from regtune.records import inside, load_record, read_json, read_predictions, save_record
 from tiny_sweep import fake_runs, invented, tiny_sweep
 
 
@@ -103,13 +103,15 @@ def test_an_exported_cell_is_what_a_report_reads_and_small(tmp_path):
     for path in exported:
         record = load_record(path)
         assert record == load_record(tmp_path / "s" / path.name)
-        rows = read_json(inside(path, record.predictions["dev"]))
-        original = read_json(inside(tmp_path / "s" / path.name, record.predictions["dev"]))
+        rows = read_predictions(path, record.predictions["dev"])
+        original = read_predictions(tmp_path / "s" / path.name, record.predictions["dev"])
         assert [set(row) for row in rows] == [{"id", "text", "exact_match", "f1"}] * 6
-        assert [row["text"] for row in rows] == [row["text"] for row in original]
+        for column in ("id", "text", "exact_match"):
+            assert [row[column] for row in rows] == [row[column] for row in original]
         assert [row["f1"] for row in rows] == pytest.approx([row["f1"] for row in original], abs=1e-4)
         assert {p.name for p in path.iterdir()} == {"run.json", "curve.json", "predictions"}
     assert (tmp_path / "docs" / "sweep.json").is_file()
+    assert len(list((tmp_path / "docs" / "questions").iterdir())) == 1
 
 
 def test_large_sets_are_exported_without_texts_and_unchanged_cells_are_left_alone(tmp_path):
@@ -117,10 +119,18 @@ def test_large_sets_are_exported_without_texts_and_unchanged_cells_are_left_alon
     run_sweep(sweep, tmp_path / "s", progress=False)
     (path,) = export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
     file = inside(path, load_record(path).predictions["dev"])
-    assert {row["text"] for row in read_json(file)} == {""}
+    assert "text" not in read_json(file)
+    assert {row["text"] for row in read_predictions(path, "predictions/dev.json.gz")} == {""}
     stamp = file.stat().st_mtime_ns
     export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
     assert file.stat().st_mtime_ns == stamp
+
+
+def test_a_cell_that_was_exported_with_texts_loses_them_when_it_is_exported_without(tmp_path):
+    run_sweep(tiny_sweep(tmp_path, arms=("baseline",)), tmp_path / "s", progress=False)
+    export_cells(tmp_path / "s", tmp_path / "docs")
+    (path,) = export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
+    assert "text" not in read_json(path / "predictions" / "dev.json.gz")
 
 
 def test_an_export_of_nothing_is_refused(tmp_path):

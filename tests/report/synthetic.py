@@ -45,6 +45,7 @@ def write_cell(
     drop: int = 0,
     texts: dict[int, str] | None = None,
     prefix: str = "q",
+    versions: dict[str, str] | None = None,
 ) -> Path:
     """A finished run whose chance of a right answer is 0.5 + effect; difficulty is shared by all runs."""
     run_dir = folder / config_hash(config)
@@ -94,7 +95,7 @@ def write_cell(
             },
             data=data,
             parameters={"total": 22_000_000 + 768 * count, "trainable": 22_000_000, "registers": 768 * count},
-            versions={"python": "3.11", "regtune": "0.1.0", "torch": "2.13"},
+            versions={"python": "3.11", "regtune_source": "0123456789ab", "torch": "2.13"} | (versions or {}),
             machine={"processor": "synthetic", "cores": 2, "memory_bytes": 2**33, "accelerator": None},
             predictions=files,
             started="2026-01-01T00:00:00+00:00",

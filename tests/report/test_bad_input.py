@@ -60,6 +60,15 @@ def test_half_written_and_failed_cells_are_listed_and_left_out(small):
     assert "<code>bbbbbbbbbbbb</code>: failed: TrainingError: loss is nan</li>" in page
 
 
+def test_a_half_written_cell_of_the_plan_is_named_by_its_arm_and_seed(small):
+    write_json(small / "cccccccccccc" / "config.json", {"registers": {}, "training": {}})
+    cell = {"key": "cccccccccccc", "arm": "registers", "num_registers": 4, "seed": 3, "training_set": "t"}
+    write_json(small / "sweep.json", {"sweep": {"training_sets": {"t": ["en.train.json.gz"]}}, "cells": [cell]})
+    found = collect(small)
+    assert found.skipped[0].reason.endswith("Planned: registers, N = 4, seed 3, trained on t")
+    assert found.groups[0].gaps.missing == ("registers, N = 4: seed 3",)
+
+
 def test_a_run_file_that_was_cut_short_is_listed(small):
     path = cells(small, 4, 2) / "run.json"
     path.write_text(path.read_text()[:100])
@@ -105,17 +114,28 @@ def test_an_arm_with_other_questions_under_the_same_name_is_named(tmp_path):
     assert [row[0] for row in section.arms[0].rows] == ["baseline", "registers, N = 4"]
 
 
-def test_a_missing_seed_is_said_and_the_shared_seeds_are_used(tmp_path):
+def test_a_missing_seed_is_said_and_only_the_arm_that_lacks_it_is_compared_without(tmp_path):
     write_sweep(tmp_path, counts=(0, 4, 8), seeds=(0, 1, 2), questions=40, sets=("dev.json",))
     import shutil
 
     shutil.rmtree(cells(tmp_path, 8, 1))
     section = build_report(collect(tmp_path), settings=FAST).sections[0]
-    assert any(
-        "Compared on the 2 seeds that all arms share, of 3 (registers, N = 8 lacks seed 1)" in note
-        for note in section.arms[0].notes
-    )
-    assert "2 seeds in each arm, paired by seed" in section.headline.basis
+    said = "registers, N = 8 is compared with baseline on seeds 0, 2 alone: it lacks seed 1."
+    assert said in section.arms[0].notes
+    assert {row[0]: row[-1] for row in section.arms[0].rows} == {
+        "baseline": "3",
+        "registers, N = 4": "3",
+        "registers, N = 8": "2",
+    }
+
+
+def test_an_arm_with_one_seed_of_the_baselines_is_left_out_and_named(tmp_path):
+    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1, 2), questions=40, sets=("dev.json",))
+    for seed in (2, 7):
+        write_cell(tmp_path, config_of("registers", 8, seed, sets=("dev.json",)), questions=40)
+    section = build_report(collect(tmp_path), settings=FAST).sections[0]
+    assert "registers, N = 8 is not compared: it shares seed 2 with baseline; 2 are needed." in section.arms[0].notes
+    assert [row[0] for row in section.arms[0].rows] == ["baseline", "registers, N = 4"]
 
 
 def test_arms_without_common_seeds_are_compared_unpaired_and_it_is_said(tmp_path):
@@ -123,7 +143,7 @@ def test_arms_without_common_seeds_are_compared_unpaired_and_it_is_said(tmp_path
         write_cell(tmp_path, config_of("baseline", 0, seed, sets=("dev.json",)), questions=40)
         write_cell(tmp_path, config_of("registers", 4, seed + 10, sets=("dev.json",)), questions=40)
     section = build_report(collect(tmp_path), settings=FAST).sections[0]
-    assert any("Not paired by seed: the arms share 0 of 6 seeds" in note for note in section.arms[0].notes)
+    assert "Not paired by seed: the arms share 0 of 6 seeds with baseline." in section.arms[0].notes
     assert "not paired" in section.headline.basis
 
 

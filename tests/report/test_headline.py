@@ -64,6 +64,13 @@ def test_several_n_that_hurt_are_listed_with_the_worst():
     assert top.sentence.startswith("Registers hurt at N = 4 and N = 8, most at N = 8: -")
 
 
+def test_the_largest_of_several_differences_is_said_to_be_flattered_and_caveats_follow():
+    top = headline(found((0.05, 0.0)), set_name="dev", metric="F1", caveats=["One thing.", "Another."])
+    assert "N = 4 is named because its difference is the largest of 2 on these very questions" in top.basis
+    assert top.basis.endswith(" One thing. Another.")
+    assert "flatters" not in headline(found((0.05,)), set_name="dev", metric="F1").basis
+
+
 def test_equivalent_needs_every_n():
     top = headline(found((0.0, 0.0), noise=0.0005), set_name="dev", metric="F1")
     assert top.verdict == "equivalent"

@@ -194,6 +194,22 @@ def test_the_search_for_learning_rates_is_shown(tmp_path):
     assert table.notes[1] == "Chosen: registers: 0.0002, 0.001."
 
 
+def test_a_rate_at_the_edge_of_the_search_is_said_to_be_there():
+    from regtune.report.fact_tables import search_table
+
+    rates = [(1e-4, 1e-2, 0.5), (2e-4, 1e-3, 0.6), (2e-4, 1e-2, 0.7), (4e-4, 1e-2, 0.4)]
+    names = ("learning_rate", "register_learning_rate", "f1")
+    rows = [dict(zip(names, row, strict=True)) | {"num_registers": 8} for row in rates]
+    notes = search_table({"rows": rows}).notes
+    assert "Chosen: N = 8: 0.0002, 0.01." in notes
+    assert notes[-1] == (
+        "At the edge of what was tried, so a better one may lie beyond it: "
+        "N = 8, register learning rate 0.01 (largest of 2)."
+    )
+    bracketed = [row | {"register_learning_rate": None} for row in rows]
+    assert search_table({"rows": bracketed}).notes[-1] == "No chosen rate lies at the edge of what was tried."
+
+
 def test_answers_that_an_export_left_out_are_not_called_empty(tmp_path):
     from regtune.records import read_json, write_json
 
@@ -219,6 +235,52 @@ def test_planned_cells_that_have_not_begun_are_listed(tmp_path):
         found = collect(folder)
         assert found.not_begun == ("registers, N = 32, trained on tydi: seeds 0, 1",)
         assert found.groups[0].train_name == "tydi"
+        said = "The grid is not whole: 2 of its 6 planned cells are missing (registers, N = 32: seeds 0, 1)."
+        section = build_report(found, settings=Settings(resamples=200)).sections[0]
+        assert section.headline.basis.endswith(said)
+        assert said in section.arms[0].notes
+
+
+def test_a_chosen_n_is_said_to_be_flattered_and_arms_that_wait_for_it_are_named(tmp_path):
+    from regtune.records import write_json
+
+    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, sets=("dev.json",), controls=("sep",))
+    content = {"sweep": {"training_sets": {"t": ["en.train.json.gz"]}, "at_best": ["sep_copies"]}, "cells": []}
+    for best, said in (
+        ({"t": 4}, "Controls ran at N = 4 because"),
+        ({}, "wait for the best N to be known: sep_copies."),
+    ):
+        write_json(tmp_path / "sweep.json", content | {"best_num_registers": best})
+        page = write_report(tmp_path, output=tmp_path / "out", resamples=200)
+        assert said in page.read_text(encoding="utf-8").replace("\u00a0", " ")
+        assert said in (page.parent / "tables.md").read_text(encoding="utf-8").replace("\\", "")
+
+
+def test_runs_of_other_code_or_libraries_are_told_beside_the_verdict(tmp_path):
+    for seed in (0, 1):
+        write_cell(tmp_path, config_of("baseline", 0, seed, sets=("dev.json",)), questions=40)
+        versions = {"regtune_source": "ba9876543210"} if seed else {"torch": "2.14"}
+        write_cell(tmp_path, config_of("registers", 4, seed, sets=("dev.json",)), questions=40, versions=versions)
+    report = build_report(collect(tmp_path), settings=Settings(resamples=200))
+    code = (
+        "Not all runs have the same code of regtune (hash of its sources): 0123456789ab in baseline (seeds 0, 1), "
+        "registers, N = 4 (seed 0); ba9876543210 in registers, N = 4 (seed 1)."
+    )
+    assert code in report.sections[0].headline.basis
+    assert code in report.versions.notes
+    assert any("the same version of torch: 2.13 in" in note for note in report.sections[0].arms[0].notes)
+
+
+def test_runs_without_a_hash_of_the_code_are_dated(tmp_path, sweep):
+    import json
+
+    assert build_report(collect(sweep), settings=Settings(resamples=600)).versions.notes == ()
+    path = write_cell(tmp_path, config_of("baseline", 0, 0), questions=5) / "run.json"
+    content = json.loads(path.read_text())
+    del content["versions"]["regtune_source"]
+    path.write_text(json.dumps(content))
+    (note,) = build_report(collect(tmp_path), settings=Settings(resamples=200)).versions.notes
+    assert "All runs were recorded without a hash of regtune's code, so only their times (2026-01-01T00:00:00" in note
 
 
 def test_settings_tell_which_arms_have_them(sweep):

@@ -18,10 +18,10 @@ from regtune.analysis.chefer_rules import CheferRules
 from regtune.analysis.ledger import Ledger
 from regtune.analysis.lrp import STATES, relevance_rules
 from regtune.analysis.lrp_rules import PlainGradient
+from regtune.analysis.rollout import fresh_rows, read_from
 from regtune.analysis.scores import Scores
 from regtune.analysis.targets import Resolved, values_of
 from regtune.errors import ConfigError
-from regtune.models.registers import Registers
 from regtune.models.surgery import find_registers
 
 
@@ -62,13 +62,17 @@ def chefer_scores(
     maps = [_block_map(gradient, relevance) for gradient, relevance in zip(gradients, found[:count], strict=True)]
     arrived = torch.stack([part.flatten(1).sum(1, dtype=torch.float64) for part in found[count:]]).sum(0)
     started = torch.tensor([sum(term.weight for term in target.terms) for target in targets]) / sizes
-    tokens, registers = _roll_out(maps[start_layer:], targets, find_registers(model))
+    registers = find_registers(model)
+    joint = maps[start_layer]
+    for later in maps[start_layer + 1 :]:
+        joint = later @ fresh_rows(joint, registers)
+    tokens, of_registers = read_from(joint, targets, registers)
     none = torch.zeros_like(values, dtype=torch.float64)
     return Scores(
         targets=targets,
         values=values.detach().double(),
         tokens=tokens,
-        registers=registers,
+        registers=of_registers,
         positions=none,
         types=none,
         biases=none,
@@ -83,25 +87,3 @@ def _block_map(gradient: Tensor, relevance: Tensor) -> Tensor:
     eye = torch.eye(gradient.shape[-1], dtype=torch.float64, device=gradient.device)
     mixed = eye + (gradient * relevance).clamp(min=0).mean(1, dtype=torch.float64)
     return mixed / mixed.sum(-1, keepdim=True)
-
-
-def _roll_out(
-    maps: Sequence[Tensor], targets: Sequence[Resolved], registers: Registers | None
-) -> tuple[Tensor, Tensor]:
-    """The rows of the product that the targets are read from, split into text `[batch, seq]` and registers."""
-    joint = maps[0]
-    for later in maps[1:]:
-        joint = later @ joint
-    if registers is not None and not registers.enabled:
-        registers = None
-    # Columns become the second axis, so that what inserts and strips registers can be used on them.
-    by_query = joint if registers is None else registers.strip(joint)
-    read = torch.zeros(by_query.shape[:2], dtype=torch.float64, device=joint.device)
-    for row, target in enumerate(targets):
-        for term in target.terms:
-            read[row, term.position] += abs(term.weight)
-    read = read / read.sum(1, keepdim=True)
-    scores = torch.einsum("bq,bqk->bk", read, by_query)
-    if registers is None:
-        return scores, scores[:, :0]
-    return registers.strip(scores.unsqueeze(-1)).squeeze(-1), registers.registers_of(scores.unsqueeze(-1)).squeeze(-1)

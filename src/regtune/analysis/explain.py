@@ -14,20 +14,45 @@ from torch import Tensor, nn
 
 from regtune.analysis.attnlrp import attnlrp_scores
 from regtune.analysis.attribution import Attribution, ConservationError
+from regtune.analysis.batch import Batch, make_batch
 from regtune.analysis.chefer import chefer_scores
-from regtune.analysis.relevance_families import RelevanceFamily, relevance_family_of
+from regtune.analysis.explain_checks import check_inputs, check_model, one_each
+from regtune.analysis.gradient_input import gradient_input_scores, random_scores
+from regtune.analysis.integrated_gradients import integrated_gradients_scores
+from regtune.analysis.occlusion import occlusion_scores
+from regtune.analysis.relevance_families import RelevanceFamily
+from regtune.analysis.rollout import attention_gradient_scores, attention_scores, rollout_scores
 from regtune.analysis.scores import Scores
-from regtune.analysis.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
-from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
-from regtune.models.surgery import backbone_of
+from regtune.analysis.targets import Target
+from regtune.errors import ConfigError, unknown_name
+
+
+def _attnlrp(batch: Batch, *, without: Sequence[str] = ()) -> Scores:
+    return attnlrp_scores(batch.model, batch.run, batch.resolve, without=without)
+
+
+def _cp_lrp(batch: Batch, *, without: Sequence[str] = ()) -> Scores:
+    return attnlrp_scores(batch.model, batch.run, batch.resolve, constant_attention=True, without=without)
+
+
+def _chefer(batch: Batch, *, start_layer: int = 0) -> Scores:
+    return chefer_scores(batch.model, batch.run, batch.resolve, start_layer=start_layer)
+
 
 METHODS: dict[str, Callable[..., Scores]] = {
-    "attnlrp": attnlrp_scores,
-    "chefer": chefer_scores,
-    "cp-lrp": functools.partial(attnlrp_scores, constant_attention=True),
+    "attention": attention_scores,
+    "attention-gradient": attention_gradient_scores,
+    "attnlrp": _attnlrp,
+    "chefer": _chefer,
+    "cp-lrp": _cp_lrp,
+    "gradient-input": gradient_input_scores,
+    "integrated-gradients": integrated_gradients_scores,
+    "occlusion": occlusion_scores,
+    "random": random_scores,
+    "rollout": rollout_scores,
 }
-"""What can be asked for; which of them a family has is in `regtune.analysis.relevance_families`."""
-_FORWARDED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+"""What can be asked for, each with its options as keyword arguments; which of them a family has is in
+`regtune.analysis.relevance_families`."""
 
 
 def explain(
@@ -47,127 +72,64 @@ def explain(
     Args:
         model: a Hugging Face model with a head, with or without registers, in eval mode. It is left as it was.
         inputs: `input_ids` `[rows, seq]` and what else the tokenizer made (`attention_mask`, `token_type_ids`,
-            `offset_mapping`); what the model doesn't take is left out. Padding is on the right.
-        method: `attnlrp` (Achtibat 2024), `cp-lrp` (Ali 2022) or `chefer` (Chefer 2021).
+            `offset_mapping`) or an analysis batch holds (`token_classes`); what the model doesn't take is left out.
+            Padding is on the right.
+        method: `attnlrp` (Achtibat 2024), `cp-lrp` (Ali 2022), `chefer` (Chefer 2021), `integrated-gradients`,
+            `gradient-input`, `occlusion`, `rollout`, `attention`, `attention-gradient` or `random`.
         target: one target for all rows or one for each, by name or as an object of `regtune.analysis.targets`; by
-            default the answer, the predicted class or the next token, whichever the head gives.
-        tokenizer: gives the tokens their text; without it they are ids.
-        tolerance: largest residual, as a share of the sum of the parts' sizes (at least 1). By default 1e-8 in
-            float64 (1e-6 for families that compute partly in float32), 1e-3 in float32, 5e-2 below.
+            default the answer, the predicted class, the next token or the token at [MASK], whichever the head gives.
+        tokenizer: gives the tokens their text, without it they are ids; and says which tokens are special.
+        tolerance: largest residual. For relevance propagation it is a share of the sum of the parts' sizes (at least
+            1), by default 1e-8 in float64 (1e-6 for families that compute partly in float32), 1e-3 in float32, 5e-2
+            below. For integrated gradients it is a share of the change from baseline to text, by default 0.01.
         on_residual: what to do with a residual above it.
         batch_size: rows that run together; it changes no score.
-        options: for the method, for example `{"start_layer": 11}` for `chefer`.
+        options: for the method, for example `{"start_layer": 11}` for `chefer` or `{"baseline": "mask"}` for
+            `integrated-gradients`; they are the keyword arguments of the method's own function.
 
     Raises:
-        UnknownNameError: a method that the family has no rules for, or an unknown target.
-        UnsupportedModelError: a model in training mode, or one without relevance rules.
+        UnknownNameError: a method that the family has no rules for, an unknown target or an unknown option.
+        UnsupportedModelError: a model in training mode, one without relevance rules, or one in bfloat16 on a CPU that
+            has none.
         TargetError: a target outside the text, in the padding, or that the head doesn't give.
         ConservationError: a residual above the tolerance.
     """
-    family = _check_model(model, method)
-    tensors = _check_inputs(inputs)
+    family = check_model(model, method)
+    tensors = check_inputs(inputs)
     rows = len(tensors["input_ids"])
-    targets = _one_each(target, rows)
+    targets = one_each(target, rows)
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be at least 1.")
     if on_residual not in ("refuse", "warn"):
         raise unknown_name("on_residual", on_residual, ("refuse", "warn"))
     limit = _tolerance(model, family, method) if tolerance is None else tolerance
-    score = functools.partial(METHODS[method], **(options or {}))
+    score = _with_options(method, options or {})
     found: list[Attribution] = []
     for first in range(0, rows, batch_size):
         batch = {name: value[first : first + batch_size] for name, value in tensors.items()}
-        scores = _score(model, batch, targets[first : first + batch_size], score)
+        wanted = targets[first : first + batch_size]
+        with torch.inference_mode(False), torch.enable_grad():
+            scores = score(make_batch(model, family, batch, wanted, tolerance=limit, tokenizer=tokenizer))
         _check_residual(scores, limit, method, on_residual, first)
         found.extend(_attributions(scores, batch, method, tokenizer))
     return found
 
 
-def _check_model(model: nn.Module, method: str) -> RelevanceFamily:
-    family = relevance_family_of(backbone_of(model).config)
-    if method not in family.methods:
-        raise unknown_name(f"attribution method for {family.name}", method, family.methods)
-    training = next((name or type(model).__name__ for name, part in model.named_modules() if part.training), None)
-    if training is not None:
-        raise UnsupportedModelError(
-            f"{training} is in training mode, where dropout makes every explanation a different one. "
-            "Call model.eval() first."
-        )
-    return family
-
-
-def _check_inputs(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    if inputs.get("input_ids") is None:
-        raise ConfigError(f"explain needs input_ids; it was given {', '.join(inputs) or 'nothing'}.")
-    names = [name for name in (*_FORWARDED, "offset_mapping") if inputs.get(name) is not None]
-    tensors = {name: torch.as_tensor(inputs[name]) for name in names}
-    ids = tensors["input_ids"]
-    if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
-        raise ConfigError(f"input_ids must be whole numbers [rows, seq], at least one; these are {list(ids.shape)}.")
-    tensors.setdefault("attention_mask", torch.ones_like(ids))
-    mask = tensors["attention_mask"]
-    if mask.shape != ids.shape:
-        raise ConfigError(f"attention_mask is {list(mask.shape)}, input_ids {list(ids.shape)}; they must be equal.")
-    for row, text in enumerate(mask.bool()):
-        if not text.any():
-            raise ConfigError(f"row {row} is nothing but padding; leave it out.")
-        if not text[: int(text.sum())].all():
-            raise ConfigError(f"row {row} has padding before its end, which moves positions; pad on the right.")
-    return tensors
-
-
-def _one_each(target: str | Target | Sequence[str | Target] | None, rows: int) -> Sequence[str | Target | None]:
-    if not isinstance(target, Sequence) or isinstance(target, str):
-        return [target] * rows
-    if len(target) != rows:
-        raise ConfigError(f"{len(target)} targets for {rows} rows; give one target, or one for each row.")
-    return target
+def _with_options(method: str, options: Mapping[str, Any]) -> Callable[[Batch], Scores]:
+    known = set(inspect.signature(METHODS[method]).parameters) - {"batch"}
+    for name in options:
+        if name not in known:
+            raise unknown_name(f"option of {method}", name, known)
+    return functools.partial(METHODS[method], **options)
 
 
 def _tolerance(model: nn.Module, family: RelevanceFamily, method: str) -> float:
+    if method == "integrated-gradients":
+        return 0.01
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     if dtype != torch.float64:
         return 1e-3 if dtype == torch.float32 else 5e-2
     return 1e-6 if family.single_precision or method == "chefer" else 1e-8
-
-
-def _score(
-    model: nn.Module,
-    batch: Mapping[str, Tensor],
-    targets: Sequence[str | Target | None],
-    score: Callable[..., Scores],
-) -> Scores:
-    device = next(model.parameters()).device
-    accepted = inspect.signature(model.forward).parameters
-    arguments: dict[str, Any] = {name: batch[name].to(device) for name in _FORWARDED if name in batch}
-    arguments = {name: value for name, value in arguments.items() if name in accepted}
-    if "use_cache" in accepted:
-        arguments["use_cache"] = False
-    text = batch["attention_mask"].bool().cpu().numpy()
-
-    def resolve(outputs: Mapping[str, Tensor]) -> list[Resolved]:
-        logits = {
-            name: outputs[name].detach().double().cpu().numpy() for name in (START, END, LOGITS) if name in outputs
-        }
-        rows = [
-            Row(logits={name: value[index] for name, value in logits.items()}, text=text[index])
-            for index in range(len(text))
-        ]
-        return [
-            target_named(_default(row) if target is None else target).resolve(row)
-            for target, row in zip(targets, rows, strict=True)
-        ]
-
-    with torch.inference_mode(False), torch.enable_grad():
-        return score(model, lambda: model(**arguments, return_dict=True), resolve)
-
-
-def _default(row: Row) -> str:
-    if START in row.logits:
-        return "answer"
-    if LOGITS not in row.logits:
-        raise TargetError("This model has no head, so it gives no logits to explain. Load it with a task's head.")
-    return "class" if row.logits[LOGITS].ndim == 1 else "next-token"
 
 
 def _check_residual(scores: Scores, limit: float, method: str, on_residual: str, first: int) -> None:
@@ -205,7 +167,9 @@ def _attributions(scores: Scores, batch: Mapping[str, Tensor], method: str, toke
                 types=float(scores.types[row]),
                 biases=float(scores.biases[row]),
                 softmax=float(scores.softmax[row]),
+                baseline=0.0 if scores.baselines is None else float(scores.baselines[row]),
                 residual=float(scores.residual[row]),
+                steps=None if scores.steps is None else scores.steps[row],
             )
         )
     return found

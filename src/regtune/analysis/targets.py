@@ -8,69 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from regtune.errors import ConfigError, unknown_name
+from regtune.analysis.target_rows import END, LOGITS, START, Resolved, Row, Target, TargetError, Term
+from regtune.errors import unknown_name
 
-START, END, LOGITS = "start_logits", "end_logits", "logits"
-
-
-class TargetError(ConfigError):
-    """A target that this text, or this model's head, doesn't have."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
-    """One logit with its weight: `output[row][index]`, read from the hidden state of token `position`."""
-
-    output: str
-    index: tuple[int, ...]
-    position: int
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resolved:
-    """A target with everything filled in for one row."""
-
-    label: str
-    terms: tuple[Term, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What one row offers: its logits and which of its columns are text."""
-
-    logits: Mapping[str, Float[np.ndarray, "*axes"]]
-    text: Bool[np.ndarray, " seq"]
-
-    def need(self, name: str, dims: int, what: str) -> Float[np.ndarray, "*axes"]:
-        """The row's logits of that name; refused if the head gives none of that shape."""
-        values = self.logits.get(name)
-        if values is None or values.ndim != dims:
-            have = ", ".join(f"{key} {list(value.shape)}" for key, value in self.logits.items()) or "none"
-            raise TargetError(f"{what} needs {name} with {dims} axes a row; this model's head gives: {have}.")
-        return values
-
-    def check(self, position: int, what: str) -> int:
-        """A position that lies in the text, or a refusal that says why not."""
-        if not 0 <= position < len(self.text):
-            raise TargetError(f"{what}={position} is outside the text; its tokens are 0 to {len(self.text) - 1}.")
-        if not self.text[position]:
-            raise TargetError(f"{what}={position} is padding; the text has {int(self.text.sum())} tokens.")
-        return position
-
-
-@runtime_checkable
-class Target(Protocol):
-    """Anything that can pick logits of a row."""
-
-    def resolve(self, row: Row) -> Resolved:
-        """Fills in what was left open."""
+__all__ = [
+    "END",
+    "LOGITS",
+    "START",
+    "TARGETS",
+    "Answer",
+    "ClassLogit",
+    "EndLogit",
+    "MaskedToken",
+    "NextToken",
+    "Resolved",
+    "Row",
+    "StartLogit",
+    "Target",
+    "TargetError",
+    "Term",
+    "TokenTag",
+    "target_named",
+    "values_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +67,8 @@ class Answer:
         start, end: the span; both or neither.
         context: half-open range of tokens in which answers may lie; all text behind [CLS] by default.
         max_tokens: longest answer that is looked for.
-        minus: what is subtracted: nothing, the best other answer, or the null answer (start and end at [CLS]).
+        minus: what is subtracted: nothing, the best other answer, or the null answer (start and end at [CLS]). Where
+            the model finds no answer the difference to the null answer is negative, and the label says so.
     """
 
     start: int | None = None
@@ -131,7 +96,9 @@ class Answer:
         label, terms = f"start+end of tokens {best[0]} to {best[1]}", _span(*best, 1.0)
         if self.minus == "null":
             null = int(row.text.argmax())
-            return Resolved(label=f"{label} minus no answer", terms=(*terms, *_span(null, null, -1.0)))
+            wins = start_logits[null] + end_logits[null] >= start_logits[best[0]] + end_logits[best[1]]
+            label = f"{label} minus no answer" + (", which the model prefers" if wins else "")
+            return Resolved(label=label, terms=(*terms, *_span(null, null, -1.0)))
         if self.minus == "runner-up":
             other = next((span for span in spans if span != best), None)
             if other is None:
@@ -169,7 +136,7 @@ class ClassLogit:
         """See `Target`."""
         logits = row.need(LOGITS, 1, "A class")
         label = int(logits.argmax()) if self.label is None else _label(self.label, logits)
-        terms = [Term(output=LOGITS, index=(label,), position=int(row.text.argmax()))]
+        terms = [Term(output=LOGITS, index=(label,), position=row.pooled)]
         if self.minus is None:
             return Resolved(label=f"class {label}", terms=tuple(terms))
         other = _label(self.minus, logits)
@@ -211,12 +178,44 @@ class NextToken:
         return Resolved(label=f"token id {token} after token {position}", terms=(term,))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskedToken:
+    """The logit of a token at a [MASK], of the likeliest if no id is given.
+
+    Attributes:
+        token_id: the token.
+        position: where the [MASK] is; not needed if the text has only one and its id is known.
+    """
+
+    token_id: int | None = None
+    position: int | None = None
+
+    def resolve(self, row: Row) -> Resolved:
+        """See `Target`."""
+        logits = row.need(LOGITS, 2, "A masked token")
+        position = self._only_mask(row) if self.position is None else row.check(self.position, "position")
+        if row.masks is not None and not row.masks[position]:
+            raise TargetError(f"position={position} holds no [MASK], so nothing is left out there to be predicted.")
+        token = int(logits[position].argmax()) if self.token_id is None else _label(self.token_id, logits[position])
+        term = Term(output=LOGITS, index=(position, token), position=position)
+        return Resolved(label=f"token id {token} at [MASK] {position}", terms=(term,))
+
+    def _only_mask(self, row: Row) -> int:
+        if row.masks is None:
+            raise TargetError("Which token is [MASK] is unknown: pass tokenizer=..., or MaskedToken(position=...).")
+        places = np.flatnonzero(row.masks)
+        if len(places) != 1:
+            raise TargetError(f"The text has {len(places)} [MASK]; name one that it has: MaskedToken(position=...).")
+        return int(places[0])
+
+
 TARGETS: dict[str, Target] = {
     "answer": Answer(),
     "answer-minus-null": Answer(minus="null"),
     "answer-minus-runner-up": Answer(minus="runner-up"),
     "class": ClassLogit(),
     "end": EndLogit(),
+    "masked-token": MaskedToken(),
     "next-token": NextToken(),
     "start": StartLogit(),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,12 @@ class ArmScores:
         """Number of columns."""
         return int(self.scores.shape[1])
 
+    def with_seeds(self, seeds: Collection[int]) -> ArmScores:
+        """The rows of these seeds alone, in the order they have here."""
+        rows = [row for row, seed in enumerate(self.seeds or ()) if seed in seeds]
+        kept = tuple((self.seeds or ())[row] for row in rows)
+        return ArmScores(scores=self.scores[rows], name=self.name, seeds=kept, questions=self.questions)
+
     @property
     def seed_means(self) -> Floats:
         """Mean score of each seed, shape [seeds]."""
@@ -89,6 +95,29 @@ class ArmScores:
 def as_arm_scores(scores: ArmScores | npt.ArrayLike, name: str) -> ArmScores:
     """A matrix [seeds, questions] as `ArmScores`; `ArmScores` are passed on unchanged."""
     return scores if isinstance(scores, ArmScores) else ArmScores(scores=np.asarray(scores), name=name)
+
+
+def match_arm(arm: ArmScores, baseline: ArmScores, *, paired: bool, partial: bool) -> tuple[ArmScores, ArmScores]:
+    """The arm in the baseline's order (`align_arm`), and the baseline's part that it is compared with.
+
+    Args:
+        arm: the arm.
+        baseline: the baseline.
+        paired: require the same seeds in both.
+        partial: where only some seeds are shared, take those of both.
+
+    Raises:
+        DataError: as `align_arm`; and when fewer than two seeds are shared.
+    """
+    if paired and partial and arm.seeds is not None and baseline.seeds is not None:
+        shared = set(arm.seeds) & set(baseline.seeds)
+        if len(shared) < 2:
+            raise DataError(
+                f"{arm.name} and {baseline.name} share {len(shared)} seed{'' if len(shared) == 1 else 's'} and at "
+                "least 2 are needed to pair them. Run the missing seeds, or compare with paired=False."
+            )
+        arm, baseline = arm.with_seeds(shared), baseline.with_seeds(shared)
+    return align_arm(arm, baseline, paired=paired), baseline
 
 
 def align_arm(arm: ArmScores, baseline: ArmScores, *, paired: bool) -> ArmScores:

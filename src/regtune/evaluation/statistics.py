@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import special
 
 from regtune.errors import ConfigError, DataError
-from regtune.evaluation.arm_scores import ArmScores, align_arm, as_arm_scores
+from regtune.evaluation.arm_scores import ArmScores, align_arm, as_arm_scores, match_arm
 from regtune.evaluation.bootstrap import (
     Difference,
     paired_difference,
@@ -71,6 +71,7 @@ def compare_arms(
     resamples: int = 10_000,
     seed: int = 0,
     paired: bool = True,
+    partial: bool = False,
 ) -> list[Comparison]:
     """Compares every arm with the baseline; pass *all* arms that were tried, for the correction counts them.
 
@@ -83,13 +84,14 @@ def compare_arms(
         resamples: bootstrap draws.
         seed: makes the result repeatable.
         paired: seeds are shared with the baseline (same data order, same new weights).
+        partial: where an arm and the baseline share some of their seeds only, compare it on those.
 
     Returns:
         One `Comparison` for each arm, in the order given.
 
     Raises:
         DataError: when there are no arms, an arm has one seed only, scores are empty, NaN or outside [0, 1], question
-            sets differ, or seeds differ and `paired` is asked for.
+            sets differ, or seeds differ and `paired` is asked for without `partial`.
         ConfigError: when a setting is out of range.
     """
     settings = _Settings(delta=delta, alpha=alpha, power=power, resamples=resamples, seed=seed, paired=paired)
@@ -97,16 +99,20 @@ def compare_arms(
     if not arms:
         raise DataError("arms is empty: there is nothing to compare the baseline with. Pass at least one arm.")
     settings.check_tail(len(arms))
-    aligned = {name: align_arm(_with_seeds(scores, name), base, paired=paired) for name, scores in arms.items()}
-    differences = arm_differences(base, list(aligned.values()), resamples=resamples, seed=seed, paired=paired)
+    matched = {
+        name: match_arm(_with_seeds(scores, name), base, paired=paired, partial=partial)
+        for name, scores in arms.items()
+    }
+    found = [arm for arm, _ in matched.values()]
+    differences = arm_differences(base, found, resamples=resamples, seed=seed, paired=paired)
     p_adjusted = holm([d.p_value() for d in differences])
     equivalence_adjusted = holm([d.equivalence_p(delta) for d in differences])
     return [
         _comparison(
-            name, arm, base, difference, adjusted=(float(p), float(e)), comparisons=len(aligned), settings=settings
+            name, arm, own, difference, adjusted=(float(p), float(e)), comparisons=len(matched), settings=settings
         )
-        for (name, arm), difference, p, e in zip(
-            aligned.items(), differences, p_adjusted, equivalence_adjusted, strict=True
+        for (name, (arm, own)), difference, p, e in zip(
+            matched.items(), differences, p_adjusted, equivalence_adjusted, strict=True
         )
     ]
 
@@ -176,7 +182,7 @@ def arm_differences(
 
     Args:
         baseline: at least two seeds.
-        arms: aligned with the baseline (`align_arm`), at least two seeds each.
+        arms: aligned with the baseline (`match_arm`), at least two seeds each; paired ones may lack some of its seeds.
         resamples: bootstrap draws.
         seed: of the draws.
         paired: rows of an arm and of the baseline are the same seeds.
@@ -185,10 +191,13 @@ def arm_differences(
     means = resampled_means(rows, resamples=resamples, seed=seed)
     base_means, *arm_means = np.split(means, np.cumsum([baseline.num_seeds, *(arm.num_seeds for arm in arms)])[:-1])
     bootstrap = paired_difference if paired else unpaired_difference
-    return [
-        bootstrap(arm.scores, baseline.scores, (drawn, base_means), seed=seed + 1)
-        for arm, drawn in zip(arms, arm_means, strict=True)
-    ]
+    everyone = list(range(baseline.num_seeds))
+    found = []
+    for arm, drawn in zip(arms, arm_means, strict=True):
+        partial = paired and arm.num_seeds < baseline.num_seeds
+        own = [row for row in everyone if (baseline.seeds or ())[row] in (arm.seeds or ())] if partial else everyone
+        found.append(bootstrap(arm.scores, baseline.scores[own], (drawn, base_means[own]), seed=seed + 1))
+    return found
 
 
 def seed_spread(seed_means: npt.ArrayLike, *, level: float = 0.95) -> SeedSpread:

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from regtune.errors import CheckpointError, DataError
 from regtune.experiments.grid import Cell
-from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, now, read_json, write_json
+from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, now, read_json, source_hash, write_json
 
 if TYPE_CHECKING:
     from regtune.experiments.shared_inputs import SharedInputs
@@ -151,6 +151,7 @@ def run_cell(cell: Cell, folder: Path, *, keep_model: bool = False, progress: bo
 def _run(cell: Cell, run_dir: Path, *, progress: bool) -> None:
     from regtune.experiments.experiment import run_experiment
 
+    source_hash()  # now: a sweep takes hours, and the files may be edited meanwhile
     try:
         run_experiment(
             dataclasses.replace(cell.config, output_dir=run_dir), progress=progress, inputs=_shared_by_this_process()

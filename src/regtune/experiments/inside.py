@@ -28,6 +28,8 @@ from regtune.experiments.audit import audit_registers, audit_text
 from regtune.experiments.diagnose_inputs import Material, Patient, open_patient, read_material
 from regtune.experiments.diagnose_quantise import quantisation_loss
 from regtune.experiments.explain_question import explain_question
+from regtune.experiments.faithfulness import measure_faithfulness
+from regtune.experiments.faithfulness_compare import faithfulness_text
 from regtune.experiments.inside_measures import (
     ByExample,
     aligned,
@@ -42,8 +44,11 @@ from regtune.records import machine, now, versions, write_json
 INSIDE = "inside"
 MEASURES_FILE = "measures.json"
 SCHEMA_VERSION = 1
-METHODS = ("attnlrp", "chefer", "gradient-input", "rollout")
+METHODS = ("attnlrp", "chefer", "gradient-input")
 """Methods whose scores are measured on every question; integrated gradients would take tens of passes for each."""
+FAITHFULNESS_METHODS = ("attnlrp", "chefer", "gradient-input", "attention", "random")
+FAITHFULNESS_QUESTIONS = 12
+"""Each is run hundreds of times with words taken out."""
 _LENGTH = 384
 
 
@@ -131,12 +136,27 @@ def _audit(look: _Look) -> None:
         look.write("audit", found.to_json())
 
 
+def _faithfulness(look: _Look) -> None:
+    if look.answers:
+        found = measure_faithfulness(
+            look.patient.name,
+            kind="questions",
+            data=look.material.names[0],
+            methods=FAITHFULNESS_METHODS,
+            limit=min(FAITHFULNESS_QUESTIONS, len(look.material.questions)),
+            seed=look.seed,
+        )
+        look.texts.append(faithfulness_text(found))
+        look.write("faithfulness", found.to_json())
+
+
 PARTS: dict[str, Callable[[_Look], None]] = {
     "attention": _attention,
     "artefacts": _artefacts,
     "int8": _int8,
     "explanations": _explanations,
     "audit": _audit,
+    "faithfulness": _faithfulness,
 }
 
 
@@ -152,7 +172,7 @@ def look_inside(
     batch_size: int = 8,
     progress: bool = True,
 ) -> Inside:
-    """Measures attention, artefacts, 8-bit loss, explanations and registers of one model.
+    """Measures attention, artefacts, 8-bit loss, explanations, their faithfulness, and registers of one model.
 
     Parts that a model can't have (the audit without registers, F1 without a question-answering head) are left out.
 

@@ -29,8 +29,8 @@ def load_recipe(name: str | Path) -> RunConfig:
         ConfigError: no such file, broken YAML, a key that doesn't exist or occurs twice, a value of the wrong type or
             one that can't work, or an `output_dir` that leaves the current directory. The message names file and key.
     """
-    path = _find(name)
-    content = _read(path)
+    path = find_recipe(name)
+    content = read_recipe(path)
     config: RunConfig = _build(RunConfig, content, str(path), "")
     if "output_dir" in content:
         _refuse_outside(path, config.output_dir)
@@ -47,7 +47,12 @@ def config_from_dict(content: Mapping[str, Any], where: str) -> RunConfig:
     return config
 
 
-def _find(name: str | Path) -> Path:
+def find_recipe(name: str | Path) -> Path:
+    """The file that a recipe's name means: itself, or the one of that bare name in `./recipes`.
+
+    Raises:
+        ConfigError: there is none; the nearest name is suggested.
+    """
     given = Path(name)
     bare = given.name == str(name)
     candidates = [given, *([_FOLDER / given, _FOLDER / f"{name}.yaml"] if bare else [])]
@@ -76,7 +81,12 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _read(path: Path) -> dict[Any, Any]:
+def read_recipe(path: Path) -> dict[Any, Any]:
+    """A YAML file's settings as plain values; an empty file has none.
+
+    Raises:
+        ConfigError: not UTF-8, no valid YAML, a key that occurs twice, or something else than settings.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from regtune.errors import DataError
-from regtune.records import CURVE_FILE, RUN_FILE, inside, load_record, read_json
+from regtune.records import (
+    CURVE_FILE,
+    RUN_FILE,
+    compact_predictions,
+    inside,
+    load_record,
+    questions_file,
+    read_predictions,
+)
 
 CELLS = "cells"
 
@@ -18,9 +25,10 @@ CELLS = "cells"
 def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> list[Path]:
     """Copies every finished cell to `target/cells/KEY`: record, curve, and compact predictions.
 
-    A compact predictions file has a row `{id, text, exact_match, f1}` for each question: F1 with four decimals, no
-    n-best list, and an empty text in sets of more than `texts_up_to` questions. `sweep.json` and `search.json` come
-    along. Cells that are there already and have not changed are left alone.
+    Predictions become columns of exact match and F1 (four decimals), without n-best lists, and without texts in sets of
+    more than `texts_up_to` questions; the question ids, which are most of the bytes and the same in every cell, are
+    written once, to `target/questions`. `sweep.json` and `search.json` come along. Files that have not changed are left
+    alone, so a sweep can be exported again while it grows.
 
     Args:
         folder: a sweep's folder.
@@ -34,47 +42,42 @@ def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> list
         DataError: nothing is finished, or a predictions file can't be read.
         CheckpointError: a record of another schema.
     """
-    exported = [
-        _export(path.parent, target / CELLS / path.parent.name, texts_up_to=texts_up_to)
-        for path in sorted(folder.glob(f"*/{RUN_FILE}"))
-    ]
+    exported = []
+    for path in sorted(folder.glob(f"*/{RUN_FILE}")):
+        for place, content in _files(path.parent, target, texts_up_to):
+            _write_changed(place, content)
+        exported.append(target / CELLS / path.parent.name)
     if not exported:
         raise DataError(f"{folder} holds no finished cell to export.")
     for name in ("sweep.json", "search.json"):
         if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)
+            _write_changed(target / name, (folder / name).read_bytes())
     return exported
 
 
-def _export(run_dir: Path, target: Path, *, texts_up_to: int) -> Path:
-    record = load_record(run_dir)
-    finished = (run_dir / RUN_FILE).read_bytes()
-    if (target / RUN_FILE).is_file() and (target / RUN_FILE).read_bytes() == finished:
-        return target
-    target.mkdir(parents=True, exist_ok=True)
+def _files(run_dir: Path, target: Path, texts_up_to: int) -> Iterator[tuple[Path, bytes]]:
+    """Every file of a cell's export and what it holds; the record comes last."""
+    record, cell = load_record(run_dir), target / CELLS / run_dir.name
     for file in record.predictions.values():
-        rows = read_json(inside(run_dir, file))
-        _write_rows(inside(target, file), compact_rows(rows, texts=len(rows) <= texts_up_to))
+        rows = read_predictions(run_dir, file)
+        content = compact_predictions(rows, texts=len(rows) <= texts_up_to)
+        yield questions_file(target, content["questions"]), _packed([row["id"] for row in rows])
+        place = inside(cell, file)
+        yield place, _packed(content) if place.suffix == ".gz" else _plain(content)
     if (run_dir / CURVE_FILE).is_file():
-        shutil.copyfile(run_dir / CURVE_FILE, target / CURVE_FILE)
-    (target / RUN_FILE).write_bytes(finished)
-    return target
+        yield cell / CURVE_FILE, (run_dir / CURVE_FILE).read_bytes()
+    yield cell / RUN_FILE, (run_dir / RUN_FILE).read_bytes()
 
 
-def compact_rows(rows: Sequence[dict[str, Any]], *, texts: bool) -> list[dict[str, Any]]:
-    """The rows with id, text, exact match (0 or 1) and F1 (four decimals) alone."""
-    return [
-        {
-            "id": row["id"],
-            "text": row["text"] if texts else "",
-            "exact_match": int(row["exact_match"]),
-            "f1": round(row["f1"], 4),
-        }
-        for row in rows
-    ]
+def _plain(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
-    path.write_bytes(gzip.compress(raw, 9, mtime=0) if path.suffix == ".gz" else raw)
+def _packed(content: Any) -> bytes:
+    return gzip.compress(_plain(content), 9, mtime=0)
+
+
+def _write_changed(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)

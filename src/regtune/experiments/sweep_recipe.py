@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from regtune.config import RunConfig, to_dict
 from regtune.errors import ConfigError, unknown_name
 from regtune.experiments.grid import LearningRates, SearchConfig, SweepConfig
-from regtune.experiments.recipes import _find, _read, config_from_dict
+from regtune.experiments.recipes import config_from_dict, find_recipe, read_recipe
 
 _LISTS = {"arms": str, "at_best": str, "evaluation_sets": str, "num_registers": int, "seeds": int}
 
@@ -24,8 +24,8 @@ def load_sweep(name: str | Path) -> SweepConfig:
     Raises:
         ConfigError: as `load_recipe`, and for axes that are empty, repeated or of the wrong type.
     """
-    path = _find(name)
-    return sweep_from_dict(_read(path), str(path))
+    path = find_recipe(name)
+    return sweep_from_dict(read_recipe(path), str(path))
 
 
 def sweep_from_dict(content: Mapping[str, Any], where: str) -> SweepConfig:

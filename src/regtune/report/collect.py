@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from regtune.errors import CheckpointError, DataError
 from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_json
 from regtune.report.arms import Arm, arm_of, seed_of, told_apart, trained_on
+from regtune.report.gaps import Gaps, place_in_plan, read_gaps
 from regtune.report.plan import SWEEP_FILE, read_plan
 
 SEARCH_FILES = ("search.json", "learning_rate_search.json")
@@ -43,6 +45,8 @@ class Group:
     cells: tuple[Cell, ...]
     train_name: str = ""
     """The sweep's short name for the training sets, if it has one."""
+    gaps: Gaps = field(default_factory=Gaps)
+    """What the sweep's plan has and these cells don't."""
 
     @property
     def arms(self) -> list[Arm]:
@@ -106,8 +110,8 @@ def collect(folder: Path) -> Sweep:
     begun = {cell.folder.name for cell in cells} | {cell.folder.name for cell in (*skipped, *doubles)}
     return Sweep(
         folder=folder,
-        groups=_groups(cells, plan.training_sets if plan else {}),
-        skipped=(*skipped, *doubles),
+        groups=_with_gaps(_groups(cells, plan.training_sets if plan else {}), None if single else folder),
+        skipped=(*_in_plan(skipped, folder), *doubles),
         search=None if single else _search(folder),
         not_begun=tuple(plan.open_cells(begun)) if plan else (),
     )
@@ -173,6 +177,26 @@ def _groups(cells: list[Cell], names: dict[tuple[str, ...], str]) -> tuple[Group
         renamed.sort(key=lambda cell: (cell.arm.order, cell.seed))
         groups.append(Group(model=model, train=train, cells=tuple(renamed), train_name=names.get(train, "")))
     return tuple(sorted(groups, key=lambda group: (len(group.train), -len(group.cells))))
+
+
+def _with_gaps(groups: Sequence[Group], folder: Path | None) -> tuple[Group, ...]:
+    if folder is None:
+        return tuple(groups)
+    return tuple(
+        dataclasses.replace(group, gaps=read_gaps(folder, group.train_name, {cell.folder.name for cell in group.cells}))
+        for group in groups
+    )
+
+
+def _in_plan(skipped: Sequence[Skipped], folder: Path) -> list[Skipped]:
+    """The same with the arm and the seed that the sweep's plan gives a folder."""
+    words = place_in_plan(folder)
+    return [
+        dataclasses.replace(cell, reason=f"{cell.reason}. Planned: {words[cell.folder.name]}")
+        if cell.folder.name in words
+        else cell
+        for cell in skipped
+    ]
 
 
 def _search(folder: Path) -> dict[str, Any] | None:

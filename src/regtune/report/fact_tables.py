@@ -8,10 +8,12 @@ from typing import Any
 
 from regtune.report.arms import default_config, differences, filled
 from regtune.report.collect import Cell, Group
+from regtune.report.gaps import mixed_versions, unrecorded_code
 from regtune.report.table import Table, percent
 
 _OWN = ("output_dir", "training.seed", "training.data_seed")
 _SCORES = ("exact_match", "f1")
+_RATES = ("learning_rate", "register_learning_rate")
 
 
 def cost_table(group: Group) -> Table:
@@ -72,7 +74,10 @@ def settings_table(cells: Sequence[Cell]) -> Table:
         title="Settings that differ from the defaults",
         header=("setting", "arms", "here", "default"),
         rows=tuple(rows),
-        notes=(f"Seeds: {seeds}. Everything else is as in regtune's defaults of the version below.",),
+        notes=(
+            f"Seeds: {seeds}. Everything else is as in regtune's defaults of the version below. A search for learning "
+            "rates is shown above where one was recorded; without one the recipe's rates were taken as they are.",
+        ),
         left=4,
     )
 
@@ -85,7 +90,8 @@ def versions_table(cells: Sequence[Cell]) -> Table:
         *_counted("training:", [_device(cell) for cell in cells], str),
     ]
     header = ("what", "value", "runs")
-    return Table(name="versions", title="Versions and machines", header=header, rows=tuple(rows), left=2)
+    notes = tuple(filter(None, (*mixed_versions(cells), unrecorded_code(cells))))
+    return Table(name="versions", title="Versions and machines", header=header, rows=tuple(rows), notes=notes, left=2)
 
 
 def search_table(search: Mapping[str, Any]) -> Table:
@@ -95,8 +101,9 @@ def search_table(search: Mapping[str, Any]) -> Table:
     facts = [
         f"{key.replace('_', ' ')}: {value}" for key, value in search.items() if isinstance(value, (str, int, float))
     ]
-    chosen = [f"{arm}: {_rates(rates)}" for arm, rates in dict(search.get("best") or {}).items()]
-    notes = (" · ".join(facts), f"Chosen: {'; '.join(chosen)}." if chosen else "")
+    best = dict(search.get("best") or _best_rows(rows))
+    chosen = [f"{arm}: {_rates(rates)}" for arm, rates in best.items()]
+    notes = (" · ".join(facts), f"Chosen: {'; '.join(chosen)}." if chosen else "", _edges(rows, best))
     return Table(
         name="search",
         title="The search for learning rates",
@@ -104,6 +111,38 @@ def search_table(search: Mapping[str, Any]) -> Table:
         rows=tuple(tuple(_searched(column, row.get(column)) for column in columns) for row in rows),
         notes=tuple(note for note in notes if note),
     )
+
+
+def _arm(row: Mapping[str, Any]) -> str:
+    return str(row.get("arm") or f"N = {row.get('num_registers', '?')}")
+
+
+def _best_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each arm's rates with the highest F1, for searches that don't say what they chose."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if "f1" in row and row["f1"] > best.get(_arm(row), {"f1": -1.0})["f1"]:
+            best[_arm(row)] = row
+    return {arm: {key: row.get(key) for key in _RATES} for arm, row in best.items()}
+
+
+def _edges(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> str:
+    """Which of the chosen rates lie at the edge of what was tried, where a better one may lie beyond."""
+    found, inside = [], 0
+    for arm, rates in best.items():
+        for key in _RATES:
+            tried = sorted({row[key] for row in rows if _arm(row) == arm and row.get(key) is not None})
+            value = rates.get(key) if isinstance(rates, Mapping) else None
+            if value is None or len(tried) < 2:
+                continue
+            if tried[0] < value < tried[-1]:
+                inside += 1
+            else:
+                which = "largest" if value == tried[-1] else "smallest"
+                found.append(f"{arm}, {key.replace('_', ' ')} {value:g} ({which} of {len(tried)})")
+    if found:
+        return f"At the edge of what was tried, so a better one may lie beyond it: {'; '.join(found)}."
+    return "No chosen rate lies at the edge of what was tried." if inside else ""
 
 
 def _rates(rates: Any) -> str:

@@ -14,6 +14,7 @@ from regtune.evaluation.statistics import compare_arms
 from regtune.evaluation.verdicts import Comparison
 from regtune.report.arms import BASELINE, REGISTERS, Arm
 from regtune.report.collect import Cell, Group
+from regtune.report.gaps import seed_list
 from regtune.report.scores import Metric, arm_scores
 
 DELTA = 0.01
@@ -88,13 +89,14 @@ def _family(group: Group, baseline: Arm, arms: Sequence[Arm], name: str, metric:
     scores = _same_questions(base, scores, name, notes)
     if not scores:
         return Family(comparisons={}, notes=tuple(notes))
-    base, scores, paired = _same_seeds(base, scores, notes)
+    scores, paired = _shared_seeds(base, scores, notes)
     found = compare_arms(
         base,
         {arm.label: values for arm, values in scores.items()},
         delta=settings.delta,
         resamples=settings.resamples,
         paired=paired,
+        partial=True,
     )
     return Family(comparisons=dict(zip(scores, found, strict=True)), notes=tuple(notes))
 
@@ -123,28 +125,24 @@ def _same_questions(base: ArmScores, scores: dict[Arm, ArmScores], name: str, no
     return kept
 
 
-def _same_seeds(
-    base: ArmScores, scores: dict[Arm, ArmScores], notes: list[str]
-) -> tuple[ArmScores, dict[Arm, ArmScores], bool]:
-    """Everything on the seeds that all have; unpaired on all seeds where they share fewer than two."""
-    everyone = (base, *scores.values())
-    shared = set.intersection(*(set(values.seeds or ()) for values in everyone))
-    every = sorted(set().union(*(values.seeds or () for values in everyone)))
-    if len(shared) == len(every):
-        return base, scores, True
-    lacking = "; ".join(
-        f"{values.name} lacks seed {', '.join(str(seed) for seed in every if seed not in (values.seeds or ()))}"
-        for values in everyone
-        if set(values.seeds or ()) != set(every)
-    )
-    if len(shared) < 2:
-        notes.append(f"Not paired by seed: the arms share {len(shared)} of {len(every)} seeds ({lacking}).")
-        return base, scores, False
-    notes.append(f"Compared on the {len(shared)} seeds that all arms share, of {len(every)} ({lacking}).")
-    return _only(base, shared), {arm: _only(values, shared) for arm, values in scores.items()}, True
-
-
-def _only(values: ArmScores, seeds: set[int]) -> ArmScores:
-    rows = [row for row, seed in enumerate(values.seeds or ()) if seed in seeds]
-    kept = tuple((values.seeds or ())[row] for row in rows)
-    return ArmScores(scores=values.scores[rows], name=values.name, seeds=kept, questions=values.questions)
+def _shared_seeds(base: ArmScores, scores: dict[Arm, ArmScores], notes: list[str]) -> tuple[dict[Arm, ArmScores], bool]:
+    """The arms that can be paired with the baseline, each on the seeds that both have; all, unpaired, if none can."""
+    own = set(base.seeds or ())
+    shared = {arm: own & set(values.seeds or ()) for arm, values in scores.items()}
+    if not any(len(seeds) > 1 for seeds in shared.values()):
+        every = own.union(*(values.seeds or () for values in scores.values()))
+        most = max(map(len, shared.values()))
+        notes.append(f"Not paired by seed: the arms share {most} of {len(every)} seeds with {base.name}.")
+        return scores, False
+    for arm, seeds in shared.items():
+        here = set(scores[arm].seeds or ())
+        if len(seeds) < 2:
+            notes.append(f"{arm.label} is not compared: it shares {seed_list(seeds)} with {base.name}; 2 are needed.")
+        elif here != own:
+            lacks = [
+                f"{who} lacks {seed_list(gap)}" for who, gap in (("it", own - here), (base.name, here - own)) if gap
+            ]
+            notes.append(
+                f"{arm.label} is compared with {base.name} on {seed_list(seeds)} alone: {' and '.join(lacks)}."
+            )
+    return {arm: values for arm, values in scores.items() if len(shared[arm]) > 1}, True

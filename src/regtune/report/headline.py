@@ -29,7 +29,14 @@ def no_comparison(reason: str, basis: str = "") -> Headline:
     return Headline(verdict="no comparison", sentence=f"No comparison is possible: {reason}.", basis=basis)
 
 
-def headline(results: Mapping[Arm, Comparison], *, set_name: str, metric: str, what: str = "Registers") -> Headline:
+def headline(
+    results: Mapping[Arm, Comparison],
+    *,
+    set_name: str,
+    metric: str,
+    what: str = "Registers",
+    caveats: Sequence[str] = (),
+) -> Headline:
     """Sums up the comparisons of one family: what holds for any N after correction for all N.
 
     Args:
@@ -37,6 +44,7 @@ def headline(results: Mapping[Arm, Comparison], *, set_name: str, metric: str, w
         set_name: where they were measured.
         metric: the metric's name for readers.
         what: what the arms are.
+        caveats: what a reader has to know besides, for example which planned cells are missing.
     """
     both: tuple[Verdict, ...] = ("helps", "hurts")
     for verdict in both:
@@ -46,7 +54,7 @@ def headline(results: Mapping[Arm, Comparison], *, set_name: str, metric: str, w
             return Headline(
                 verdict=verdict,
                 sentence=_effect(what, verdict, results, best, metric=metric),
-                basis=_basis(results[best], set_name, metric),
+                basis=" ".join((_basis(results, best, set_name, metric), *caveats)),
                 arm=best,
             )
     largest = max(results, key=lambda arm: abs(results[arm].difference))
@@ -54,7 +62,7 @@ def headline(results: Mapping[Arm, Comparison], *, set_name: str, metric: str, w
     return Headline(
         verdict="equivalent" if same else "cannot tell",
         sentence=(_equivalent if same else _open)(what, results, largest, metric),
-        basis=_basis(results[largest], set_name, metric),
+        basis=" ".join((_basis(results, largest, set_name, metric), *caveats)),
         arm=largest,
     )
 
@@ -129,19 +137,36 @@ def _numbers(result: Comparison, metric: str) -> str:
     return f"{100 * result.difference:+.2f} {metric} points ({interval}, p {_p(result.p_adjusted)})"
 
 
-def _basis(result: Comparison, set_name: str, metric: str) -> str:
-    seeds = (
-        f"{result.seeds} seeds"
-        if result.seeds == result.baseline_seeds
-        else (f"{result.seeds} against {result.baseline_seeds} seeds")
-    )
+def _basis(results: Mapping[Arm, Comparison], shown: Arm, set_name: str, metric: str) -> str:
+    result = results[shown]
     tried = result.comparisons
     corrected = f"p corrected (Holm) for the {tried} values of N tried" if tried > 1 else "one N tried, no correction"
+    flattered = (
+        f" {_count(shown)} is named because its difference is the largest of {tried} on these very questions, which "
+        "flatters it."
+        if tried > 1
+        else ""
+    )
     return (
-        f"{metric} on {set_name}, {result.questions:,} questions, {seeds} in each arm, "
+        f"{metric} on {set_name}, {result.questions:,} questions, {_seeds(results, shown)}, "
         f"{'paired by seed' if result.paired else 'not paired'}; {corrected}; "
         f"equivalence at ±{100 * result.delta:g} point; a true difference of "
-        f"{100 * result.minimal_detectable:.1f} points would be found with probability {result.power:g}."
+        f"{100 * result.minimal_detectable:.1f} points would be found with probability {result.power:g}.{flattered}"
+    )
+
+
+def _seeds(results: Mapping[Arm, Comparison], shown: Arm) -> str:
+    """Seeds of the comparison that is shown, and of the others where they have more or fewer."""
+    counts = {arm: _pair(result) for arm, result in results.items()}
+    others = [f"{_count(arm)}: {count}" for arm, count in counts.items() if count != counts[shown]]
+    return f"{counts[shown]} seeds in each arm" + (f" ({', '.join(others)})" if others else "")
+
+
+def _pair(result: Comparison) -> str:
+    return (
+        str(result.seeds)
+        if result.seeds == result.baseline_seeds
+        else f"{result.seeds} against {result.baseline_seeds}"
     )
 
 

@@ -13,6 +13,7 @@ from regtune.records import file_name
 from regtune.report.arms import Arm, filled, set_name
 from regtune.report.collect import Cell, Group
 from regtune.report.families import Family
+from regtune.report.gaps import mixed_versions, unrecorded_code
 from regtune.report.scores import METRICS, Metric
 from regtune.report.table import Table, percent, points, probability, span
 
@@ -44,9 +45,19 @@ def arms_table(group: Group, baseline: Arm, families: Sequence[Family], name: st
         title=f"{METRICS[metric]} on {name}: every arm against the baseline",
         header=_COLUMNS,
         rows=tuple(rows),
-        notes=(*_notes(found.values()), *(note for family in families for note in family.notes)),
+        notes=(
+            *_notes(found.values()),
+            *(note for family in families for note in family.notes),
+            *caveats(group),
+        ),
         left=2,
     )
+
+
+def caveats(group: Group) -> list[str]:
+    """What has to be known besides the numbers: missing cells, an N that was chosen, runs of different code."""
+    code = (*mixed_versions(group.cells), unrecorded_code(group.cells))
+    return [text for text in (group.gaps.sentence, group.gaps.chosen, *code) if text]
 
 
 def controls_table(families: dict[Arm, Family], name: str, metric: Metric) -> Table | None:
@@ -68,8 +79,8 @@ def controls_table(families: dict[Arm, Family], name: str, metric: Metric) -> Ta
         rows=tuple(rows),
         notes=(
             "A gain that a control shows as well does not come from learned registers. Corrected (Holm) over the "
-            "controls of one N. Where controls ran at the best N only, that N was chosen on these very questions, "
-            "which flatters the registers a little.",
+            "controls of one N. Where controls ran at the best N only (`at_best` in the recipe), that N was chosen on "
+            "these very questions, which flatters the registers a little.",
             *notes,
         ),
         left=2,
@@ -111,13 +122,13 @@ def runs_table(groups: Iterable[Group], folder: str) -> Table:
         for cell in group.cells:
             first, scores = next(iter(cell.record.metrics.items()), ("", {}))
             shown = [percent(scores[metric]) if metric in scores else "" for metric in ("exact_match", "f1")]
-            rows.append((cell.arm.label, cell.folder.name, first, str(cell.seed), *shown))
+            rows.append((cell.arm.label, cell.folder.name, first, cell.record.started, str(cell.seed), *shown))
     return Table(
         name="runs",
         title=f"Every run in {folder}",
-        header=("arm", "run", "set", "seed", "EM", "F1"),
+        header=("arm", "run", "set", "started", "seed", "EM", "F1"),
         rows=tuple(rows),
-        left=3,
+        left=4,
     )
 
 

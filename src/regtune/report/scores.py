@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from regtune.errors import DataError
 from regtune.evaluation.arm_scores import ArmScores
-from regtune.records import inside, read_json
+from regtune.records import inside, read_predictions
 from regtune.report.collect import Cell
 
 Metric = Literal["f1", "exact_match"]
@@ -61,8 +61,8 @@ def _index(ids: tuple[str, ...]) -> dict[str, int]:
 
 
 @lru_cache(maxsize=8192)
-def _answers(path: Path, changed: int) -> Answers:  # noqa: ARG001 (a file that changed is read again)
-    rows = read_json(path)
+def _answers(folder: Path, file: str, changed: int) -> Answers:  # noqa: ARG001 (a file that changed is read again)
+    rows, path = read_predictions(folder, file), folder / file
     try:
         columns = [(str(r["id"]), sys.intern(str(r["text"])), float(r["f1"]), float(r["exact_match"])) for r in rows]
     except (TypeError, KeyError, ValueError) as error:
@@ -89,7 +89,7 @@ def answers(cell: Cell, name: str) -> Answers:
     if name not in files:
         raise DataError(f"{cell.folder} has no predictions for {name!r}, only for: {', '.join(files) or 'nothing'}.")
     path = inside(cell.folder, files[name])
-    return _answers(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    return _answers(cell.folder, files[name], path.stat().st_mtime_ns if path.is_file() else 0)
 
 
 def check_coverage(cells: Sequence[Cell], name: str) -> None:

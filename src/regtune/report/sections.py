@@ -16,7 +16,7 @@ from regtune.report.families import Family, Settings, against_baseline, against_
 from regtune.report.figures import Curve, Figure, Series, curve_figure, score_figure
 from regtune.report.flips import Flips, find_flips, flips_table, shown_table
 from regtune.report.headline import Headline, control_sentence, headline, no_comparison
-from regtune.report.result_tables import arms_table, controls_table, sets_table
+from regtune.report.result_tables import arms_table, caveats, controls_table, sets_table
 from regtune.report.scores import METRICS, Metric, check_coverage
 from regtune.report.table import Table
 
@@ -83,7 +83,7 @@ def _compared(plain: Section, group: Group, baseline: Arm, first: str, settings:
         for name in group.sets
         for metric in METRICS
     }
-    top = _headline(results[first, "f1"], first)
+    top = _headline(results[first, "f1"], first, caveats(group))
     against = {metric: against_controls(group, first, metric, settings=settings) for metric in METRICS}
     controls = [controls_table(against[metric], first, metric) for metric in METRICS]
     if top.arm in against["f1"]:
@@ -123,10 +123,10 @@ def _why_not(group: Group, baseline: Arm | str) -> Headline:
     return no_comparison("the runs hold no predictions", "They were scored, but not question by question.")
 
 
-def _headline(families: Sequence[Family], first: str) -> Headline:
+def _headline(families: Sequence[Family], first: str, known: Sequence[str]) -> Headline:
     for family, what in zip(families, ("Registers", "The controls"), strict=True):
         if family.comparisons:
-            return headline(family.comparisons, set_name=first, metric="F1", what=what)
+            return headline(family.comparisons, set_name=first, metric="F1", what=what, caveats=known)
     notes = " ".join(note for family in families for note in family.notes)
     return no_comparison("no arm has enough runs beside the baseline's", notes)
 
