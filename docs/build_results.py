@@ -19,6 +19,7 @@ from typing import Any
 import ablation_results as ablation
 import inside_results as looks
 import numpy as np
+import speed_results as speed
 
 from regtune.evaluation.arm_scores import ArmScores
 from regtune.evaluation.statistics import compare_arms
@@ -180,84 +181,10 @@ def figure() -> str:
 
 def table_speed() -> str:
     """What the speed benchmarks found, against what was aimed at."""
-    rows = [row for make in SPEED for row in make()]
+    rows = [row for make in speed.SPEED for row in make()]
     return markdown(("question", "found", "aimed at"), rows)
 
 
-def _training_speed() -> list[tuple[str, str, str]]:
-    found = read_json(BENCHMARKS / "training_speed.json")
-    return [
-        (
-            "text tokens/s, regtune against plain `Trainer` in float32 padded to 434",
-            f"{found['ratio']:.1f} × ({found['regtune_tokens_per_second']:,.0f} against "
-            f"{found['plain_tokens_per_second']:,.0f})",
-            "≥ 8 ×, better 14 ×",
-        ),
-        ("share of the machine's bfloat16 matrix peak", f"{100 * found['share_of_peak']:.0f} %", "reported"),
-    ]
-
-
-def _register_overhead() -> list[tuple[str, str, str]]:
-    found = read_json(BENCHMARKS / "register_overhead.json")
-    return [("step time with N = 8 against N = 0, length 384", f"{found['ratio']:.3f} ×", "≤ 1.06 ×")]
-
-
-def _span_extraction() -> list[tuple[str, str, str]]:
-    found = read_json(BENCHMARKS / "span_extraction.json")
-    ratios, seconds = found["ratios"], found["median_seconds"]
-    return [
-        (
-            f"answers to {found['questions']:,} questions",
-            f"{seconds['extract_answers']:.2f} s",
-            "< 2 s",
-        ),
-        (
-            "against a loop over all valid spans, which gives the same answers",
-            f"{ratios['exhaustive_loop/extract_answers']:.0f} ×",
-            "",
-        ),
-        (
-            "against a loop over the 20 best starts and ends, which gives less",
-            f"{ratios['plain_loop/extract_answers']:.1f} ×",
-            "≥ 20 ×",
-        ),
-    ]
-
-
-def _training_memory() -> list[tuple[str, str, str]]:
-    found = read_json(BENCHMARKS / "training_memory.json")
-    return [("growth of peak memory after the first 50 steps", f"{100 * found['growth']:.1f} %", "< 10 %")]
-
-
-def _statistics() -> list[tuple[str, str, str]]:
-    found = read_json(BENCHMARKS / "statistics_speed.json")
-    seconds = found["median_seconds"]
-    return [("statistics of 90 runs × 10,570 questions, 10,000 resamples", f"{seconds:.1f} s", "≤ 20 s")]
-
-
-def _cells_per_hour() -> list[tuple[str, str, str]]:
-    path = BENCHMARKS / "cells_per_hour.json"
-    if not path.is_file():
-        return []
-    found = read_json(path)
-    one, many = found["rows"][0], found["rows"][-1]
-    return [
-        (
-            f"cells of a sweep an hour, {many['processes']} processes side by side against {one['processes']}",
-            f"{found['ratio']:.1f} × ({many['cells_per_hour']:.0f} against {one['cells_per_hour']:.0f})",
-            "reported",
-        )
-    ]
-
-
-SPEED: tuple[Callable[[], list[tuple[str, str, str]]], ...] = (
-    _training_speed,
-    _register_overhead,
-    _span_extraction,
-    _training_memory,
-    _statistics,
-    _cells_per_hour,
-)
 BLOCKS: dict[str, Callable[[], str]] = {
     "runs": table_runs,
     "comparison": table_comparison,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from regtune.analysis.rollout import attention_gradient_scores, attention_scores
 from regtune.analysis.scores import Scores
 from regtune.analysis.targets import Target
 from regtune.errors import ConfigError, unknown_name
+from regtune.models.surgery import backbone_of
 
 
 def _attnlrp(batch: Batch, *, without: Sequence[str] = ()) -> Scores:
@@ -53,6 +55,10 @@ METHODS: dict[str, Callable[..., Scores]] = {
 }
 """What can be asked for, each with its options as keyword arguments; which of them a family has is in
 `regtune.analysis.relevance_families`."""
+
+_KEEPS_WEIGHTS = ("attention", "attention-gradient", "attnlrp", "chefer", "cp-lrp", "rollout")
+_WEIGHTS_AT_ONCE = 2**22
+"""Attention weights of one layer; twice as many rows take twice as long for each of them on two cores."""
 
 
 def explain(
@@ -83,7 +89,7 @@ def explain(
             1), by default 1e-8 in float64 (1e-6 for families that compute partly in float32), 1e-3 in float32, 5e-2
             below. For integrated gradients it is a share of the change from baseline to text, by default 0.01.
         on_residual: what to do with a residual above it.
-        batch_size: rows that run together; it changes no score.
+        batch_size: most rows that run together; it changes no score.
         options: for the method, for example `{"start_layer": 11}` for `chefer` or `{"baseline": "mask"}` for
             `integrated-gradients`; they are the keyword arguments of the method's own function.
 
@@ -105,9 +111,10 @@ def explain(
     limit = _tolerance(model, family, method) if tolerance is None else tolerance
     score = _with_options(method, options or {})
     found: list[Attribution] = []
-    for first in range(0, rows, batch_size):
-        batch = {name: value[first : first + batch_size] for name, value in tensors.items()}
-        wanted = targets[first : first + batch_size]
+    size = min(batch_size, _rows_in_cache(model, method, tensors["input_ids"].shape[1]))
+    for first in range(0, rows, size):
+        batch = {name: value[first : first + size] for name, value in tensors.items()}
+        wanted = targets[first : first + size]
         with torch.inference_mode(False), torch.enable_grad():
             scores = score(make_batch(model, family, batch, wanted, tolerance=limit, tokenizer=tokenizer))
         _check_residual(scores, limit, method, on_residual, first)
@@ -121,6 +128,14 @@ def _with_options(method: str, options: Mapping[str, Any]) -> Callable[[Batch], 
         if name not in known:
             raise unknown_name(f"option of {method}", name, known)
     return functools.partial(METHODS[method], **options)
+
+
+def _rows_in_cache(model: nn.Module, method: str, length: int) -> int:
+    """How many rows' attention weights a processor holds without asking the system for memory at every step."""
+    if method not in _KEEPS_WEIGHTS or next(model.parameters()).device.type != "cpu":
+        return sys.maxsize
+    heads = int(backbone_of(model).config.num_attention_heads)
+    return max(1, _WEIGHTS_AT_ONCE // (heads * length**2))
 
 
 def _tolerance(model: nn.Module, family: RelevanceFamily, method: str) -> float:
