@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results" / "inside"
 PAGE = "docs/results/inside.md"
 SETS = {"tydiqa-en": "TyDi QA English dev", "squad": "SQuAD v1.1 dev"}
-_RESAMPLES = 10_000
+_RESAMPLES = 1_000
 
 
 @cache
@@ -164,7 +164,9 @@ def faithfulness(name: str) -> list[FaithfulnessDifference]:
     seeds = sorted({s for n, s in by_place if n == 0} & {s for n, s in by_place if counts and n == counts[0]})
     if not seeds:
         return []
-    return compare_faithfulness([by_place[0, s] for s in seeds], [by_place[counts[0], s] for s in seeds])
+    return compare_faithfulness(
+        [by_place[0, s] for s in seeds], [by_place[counts[0], s] for s in seeds], resamples=_RESAMPLES
+    )
 
 
 def table_faithfulness() -> str:
