@@ -199,6 +199,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "inside-squad": lambda: looks.table("squad"),
     "inside-faithfulness": looks.table_faithfulness,
     "inside-registers": looks.table_registers,
+    "inside-sentiment": looks.table_sentiment,
 }
 
 

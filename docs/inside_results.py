@@ -12,7 +12,7 @@ import numpy as np
 
 from regtune.evaluation.multiplicity import holm
 from regtune.experiments.faithfulness_compare import FaithfulnessDifference, compare_faithfulness
-from regtune.experiments.faithfulness_results import Faithfulness
+from regtune.experiments.faithfulness_results import Faithfulness, Row
 from regtune.experiments.inside_compare import ALPHA, MeasureRow, compare_inside
 from regtune.experiments.inside_measures import MEASURES
 from regtune.records import read_json
@@ -251,3 +251,29 @@ def table_registers() -> str:
 
 def _effect(found: dict[str, float], scale: float) -> str:
     return f"{scale * found['difference']:+.2f} ({scale * found['low']:+.2f} … {scale * found['high']:+.2f})"
+
+
+def table_sentiment() -> str:
+    """Faithfulness on single sentences and agreement with people's marks, of one sentiment model for each N."""
+    lines, header = [], [""]
+    found = {
+        (name, path.parent.name): Faithfulness.from_json(read_json(path))
+        for name in ("sst2", "movies")
+        for path in sorted((FOLDER / name).glob("*/faithfulness.json"))
+    }
+    labels = sorted({label for _, label in found})
+    header += labels
+    for name in ("sst2", "movies"):
+        mine = {label: one.rows(resamples=_RESAMPLES) for (of, label), one in found.items() if of == name}
+        for place in dict.fromkeys((one.method, one.metric) for rows in mine.values() for one in rows):
+            line = [f"{name}: {place[0]}, {place[1]}"]
+            for label in labels:
+                one = next((each for each in mine.get(label, ()) if (each.method, each.metric) == place), None)
+                line.append("" if one is None else _interval(one))
+            lines.append(line)
+    return markdown(header, lines)
+
+
+def _interval(one: Row) -> str:
+    value = one.normalised or one.raw
+    return f"{number(value.value)} ({number(value.low)} … {number(value.high)})"
