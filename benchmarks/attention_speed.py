@@ -22,11 +22,11 @@ import torch
 from minilm_windows import TYDIQA, minilm
 from record import write_result
 
-from regtune.analysis.attention import attention_statistics
-from regtune.data.squad import read_squad
-from regtune.experiments.analysis_inputs import Batch, question_batches
+from regtune.analyses.attention.attention import attention_statistics
+from regtune.analyses.batches import Batch, question_batches
 from regtune.models.loading import MINILM, load_tokenizer
 from regtune.models.precision import best_device
+from regtune.tasks.qa.data.squad import read_squad
 
 BATCH = 16
 

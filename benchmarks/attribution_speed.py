@@ -30,16 +30,16 @@ import torch
 from record import write_result
 from torch import Tensor
 
-from regtune.analysis.baselines import baseline_embeddings, word_embeddings
-from regtune.analysis.batch import Batch, make_batch
-from regtune.analysis.explain import explain
-from regtune.analysis.given_embeddings import given_embeddings
-from regtune.analysis.relevance_families import relevance_family_of
-from regtune.analysis.targets import values_of
-from regtune.data.squad import read_squad
-from regtune.experiments.analysis_inputs import question_batches
+from regtune.analyses.attribution.baselines import baseline_embeddings, word_embeddings
+from regtune.analyses.attribution.batch import Batch, make_batch
+from regtune.analyses.attribution.explain import explain
+from regtune.analyses.attribution.given_embeddings import given_embeddings
+from regtune.analyses.attribution.targets import values_of
+from regtune.analyses.batches import question_batches
+from regtune.families.relevance import relevance_family_of
 from regtune.models.loading import load_question_answering_model, load_tokenizer
-from regtune.models.surgery import num_registers
+from regtune.registers.surgery import num_registers
+from regtune.tasks.qa.data.squad import read_squad
 
 TYDIQA = Path("../shared/data/tydiqa-goldp/en.dev.json.gz")
 NAMES = ("input_ids", "attention_mask", "token_type_ids", "token_classes")

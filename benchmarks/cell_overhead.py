@@ -17,10 +17,10 @@ from typing import Any
 import tyro
 
 from regtune.config import DataConfig, RunConfig, TrainConfig
-from regtune.experiments import experiment
-from regtune.experiments.cell_run import run_cell
-from regtune.experiments.grid import SweepConfig
 from regtune.records import load_record, machine, versions, write_json
+from regtune.sweeps import run as experiment
+from regtune.sweeps.cell_run import run_cell
+from regtune.sweeps.grid import SweepConfig
 
 RESULTS = Path(__file__).parent / "results" / "cell_overhead.json"
 LIMIT_SECONDS = 5.0

@@ -23,9 +23,9 @@ from record import write_result
 from tyro.conf import Positional
 
 from regtune.errors import TrainingError
-from regtune.experiments.grid import SweepConfig
-from regtune.experiments.sweep_recipe import load_sweep, sweep_to_dict
 from regtune.records import RunRecord, load_record
+from regtune.sweeps.grid import SweepConfig
+from regtune.sweeps.sweep_recipe import load_sweep, sweep_to_dict
 
 
 def main(

@@ -12,7 +12,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from regtune.experiments.inside import PARTS, look_inside
+from regtune.analyses.inside import PARTS, look_inside
 from regtune.records import load_record
 
 ROOT = Path(__file__).resolve().parents[1]

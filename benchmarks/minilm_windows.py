@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import RegisterConfig
-from regtune.data.squad import read_squad
-from regtune.data.task import Window
-from regtune.data.windows import make_windows
 from regtune.models.loading import MINILM, load_question_answering_model, load_tokenizer
-from regtune.models.surgery import add_registers
+from regtune.registers.surgery import add_registers
+from regtune.tasks.qa.data.squad import read_squad
+from regtune.tasks.qa.examples import Window
+from regtune.tasks.qa.windows import make_windows
 
 TYDIQA = Path("../shared/data/tydiqa-goldp/en.train.json.gz")
 

@@ -16,9 +16,9 @@ from typing import Annotated
 import tyro
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
-from regtune.data.squad import read_squad, write_squad
-from regtune.experiments.experiment import run_experiment
 from regtune.records import machine, write_json
+from regtune.sweeps.run import run_experiment
+from regtune.tasks.qa.data.squad import read_squad, write_squad
 
 RESULTS = Path(__file__).parent / "results" / "learning_rate_search.json"
 HELD_OUT = 7

@@ -15,7 +15,7 @@ import tyro
 from record import write_result
 
 from regtune.config import TrainConfig
-from regtune.experiments.sentiment import SentimentConfig, train_sentiment
+from regtune.tasks.classify.sentiment import SentimentConfig, train_sentiment
 
 
 def main(

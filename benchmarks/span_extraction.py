@@ -29,8 +29,8 @@ import numpy as np
 from record import machine, write_result
 
 from regtune.config import AnswerConfig
-from regtune.data.task import QAExample, Window
-from regtune.evaluation.answers import extract_answers
+from regtune.tasks.qa.answers import extract_answers
+from regtune.tasks.qa.examples import QAExample, Window
 
 QUESTIONS_A_PARAGRAPH = 5
 QUESTION_TOKENS = 14  # [CLS], the question, [SEP]

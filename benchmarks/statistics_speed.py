@@ -17,7 +17,7 @@ import time
 import numpy as np
 from record import write_result
 
-from regtune.evaluation.statistics import compare_arms
+from regtune.stats.compare import compare_arms
 
 BUDGET_S = 20.0
 

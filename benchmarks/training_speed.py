@@ -25,8 +25,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from regtune.config import TrainConfig
-from regtune.data.collate import collate
-from regtune.data.task import Window
+from regtune.tasks.qa.collate import collate
+from regtune.tasks.qa.examples import Window
 from regtune.training.fine_tune import fine_tune
 
 LENGTH, BATCH = 434, 16

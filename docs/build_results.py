@@ -21,10 +21,10 @@ import inside_results as looks
 import numpy as np
 import speed_results as speed
 
-from regtune.evaluation.arm_scores import ArmScores
-from regtune.evaluation.statistics import compare_arms
 from regtune.records import RunRecord, load_record, read_json, read_predictions
 from regtune.report.arms import BASELINE, REGISTERS, arm_of
+from regtune.stats.arm_scores import ArmScores
+from regtune.stats.compare import compare_arms
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -10,12 +10,12 @@ from typing import Any
 import ablation_results as ablation
 import numpy as np
 
-from regtune.evaluation.multiplicity import holm
-from regtune.experiments.faithfulness_compare import FaithfulnessDifference, compare_faithfulness
-from regtune.experiments.faithfulness_results import Faithfulness, Row
-from regtune.experiments.inside_compare import ALPHA, MeasureRow, compare_inside
-from regtune.experiments.inside_measures import MEASURES
+from regtune.analyses.faithfulness.compare import FaithfulnessDifference, compare_faithfulness
+from regtune.analyses.faithfulness.results import Faithfulness, Row
+from regtune.analyses.inside_compare import ALPHA, MeasureRow, compare_inside
+from regtune.analyses.inside_measures import MEASURES
 from regtune.records import read_json
+from regtune.stats.holm import holm
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results" / "inside"

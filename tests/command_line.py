@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regtune.cli import main
+from regtune.cli.main import main
 from tiny_tokenizer import save_questions, save_tiny
 
 SMALL = ["--data.max-length", "60", "--data.stride", "12", "--data.max-question-length", "24"]

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from regtune.config import AnswerConfig, DataConfig, RunConfig, TrainConfig, config_hash, to_dict
-from regtune.experiments import experiment
-from regtune.experiments.grid import SweepConfig, set_name
 from regtune.records import RunRecord, load_record, now, save_record
+from regtune.sweeps import run as experiment
+from regtune.sweeps.grid import SweepConfig, set_name
 from tiny_tokenizer import save_questions, save_tiny
 
 

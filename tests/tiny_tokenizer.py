@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from regtune.data.squad import write_squad
-from regtune.data.task import Answer, QAExample
+from regtune.tasks.qa.data.squad import write_squad
+from regtune.tasks.qa.examples import Answer, QAExample
 from tiny import tiny_model
 
 SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]

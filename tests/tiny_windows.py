@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from regtune.config import RegisterConfig, TrainConfig
-from regtune.data.task import Window
-from regtune.models.surgery import add_registers
+from regtune.registers.surgery import add_registers
+from regtune.tasks.qa.examples import Window
 from regtune.training.batches import WindowCollator
 from regtune.training.fine_tune import TrainingResult, fine_tune
 from tiny import tiny_model

@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
-    from regtune.data.sources import load_questions
-    from regtune.data.squad import read_squad
     from regtune.errors import RegtuneError
-    from regtune.evaluation.question_answerer import QuestionAnswerer
-    from regtune.experiments.experiment import run_experiment
-    from regtune.models.checkpoints import from_pretrained, load_registers, save_registers
-    from regtune.models.reg_bert import RegBertForQuestionAnswering, RegBertModel
-    from regtune.models.surgery import (
+    from regtune.records import RunRecord
+    from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel
+    from regtune.registers.saving import from_pretrained, load_registers, save_registers
+    from regtune.registers.surgery import (
         add_registers,
         disable_registers,
         mask_registers,
@@ -26,33 +23,36 @@ if TYPE_CHECKING:
         remove_registers,
         split_attention,
     )
-    from regtune.records import RunRecord
+    from regtune.sweeps.run import run_experiment
+    from regtune.tasks.qa.data.sources import load_questions
+    from regtune.tasks.qa.data.squad import read_squad
+    from regtune.tasks.qa.question_answerer import QuestionAnswerer
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AnswerConfig": "regtune.config",
     "DataConfig": "regtune.config",
-    "QuestionAnswerer": "regtune.evaluation.question_answerer",
-    "RegBertForQuestionAnswering": "regtune.models.reg_bert",
-    "RegBertModel": "regtune.models.reg_bert",
+    "QuestionAnswerer": "regtune.tasks.qa.question_answerer",
+    "RegBertForQuestionAnswering": "regtune.registers.reg_bert",
+    "RegBertModel": "regtune.registers.reg_bert",
     "RegisterConfig": "regtune.config",
     "RegtuneError": "regtune.errors",
     "RunConfig": "regtune.config",
     "RunRecord": "regtune.records",
     "TrainConfig": "regtune.config",
-    "add_registers": "regtune.models.surgery",
-    "disable_registers": "regtune.models.surgery",
-    "from_pretrained": "regtune.models.checkpoints",
-    "load_questions": "regtune.data.sources",
-    "load_registers": "regtune.models.checkpoints",
-    "mask_registers": "regtune.models.surgery",
-    "num_registers": "regtune.models.surgery",
-    "read_squad": "regtune.data.squad",
-    "remove_registers": "regtune.models.surgery",
-    "run_experiment": "regtune.experiments.experiment",
-    "save_registers": "regtune.models.checkpoints",
-    "split_attention": "regtune.models.surgery",
+    "add_registers": "regtune.registers.surgery",
+    "disable_registers": "regtune.registers.surgery",
+    "from_pretrained": "regtune.registers.saving",
+    "load_questions": "regtune.tasks.qa.data.sources",
+    "load_registers": "regtune.registers.saving",
+    "mask_registers": "regtune.registers.surgery",
+    "num_registers": "regtune.registers.surgery",
+    "read_squad": "regtune.tasks.qa.data.squad",
+    "remove_registers": "regtune.registers.surgery",
+    "run_experiment": "regtune.sweeps.run",
+    "save_registers": "regtune.registers.saving",
+    "split_attention": "regtune.registers.surgery",
 }
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from regtune.cli import main
+from regtune.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

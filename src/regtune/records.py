@@ -22,17 +22,8 @@ SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
 CURVE_FILE = "curve.json"
-_RESULT_CODE = (
-    "config.py",
-    "data/*.py",
-    "models/**/*.py",
-    "training/*.py",
-    "evaluation/*.py",
-    "experiments/experiment.py",
-    "experiments/scoring.py",
-    "experiments/shared_inputs.py",
-    "experiments/warm_up.py",
-)
+_DRAWING = frozenset({"cli", "report", "explorer"})
+"""Rooms that draw what others computed: no result depends on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,5 +227,5 @@ def source_hash() -> str:
     edited later is not the code that runs.
     """
     root = Path(__file__).parent
-    files = [file for part in _RESULT_CODE for file in sorted(root.glob(part))]
+    files = sorted(file for file in root.rglob("*.py") if file.relative_to(root).parts[0] not in _DRAWING)
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

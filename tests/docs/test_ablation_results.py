@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from regtune.data.squad import write_squad
-from regtune.data.task import QAExample
 from regtune.records import write_json
 from regtune.report import flips
 from regtune.report.families import Settings
+from regtune.tasks.qa.data.squad import write_squad
+from regtune.tasks.qa.examples import QAExample
 from report.synthetic import write_sweep
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from regtune.analysis.attribution import Attribution
+from regtune.analyses.attribution.attribution import Attribution
 from regtune.records import write_json
 
 CLASSES = ("cls", "sep", "punctuation", "question", "context", "register")

@@ -6,7 +6,7 @@ from html import escape, unescape
 
 import pytest
 
-from regtune.report.overlays import write_overlay
+from regtune.report.overlays.page import write_overlay
 from regtune.report.page import write_report
 from report.measured import explanations, write_inside
 from report.test_browser import BROWSER, browse

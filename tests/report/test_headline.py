@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from regtune.config import RegisterConfig, RunConfig, TrainConfig, to_dict
-from regtune.evaluation.statistics import compare_arms
 from regtune.records import RunRecord
 from regtune.report.arms import arm_of, told_apart
 from regtune.report.headline import control_sentence, headline
+from regtune.stats.compare import compare_arms
 from report.synthetic import ARMS, config_of
 
 

@@ -11,8 +11,8 @@ from regtune.errors import DataError
 from regtune.records import read_json, write_json
 from regtune.report.collect import collect
 from regtune.report.families import Settings
-from regtune.report.heat_maps import Axis, heat_map, matrix, numbered
-from regtune.report.inside_blocks import estimate
+from regtune.report.inside.blocks import estimate
+from regtune.report.inside.heat_maps import Axis, heat_map, matrix, numbered
 from regtune.report.page import build_report, write_report
 from report.measured import artefacts, attention, audit, explanations, write_inside
 from report.synthetic import config_of, write_cell, write_sweep

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError
-from regtune.models.surgery import add_registers, register_parameters
+from regtune.registers.surgery import add_registers, register_parameters
 from tiny import tiny_model
 from tiny_windows import MAX_LENGTH, even_windows, score, settings, tiny_run, tiny_windows
 

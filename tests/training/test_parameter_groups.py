@@ -3,7 +3,7 @@
 import pytest
 
 from regtune.config import RegisterConfig
-from regtune.models.surgery import add_registers, register_parameters
+from regtune.registers.surgery import add_registers, register_parameters
 from regtune.training.parameter_groups import parameter_groups
 from tiny import FAMILIES, tiny_model
 from tiny_windows import settings

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from regtune.errors import CheckpointError
-from regtune.models.checkpoints import from_pretrained
 from regtune.models.minilm import minilm_folder
+from regtune.registers.saving import from_pretrained
 
 MINILM = "minilm"
 """The name of the model that comes with the `demo` extra."""

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regtune.errors import ConfigError, DataError
-from regtune.evaluation.arm_scores import align_arm
-from regtune.evaluation.statistics import compare_runs
-from regtune.evaluation.verdicts import Comparison
 from regtune.records import load_record
 from regtune.report.arms import arm_of, seed_of
 from regtune.report.collect import Cell
 from regtune.report.flips import Flip, Flips, find_flips
 from regtune.report.scores import METRICS, Metric, arm_scores, check_coverage
 from regtune.report.table import percent, points, probability, span
+from regtune.stats.arm_scores import align_arm
+from regtune.stats.compare import compare_runs
+from regtune.stats.verdicts import Comparison
 
 _METRICS: tuple[Metric, ...] = ("exact_match", "f1")
 _WIDTH = 100

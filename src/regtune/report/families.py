@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regtune.evaluation.arm_scores import ArmScores
-from regtune.evaluation.statistics import compare_arms
-from regtune.evaluation.verdicts import Comparison
 from regtune.report.arms import BASELINE, REGISTERS, Arm
 from regtune.report.collect import Cell, Group
 from regtune.report.gaps import seed_list
 from regtune.report.scores import Metric, arm_scores
+from regtune.stats.arm_scores import ArmScores
+from regtune.stats.compare import compare_arms
+from regtune.stats.verdicts import Comparison
 
 DELTA = 0.01
 

@@ -202,7 +202,7 @@ def question_texts(cell: Cell, set_name: str) -> Mapping[str, tuple[str, tuple[s
 @lru_cache(maxsize=32)
 def _texts(source: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Files and embedded sets only: a report never uses the network."""
-    from regtune.data.sources import load_questions
+    from regtune.tasks.qa.data.sources import load_questions
 
     if not Path(source).is_file() and not source.startswith("embedded:"):
         return {}

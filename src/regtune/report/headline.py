@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from regtune.evaluation.verdicts import Comparison, Verdict
 from regtune.report.arms import Arm
+from regtune.stats.verdicts import Comparison, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

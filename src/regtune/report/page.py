@@ -10,8 +10,8 @@ from regtune.records import RUN_FILE, versions
 from regtune.report.collect import Sweep, collect
 from regtune.report.fact_tables import search_table, settings_table, versions_table
 from regtune.report.families import Settings
-from regtune.report.inside_files import find_inside, has_inside, read_inside
-from regtune.report.inside_sections import InsideSection, inside_sections
+from regtune.report.inside.files import find_inside, has_inside, read_inside
+from regtune.report.inside.sections import InsideSection, inside_sections
 from regtune.report.rendering import environment, write
 from regtune.report.result_tables import runs_table
 from regtune.report.sections import Section, make_section, named

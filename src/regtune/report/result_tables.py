@@ -7,8 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from regtune.errors import ConfigError
-from regtune.evaluation.statistics import seed_spread
-from regtune.evaluation.verdicts import Comparison, SeedSpread
 from regtune.records import file_name
 from regtune.report.arms import Arm, filled, set_name
 from regtune.report.collect import Cell, Group
@@ -16,6 +14,8 @@ from regtune.report.families import Family
 from regtune.report.gaps import mixed_versions, unrecorded_code
 from regtune.report.scores import METRICS, Metric
 from regtune.report.table import Table, percent, points, probability, span
+from regtune.stats.compare import seed_spread
+from regtune.stats.verdicts import Comparison, SeedSpread
 
 Results = dict[tuple[str, Metric], list[Family]]
 """Evaluation set and metric to the families that were compared there."""
@@ -211,7 +211,7 @@ def _sources(group: Group) -> dict[str, str]:
 
 @lru_cache(maxsize=256)
 def _language(source: str) -> str:
-    from regtune.data.sources import language_of
+    from regtune.tasks.qa.data.sources import language_of
 
     try:
         return language_of(source)

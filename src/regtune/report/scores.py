@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from regtune.errors import DataError
-from regtune.evaluation.arm_scores import ArmScores
 from regtune.records import inside, read_predictions
 from regtune.report.collect import Cell
+from regtune.stats.arm_scores import ArmScores
 
 Metric = Literal["f1", "exact_match"]
 METRICS: dict[Metric, str] = {"f1": "F1", "exact_match": "EM"}

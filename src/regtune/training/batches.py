@@ -10,9 +10,9 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from regtune.data.collate import collate
-from regtune.data.task import Window
 from regtune.errors import DataError
+from regtune.tasks.qa.collate import collate
+from regtune.tasks.qa.examples import Window
 
 POOL_BATCHES = 50
 """Batches whose windows are drawn together before they are sorted by length: more wastes less, fewer mixes more."""
@@ -80,7 +80,7 @@ class WindowCollator:
         self.multiple_of = multiple_of
 
     def __call__(self, windows: Sequence[Window]) -> dict[str, Tensor]:
-        """One batch, as `regtune.data.collate.collate` makes it."""
+        """One batch, as `regtune.tasks.qa.collate.collate` makes it."""
         longest = max(len(window.input_ids) for window in windows)
         rounded = -(-longest // self.multiple_of) * self.multiple_of
         return collate(windows, self.pad_token_id, pad_to=rounded if self.length is None else self.length)

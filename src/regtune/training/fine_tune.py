@@ -17,11 +17,11 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from regtune.config import TrainConfig
-from regtune.data.task import Window
 from regtune.errors import CheckpointError, TrainingError
 from regtune.models.loading import quiet_transformers
 from regtune.models.precision import Precision, has_bfloat16, resolve_precision
-from regtune.models.surgery import num_registers
+from regtune.registers.surgery import num_registers
+from regtune.tasks.qa.examples import Window
 from regtune.training.batches import BatchOrder, WindowCollator, check_windows, length_multiple
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from regtune.config import TrainConfig
-from regtune.models.surgery import register_parameters
+from regtune.registers.surgery import register_parameters
 
 _NO_DECAY = re.compile(r"bias|norm", re.IGNORECASE)
 

@@ -1,0 +1,1 @@
+"""Norms, massive activations, outliers, and what 8 bits cost."""

@@ -1,0 +1,298 @@
+"""What outlier tokens still know: linear probes of local and of global information, beside ordinary tokens.
+
+After Darcet 2024 (arXiv 2309.16588, section 2.1), who found in vision models that high-norm tokens know less of their
+place and content than others, and more of the whole image. Here: which token stands there (of the frequent ones) and in
+which part of the text (local), and which text, article or label it belongs to (global).
+
+Outlier and ordinary tokens get a probe each, with equally many tokens, so that their accuracies can be compared. The
+probe is a ridge classifier on standardised states (scikit-learn), five-fold held out. Folds keep a text
+together where that is possible; where the label *is* the text, held out are other tokens of the same texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int8
+from torch import Tensor, nn
+
+from regtune.analyses.artefacts.sites import SITES, Batch, BlockStates, visit_texts
+from regtune.analyses.artefacts.sums import content_places
+from regtune.errors import ConfigError, MissingExtraError, unknown_name
+
+LEAST_TOKENS = 60
+"""Fewer tokens than this, in classes that occur often enough, give no accuracy worth printing."""
+FOLDS = 5
+PARTS = 4
+"""Into how many parts a text is cut for "which part of the text"."""
+_FREQUENT = 20
+_ALPHA = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenStates:
+    """Tokens of one place (layer and site) and what a probe may be asked about them."""
+
+    layer: int
+    site: str
+    states: Float[np.ndarray, "tokens hidden"]
+    norms: Float[np.ndarray, " tokens"]
+    token: Int[np.ndarray, " tokens"]
+    """Their ids."""
+    part: Int[np.ndarray, " tokens"]
+    """In which of `PARTS` equal parts of its text's content each stands."""
+    example: Int[np.ndarray, " tokens"]
+    outlier: Bool[np.ndarray, " tokens"]
+
+    def only(self, kept: Bool[np.ndarray, " tokens"]) -> TokenStates:
+        """Some of the tokens."""
+        names = ("states", "norms", "token", "part", "example", "outlier")
+        return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One probe's held-out accuracy, or why there is none."""
+
+    information: str
+    """`token`, `part` (local) or the name of the label (global)."""
+    tokens: str
+    """`outlier` or `ordinary`."""
+    count: int
+    """Tokens that the probe was trained and tested on."""
+    classes: int
+    held_out: str
+    """`texts` (folds keep each together), or `tokens` where the label is the text."""
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """Interval of the accuracy: bootstrap over texts, 95 %."""
+    chance: float | None = None
+    """Share of the most frequent class: what guessing gets."""
+    reason: str = ""
+    """Why there is no number."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return dataclasses.asdict(self)
+
+
+def token_states(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    layer: int,
+    site: str = "norm_input",
+    norm_above: float,
+    most_ordinary: int = 4000,
+    seed: int = 0,
+) -> TokenStates:
+    """The content tokens of one place whose norm is above a limit, and a random sample of the others.
+
+    Args:
+        model: a model in eval mode.
+        batches: analysis batches.
+        layer: from 0.
+        site: one of `artefact_sites.SITES`.
+        norm_above: ‖x‖₂ from which a token is an outlier, for example a threshold of `artefact_statistics`.
+        most_ordinary: how many other tokens are kept at most.
+        seed: of the sample.
+
+    Raises:
+        ConfigError: no such layer or site.
+        DataError, UnsupportedModelError: as `artefact_statistics`.
+    """
+    if site not in SITES:
+        raise unknown_name("site", site, SITES)
+    kept = list(batches)
+    reader = _Reader(layer, site)
+    examples: list[int] = []
+    for batch in kept:  # one by one, so that the reader knows the ids of what it sees
+        reader.ids = batch["input_ids"]
+        if not content_places(batch["token_classes"].flatten()).numel():
+            continue
+        examples.extend(visit_texts(model, [batch], reader.visit))
+    if not reader.states:
+        raise ConfigError(f"There is no layer {layer} with content in these texts; the model has {reader.depth}.")
+    norms = np.concatenate(reader.norms)
+    outlier = norms > norm_above
+    random = np.random.default_rng(seed)
+    ordinary = random.permutation(np.flatnonzero(~outlier))[:most_ordinary]
+    chosen = np.sort(np.concatenate([np.flatnonzero(outlier), ordinary]))
+    lengths = [len(part) for part in reader.norms]
+    return TokenStates(
+        layer=layer,
+        site=site,
+        states=np.concatenate(reader.states)[chosen],
+        norms=norms[chosen],
+        token=np.concatenate(reader.tokens)[chosen],
+        part=np.concatenate(reader.parts)[chosen],
+        example=np.repeat(np.array(examples), lengths)[chosen],
+        outlier=outlier[chosen],
+    )
+
+
+class _Reader:
+    def __init__(self, layer: int, site: str) -> None:
+        self.layer, self.site, self.depth = layer, site, 0
+        self.ids: Tensor
+        self.states: list[np.ndarray] = []
+        self.norms: list[np.ndarray] = []
+        self.tokens: list[np.ndarray] = []
+        self.parts: list[np.ndarray] = []
+
+    def visit(self, states: BlockStates, row: int, classes: Int8[Tensor, " total"]) -> None:
+        self.depth = max(self.depth, states.layer + 1)
+        if states.layer != self.layer:
+            return
+        places = content_places(classes)
+        chosen = states.sites[self.site][row][places].float()
+        extra = len(classes) - self.ids.shape[1]
+        self.states.append(chosen.cpu().numpy())
+        self.norms.append(chosen.norm(dim=1).cpu().numpy())
+        self.tokens.append(self.ids[row][places.cpu() - extra].numpy())
+        self.parts.append(np.arange(len(places)) * PARTS // len(places))
+
+
+def probe_tokens(
+    tokens: TokenStates,
+    *,
+    labels: Mapping[str, Sequence[int]] | None = None,
+    texts: Sequence[int] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Probe]:
+    """Probes outlier and ordinary tokens for what they know.
+
+    Args:
+        tokens: from `token_states`.
+        labels: global information by name, for example `{"article": …}`: a class for each *example*.
+        texts: a number for each example, the same for those with the same text (questions about one passage): of
+            these only the first is probed, since the probe would else be tested on what it was trained on.
+        resamples: draws of the bootstrap.
+        seed: of samples, folds and draws.
+
+    Returns:
+        A probe of the outlier and one of the ordinary tokens for each; where there are too few, the reason.
+
+    Raises:
+        MissingExtraError: scikit-learn isn't installed.
+    """
+    if texts is not None:
+        _, first = np.unique(np.asarray(texts), return_index=True)
+        tokens = tokens.only(np.isin(tokens.example, first))
+    asked = {"token": tokens.token, "part": tokens.part}
+    asked |= {name: np.asarray(classes)[tokens.example] for name, classes in (labels or {}).items()}
+    found = []
+    for name, label in asked.items():
+        kinds = {"outlier": np.flatnonzero(tokens.outlier), "ordinary": np.flatnonzero(~tokens.outlier)}
+        size = min(len(_frequent(of_kind, label)) for of_kind in kinds.values())
+        most = max(2, min(_FREQUENT, size // (4 * FOLDS)))  # so few classes that each has tokens enough
+        kinds = {kind: _frequent(of_kind, label, most) for kind, of_kind in kinds.items()}
+        size = max(LEAST_TOKENS, min(map(len, kinds.values())))
+        for kind, of_kind in kinds.items():
+            chosen = _frequent(np.random.default_rng(seed).permutation(of_kind)[:size], label, most)
+            question = _Question(name, kind, local=name in ("token", "part"))
+            found.append(
+                _probe(question, tokens.states[chosen], label[chosen], tokens.example[chosen], resamples, seed)
+            )
+    return found
+
+
+class _Question(NamedTuple):
+    information: str
+    tokens: str
+    local: bool
+
+
+def _frequent(members: np.ndarray, label: np.ndarray, most: int = _FREQUENT) -> np.ndarray:
+    """The members whose class occurs at least twice a fold; of more than `most` classes the most frequent."""
+    classes, counts = np.unique(label[members], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    kept: np.ndarray = members[np.isin(label[members], classes[order][counts[order] >= 2 * FOLDS])]
+    return kept
+
+
+def _probe(
+    question: _Question, states: np.ndarray, label: np.ndarray, texts: np.ndarray, resamples: int, seed: int
+) -> Probe:
+    classes = np.unique(label)
+    grouped = question.local or _label_crosses_texts(label, texts)
+    reason = ""
+    if len(label) < LEAST_TOKENS or len(classes) < 2:
+        reason = (
+            f"{len(label)} {question.tokens} tokens in {len(classes)} classes that occur {2 * FOLDS} times; "
+            f"{LEAST_TOKENS} tokens in 2 classes are needed"
+        )
+    elif grouped and len(np.unique(texts)) < FOLDS:
+        reason = f"they come from {len(np.unique(texts))} texts; {FOLDS} are needed to hold some out"
+    probe = Probe(
+        information=question.information,
+        tokens=question.tokens,
+        count=len(label),
+        classes=len(classes),
+        held_out="texts" if grouped else "tokens",
+        reason=reason,
+    )
+    if reason:
+        return probe
+    right = held_out_hits(states, label, texts if grouped else None, seed=seed)
+    low, high = _interval(right, texts, resamples=resamples, seed=seed)
+    chance = float(np.unique(label, return_counts=True)[1].max() / len(label))
+    return dataclasses.replace(probe, accuracy=float(right.mean()), low=low, high=high, chance=chance)
+
+
+def _label_crosses_texts(label: np.ndarray, texts: np.ndarray) -> bool:
+    """Whether every class occurs in texts enough to hold some of them out."""
+    spread = [len(np.unique(texts[label == value])) for value in np.unique(label)]
+    return bool(spread) and min(spread) >= FOLDS
+
+
+def held_out_hits(
+    states: Float[np.ndarray, "tokens hidden"],
+    labels: Int[np.ndarray, " tokens"],
+    texts: Int[np.ndarray, " tokens"] | None,
+    *,
+    seed: int = 0,
+) -> Bool[np.ndarray, " tokens"]:
+    """For each token whether a linear probe that wasn't trained on it (or its text) names its label.
+
+    Args:
+        states: what the probe reads.
+        labels: what it shall name.
+        texts: tokens with the same number stay together; None parts them at random, each class evenly.
+        seed: of the folds.
+    """
+    try:
+        from sklearn.linear_model import RidgeClassifier
+        from sklearn.model_selection import GroupKFold, StratifiedKFold
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "analysis", "Probing tokens") from error
+    if texts is None:
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(states, labels)
+    else:
+        folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(states, labels, texts)
+    hits = np.zeros(len(labels), dtype=bool)
+    for train, test in folds:
+        probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=_ALPHA))
+        if len(np.unique(labels[train])) < 2:
+            hits[test] = labels[test] == labels[train][0]
+            continue
+        hits[test] = probe.fit(states[train].astype(np.float64), labels[train]).predict(states[test]) == labels[test]
+    return hits
+
+
+def _interval(right: np.ndarray, texts: np.ndarray, *, resamples: int, seed: int) -> tuple[float, float]:
+    """Bootstrap over texts: tokens of one text are no independent draws."""
+    _, place = np.unique(texts, return_inverse=True)
+    hits = np.bincount(place, weights=right)
+    counts = np.bincount(place).astype(np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(counts), size=(resamples, len(counts)))
+    low, high = np.quantile(hits[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
+    return float(low), float(high)

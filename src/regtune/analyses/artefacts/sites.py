@@ -1,0 +1,241 @@
+"""The three places in every block at which artefacts are looked for, read while the model runs.
+
+- `norm_input`: what goes into the last LayerNorm (or RMSNorm) that runs in a block. Where the norm stands behind the
+  sums (BERT and its relatives) that is the feed-forward output plus its skip connection, before the norm makes all
+  tokens alike; where it stands before the branches (ModernBERT, GPT-2, Llama) it is the residual stream behind the
+  block's attention.
+- `feed_forward`: what the last linear layer that runs in a block gives: the feed-forward branch, without its skip.
+- `block`: what the block hands on: behind the LayerNorm in the first case, the residual stream in the second.
+
+"Last that runs" is found by listening, not by name, so that any Hugging Face model with a list of blocks will do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+from regtune.analyses.attention.tap import registers_first
+from regtune.analyses.reversible import require_eval_mode
+from regtune.analyses.token_classes import TokenClass, is_content
+from regtune.errors import ConfigError, DataError, UnsupportedModelError
+from regtune.families.relevance import RELEVANCE_FAMILIES, modules_at, relevance_family_of
+from regtune.registers.surgery import backbone_of, find_registers
+
+SITES = ("norm_input", "feed_forward", "block")
+_FORWARDED = ("input_ids", "attention_mask", "token_type_ids")
+
+Batch = Mapping[str, Tensor]
+"""An analysis batch: `input_ids`, `attention_mask`, `token_classes` `[rows, seq]` and what else the model takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStates:
+    """What one block did with a batch, `[rows, registers + seq, hidden]` each, registers first."""
+
+    layer: int
+    sites: Mapping[str, Tensor]
+    norm: str
+    """Path of the norm inside the block, and of the linear layer."""
+    feed_forward: str
+    post_norm: bool
+    """Whether the block's output is that norm's output."""
+
+
+Callback = Callable[[BlockStates], None]
+
+
+def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The blocks of the backbone in the order of depth; one that runs at several depths (ALBERT) occurs once.
+
+    Raises:
+        UnsupportedModelError: no list of blocks can be found, or an encoder-decoder.
+    """
+    backbone = backbone_of(model)
+    try:
+        blocks = tuple(modules_at(backbone, relevance_family_of(backbone.config).layers))
+    except UnsupportedModelError:
+        blocks = _listed_blocks(backbone)
+    if not blocks or getattr(backbone.config, "is_encoder_decoder", False):
+        known = ", ".join(family.name for family in RELEVANCE_FAMILIES)
+        raise UnsupportedModelError(
+            f"The blocks of {type(backbone).__name__} (model_type={getattr(backbone.config, 'model_type', None)!r}) "
+            f"can't be found. Supported: {known}, and any other encoder or decoder that keeps its num_hidden_layers "
+            "blocks in one list."
+        )
+    return blocks
+
+
+def _listed_blocks(backbone: Any) -> tuple[nn.Module, ...]:
+    depth = getattr(backbone.config, "num_hidden_layers", None)
+    for module in backbone.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(part) for part in module}) == 1:
+            return tuple(module)
+    return ()
+
+
+@contextmanager
+def watch_blocks(model: nn.Module, callback: Callback) -> Iterator[None]:
+    """Inside the context every forward pass calls `callback` once a block, in the order of depth.
+
+    Hooks only listen: outputs stay bit for bit what they are, and on leaving all hooks are gone.
+
+    Raises:
+        UnsupportedModelError: no blocks, training mode, or (while running) a block without a norm or linear layer
+            whose states have the block's shape.
+    """
+    require_eval_mode(model)
+    blocks = blocks_of(model)
+    backbone = backbone_of(model)
+    watch = _Watch(callback, model)
+    with ExitStack() as stack:
+        stack.callback(backbone.register_forward_pre_hook(watch.restart).remove)
+        for block in blocks:
+            stack.callback(block.register_forward_pre_hook(watch.enter, with_kwargs=True).remove)
+            for path, part in block.named_modules():
+                if is_norm(part):
+                    stack.callback(part.register_forward_hook(watch.hear_norm(path)).remove)
+                elif is_linear(part):
+                    stack.callback(part.register_forward_hook(watch.hear_linear(path)).remove)
+            stack.callback(block.register_forward_hook(watch.leave).remove)
+        yield
+
+
+class _Watch:
+    """Remembers the last norm and the last linear layer of the block that is running."""
+
+    def __init__(self, callback: Callback, model: nn.Module) -> None:
+        self.callback = callback
+        self.registers = find_registers(model)
+        self.layer = 0
+        self.shape: torch.Size | None = None
+        self.norm: tuple[str, Tensor, Tensor] | None = None
+        self.linear: tuple[str, Tensor] | None = None
+
+    def restart(self, _backbone: nn.Module, _args: tuple) -> None:
+        self.layer = 0
+
+    def enter(self, _block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() == 3]
+        self.shape = given[0].shape if given else None
+        self.norm = self.linear = None
+
+    def hear_norm(self, path: str) -> Callable[..., None]:
+        def heard(_module: nn.Module, args: tuple, output: Tensor) -> None:
+            if args and args[0].shape == self.shape:
+                self.norm = (path, args[0], output)
+
+        return heard
+
+    def hear_linear(self, path: str) -> Callable[..., None]:
+        def heard(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+            if output.shape == self.shape:
+                self.linear = (path, output)
+
+        return heard
+
+    def leave(self, block: nn.Module, _args: tuple, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        if self.norm is None or self.linear is None or states.shape != self.shape:
+            raise UnsupportedModelError(
+                f"Block {self.layer} ({type(block).__name__}) runs no norm or no linear layer on states of its own "
+                "shape [rows, seq, hidden], so it isn't clear where its artefacts would be."
+            )
+        norm, linear = self.norm, self.linear
+        self.norm = self.linear = None
+        sites = dict(zip(SITES, (norm[1], linear[1], states), strict=True))
+        found = BlockStates(
+            layer=self.layer,
+            sites={name: registers_first(value, self.registers, 1) for name, value in sites.items()},
+            norm=norm[0],
+            feed_forward=linear[0],
+            post_norm=norm[2].data_ptr() == states.data_ptr(),
+        )
+        self.layer += 1
+        self.callback(found)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a LayerNorm or RMSNorm, by type or (models' own RMSNorms) by name."""
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("Norm")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: torch's, or GPT-2's, which keeps its weight transposed."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """Of an analysis batch what the model takes, on its device.
+
+    Raises:
+        ConfigError: no `input_ids` or `token_classes`, or of different shapes.
+    """
+    for name in ("input_ids", "attention_mask", "token_classes"):
+        if name not in batch:
+            raise ConfigError(f"An analysis batch needs {name}; this one has {', '.join(batch) or 'nothing'}.")
+        if batch[name].shape != batch["input_ids"].shape:
+            raise ConfigError(f"{name} is {list(batch[name].shape)}, input_ids {list(batch['input_ids'].shape)}.")
+    accepted = inspect.signature(model.forward).parameters
+    device = next(model.parameters()).device
+    given: dict[str, Any] = {name: batch[name].to(device) for name in _FORWARDED if name in batch and name in accepted}
+    if "use_cache" in accepted:
+        given["use_cache"] = False
+    return given
+
+
+@torch.inference_mode()
+def run_backbone(model: nn.Module, batch: Batch) -> Float[Tensor, "rows seq hidden"]:
+    """Runs the model without its head; gives `last_hidden_state` (text alone)."""
+    backbone = backbone_of(model)
+    states: Tensor = backbone(**model_inputs(backbone, batch), return_dict=True).last_hidden_state
+    return states
+
+
+Visit = Callable[[BlockStates, int, Int8[Tensor, " total"]], None]
+"""`visit(states, row, classes)`: one text in one block; classes include the registers'."""
+
+
+def visit_texts(model: nn.Module, batches: Iterable[Batch], visit: Visit) -> tuple[int, ...]:
+    """Runs batches and calls `visit` for every text with content, in every block.
+
+    Returns:
+        The example of each text in the order of the visits.
+
+    Raises:
+        DataError: not one content token in all batches.
+        ConfigError, UnsupportedModelError: as `model_inputs` and `watch_blocks`.
+    """
+    rows: list[int] = []
+    classes = torch.empty(0)
+    examples: list[int] = []
+    seen = 0
+
+    def see(states: BlockStates) -> None:
+        extra = next(iter(states.sites.values())).shape[1] - classes.shape[1]
+        registers = torch.full((extra,), int(TokenClass.REGISTER), dtype=classes.dtype, device=classes.device)
+        for row in rows:
+            visit(states, row, torch.cat([registers, classes[row]]))
+
+    with watch_blocks(model, see):
+        for batch in batches:
+            model_inputs(model, batch)  # refuses a batch before its classes are looked at
+            content = is_content(batch["token_classes"]).any(1)
+            rows = content.nonzero().flatten().tolist()
+            numbers = batch["example"].tolist() if "example" in batch else range(seen, seen + len(content))
+            examples += [int(numbers[row]) for row in rows]
+            seen += len(content)
+            classes = batch["token_classes"].to(next(model.parameters()).device)
+            run_backbone(model, batch)
+    if not examples:
+        raise DataError(
+            f"{seen} texts and not one content token in them: all are special tokens or padding. Give text with words."
+        )
+    return tuple(examples)

@@ -1,0 +1,149 @@
+"""Every layer's attention weights, read while the model runs, whatever attention implementation it was loaded with.
+
+SDPA returns no weights (transformers hands back an empty `attentions` tuple), and keeping all layers' weights takes
+`[layers, heads, total, total]` a row. The tap computes them where they are used and hands them on one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from regtune.analyses.attribution.lrp_rules import masked
+from regtune.analyses.reversible import (
+    attention_operands,
+    only_reader,
+    replace_forward,
+    require_eval_mode,
+    route_attention,
+)
+from regtune.families.relevance import modules_at, relevance_family_of
+from regtune.registers.registers import Registers, take_columns
+from regtune.registers.surgery import backbone_of
+
+Callback = Callable[[int, Tensor, Tensor, nn.Module], None]
+"""`callback(layer, weights, values, module)`; see `attention_tap`."""
+
+
+@contextmanager
+def attention_tap(model: nn.Module, callback: Callback) -> Iterator[None]:
+    """Inside the context every forward pass of `model` calls `callback` once a layer, in the order of depth.
+
+    The callback gets the layer's number from 0 (layers that share weights, as ALBERT's, count each time), the weights
+    `[batch, heads, total, total]` (query, key), the value states `[batch, heads, total, head_dim]`, and the attending
+    module. `total` is text and registers *in the order inside the model*; `registers_first` puts both axes in the
+    order `[registers, text]`. Keys that the mask hides (padding) have weight 0 up to rounding; rows of padding
+    queries mean nothing.
+
+    The weights are those that the output is computed from, so with gradients enabled their gradients can be asked
+    for; with `torch.no_grad()` nothing is kept that the callback doesn't keep. Outputs equal those outside the
+    context up to rounding (SDPA computes the same by another kernel). On leaving, also after an exception, the model
+    is as it was.
+
+    Args:
+        model: a Hugging Face model of a supported family, eager or SDPA, with or without registers, in eval mode.
+        callback: called inside each layer's forward pass. It must not change the tensors in place.
+
+    Raises:
+        UnsupportedModelError: an unknown family, training mode, an attention implementation other than eager and
+            SDPA, or a model that is being read or explained already.
+    """
+    require_eval_mode(model)
+    backbone = backbone_of(model)
+    family = relevance_family_of(backbone.config)
+    with ExitStack() as stack:
+        stack.enter_context(only_reader(model))
+        tap = _Tap(callback)
+        stack.callback(backbone.register_forward_pre_hook(tap.restart).remove)
+        if family.attention_by == "interface":
+            route_attention(backbone, family, tap.attend, stack)
+        else:
+            assert family.values is not None
+            for module in modules_at(backbone, family.attention):
+                listener = _Listener(tap, module)
+                values = module.get_submodule(family.values)
+                stack.callback(values.register_forward_hook(listener.keep_values).remove)
+                replace_forward(module, listener.around, stack)
+        yield
+
+
+def registers_first(values: Tensor, registers: Registers | None, *axes: int) -> Tensor:
+    """Puts the named axes, `total` long inside the model, in the order `[registers, text]`.
+
+    Args:
+        values: `[batch, ...]` of the last forward pass.
+        registers: the model's registers (`find_registers(model)`), or None.
+        axes: which of its axes run over text and registers.
+    """
+    if registers is None or not registers.enabled or registers.order is None:
+        return values
+    for axis in axes:
+        values = take_columns(values.transpose(1, axis), registers.columns()).transpose(1, axis)
+    return values
+
+
+class _Tap:
+    """Counts the layers of one forward pass and hands on what each attends to."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback = callback
+        self.layer = 0
+
+    def restart(self, _backbone: nn.Module, _args: tuple) -> None:
+        self.layer = 0
+
+    def tell(self, weights: Tensor, values: Tensor, module: nn.Module) -> None:
+        self.callback(self.layer, weights, values, module)
+        self.layer += 1
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """An attention function as transformers calls it."""
+        key, value, mask, scaling = attention_operands(module, query, key, value, attention_mask, scaling, is_causal)
+        scores = masked(torch.matmul(query, key.transpose(-1, -2)) * scaling, mask)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.softmax(-1, dtype=wide).to(query.dtype)
+        self.tell(weights, value, module)
+        return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class _Listener(TorchFunctionMode):
+    """Listens to the softmax that an attending module calls itself."""
+
+    def __init__(self, tap: _Tap, module: nn.Module) -> None:
+        super().__init__()
+        self.tap = tap
+        self.module = module
+        self.values: Tensor | None = None
+
+    def keep_values(self, _module: nn.Module, _args: tuple, output: Tensor) -> None:
+        self.values = output
+
+    def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def listened(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return forward(*args, **kwargs)
+
+        return listened
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") == "softmax" and self.values is not None:
+            values, self.values = self.values, None
+            split = values.reshape(*values.shape[:2], output.shape[1], -1).transpose(1, 2)
+            self.tap.tell(output, split, self.module)
+        return output

@@ -1,0 +1,222 @@
+"""The context in which one model's backward pass follows relevance rules, and outside of which nothing has changed.
+
+Layer-wise relevance propagation is patented in places, so its authors say; read their licence notes before a
+commercial use. The rules here are written from the papers' equations (see `regtune.analyses.attribution.lrp_rules`).
+
+Everything that is changed is changed on this model's own modules and put back on leaving, also after an exception:
+attention goes through transformers' table of attention functions (the attending modules see a copy of the config
+that names another entry, so that masks are made as before); LayerNorms, activations and modules that multiply get
+a `forward` of their own; linear layers and embeddings get hooks; parameters are frozen, so that the one backward
+pass computes no gradient of a weight. No class is touched and no modelling code is copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regtune.analyses.attribution.ledger import POSITIONS, Ledger
+from regtune.analyses.attribution.lrp_rules import Rules, RuleScope
+from regtune.analyses.reversible import attention_operands, freeze, only_reader, replace_forward, route_attention
+from regtune.families.relevance import RelevanceFamily, modules_at, relevance_family_of
+from regtune.registers.registers import Registers
+from regtune.registers.surgery import MODULE_NAME, backbone_of, find_registers
+
+TOKENS, TYPES, REGISTERS, STATES = "tokens", "types", "registers", "states"
+
+
+@contextmanager
+def relevance_rules(model: nn.Module, rules: Rules, ledger: Ledger, *, inputs: str = TOKENS) -> Iterator[None]:
+    """Inside the context, gradients of `model` (and of no other) are what the rules make of them.
+
+    Args:
+        model: a Hugging Face model of a family with relevance rules, in eval mode.
+        rules: the rule set.
+        ledger: receives the leaves (kinds `tokens`, `positions`, `types`, `registers`) and the sums.
+        inputs: `tokens` makes word, position and type embeddings and registers leaves; `states` makes the output
+            of the embeddings module a leaf instead, registers included.
+
+    Raises:
+        UnsupportedModelError: no rules for this family, an attention implementation that hides its weights, or a
+            model that is inside such a context already.
+    """
+    backbone = backbone_of(model)
+    family = relevance_family_of(backbone.config)
+    with ExitStack() as stack:
+        stack.enter_context(only_reader(model))
+        session = _Session(model, backbone, family, rules, ledger, stack)
+        freeze(model, stack)
+        session.follow_attention()
+        session.follow_layers()
+        session.follow_scopes()
+        session.make_leaves(inputs)
+        yield
+
+
+class _Session:
+    """What one context changes, each change with its undoing on the stack."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        backbone: Any,
+        family: RelevanceFamily,
+        rules: Rules,
+        ledger: Ledger,
+        stack: ExitStack,
+    ) -> None:
+        self.model = model
+        self.backbone = backbone
+        self.family = family
+        self.rules = rules
+        self.ledger = ledger
+        self.stack = stack
+        self.inside = False
+
+    # Attention
+
+    def follow_attention(self) -> None:
+        if self.family.attention_by == "interface":
+            route_attention(self.backbone, self.family, self.attend, self.stack)
+            return
+        for module in modules_at(self.backbone, self.family.attention):
+            replace_forward(module, self._scoped, self.stack)
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """An attention function as transformers calls it; heads second, grouped keys are repeated."""
+        key, value, mask, scaling = attention_operands(module, query, key, value, attention_mask, scaling, is_causal)
+        weights = self.rules.attention_weights(query, key, mask, scaling)
+        output = self.rules.product(torch.matmul, weights, value)
+        return output.transpose(1, 2).contiguous(), weights
+
+    # Layers of a known type
+
+    def follow_layers(self) -> None:
+        from transformers.pytorch_utils import Conv1D
+
+        rms = {id(module) for module in modules_at(self.backbone, *self.family.rms_norms)}
+        activations = _activation_types()
+        for module in self.model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d, Conv1D)):
+                self.stack.callback(module.register_forward_hook(self._linear).remove)
+            elif isinstance(module, nn.LayerNorm):
+                replace_forward(module, _unary(functools.partial(self.rules.layer_norm, module)), self.stack)
+            elif id(module) in rms:
+                replace_forward(module, _unary(self.rules.rms_norm), self.stack)
+            elif isinstance(module, activations):
+                replace_forward(module, _unary(self.rules.activation), self.stack)
+
+    def _linear(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return self.rules.linear(module, args[0], output)
+
+    # Modules that multiply, or call activations as functions
+
+    def follow_scopes(self) -> None:
+        if self.rules.whole_model:
+            replace_forward(self.model, self._scoped, self.stack)
+            return
+        heads = [] if self.model is self.backbone else list(self.model.children())
+        heads += [module for name, module in self.backbone.named_children() if name == "pooler"]
+        for module in (*modules_at(self.backbone, *self.family.scopes), *heads):
+            if module is not self.backbone and any(True for _ in module.children()):
+                replace_forward(module, self._scoped, self.stack)
+
+    def _scoped(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(forward)
+        bias = self.family.position_bias
+
+        @functools.wraps(forward)
+        def scoped(*args: Any, **kwargs: Any) -> Any:
+            if bias is not None and bias in signature.parameters:
+                bound = signature.bind(*args, **kwargs)
+                if bound.arguments.get(bias) is not None:
+                    bound.arguments[bias] = self.ledger.leaf(POSITIONS, bound.arguments[bias])
+                args, kwargs = bound.args, bound.kwargs
+            if self.inside:
+                return forward(*args, **kwargs)
+            self.inside = True
+            try:
+                with RuleScope(self.rules):
+                    return forward(*args, **kwargs)
+            finally:
+                self.inside = False
+
+        return scoped
+
+    # Leaves
+
+    def make_leaves(self, inputs: str) -> None:
+        registers = find_registers(self.model)
+        if inputs == STATES:
+            assert self.family.embeddings is not None
+            self._on_output(self.family.embeddings, lambda output: self.ledger.leaf(STATES, output))
+        else:
+            self._on_output(self.family.words, self._words)
+            for kind, path in ((POSITIONS, self.family.positions), (TYPES, self.family.types)):
+                self._on_output(path, functools.partial(self._for_each_row, kind))
+            if registers is not None:
+                self._on_output(MODULE_NAME, lambda output: self.ledger.leaf(REGISTERS, output))
+        if registers is not None and registers.deep is not None:
+            for layer in list(modules_at(self.backbone, self.family.layers))[1:]:
+                hook = functools.partial(self._fresh_registers, registers)
+                self.stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def _on_output(self, path: str | None, change: Callable[[Tensor], Tensor]) -> None:
+        try:
+            module = None if path is None else self.backbone.get_submodule(path)
+        except AttributeError:
+            return
+        if isinstance(module, nn.Module):
+            self.stack.callback(module.register_forward_hook(lambda _module, _args, output: change(output)).remove)
+
+    def _words(self, output: Tensor) -> Tensor:
+        # GPT-2 looks its token types up in the same table, after the words.
+        return self.ledger.leaf(TYPES if TOKENS in self.ledger.leaves else TOKENS, output)
+
+    def _for_each_row(self, kind: str, output: Tensor) -> Tensor:
+        batch = self.ledger.leaves[TOKENS][0].shape[0] if TOKENS in self.ledger.leaves else output.shape[0]
+        return self.ledger.leaf(kind, output.expand(batch, *output.shape[1:]))
+
+    def _fresh_registers(
+        self, registers: Registers, _layer: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        if not registers.enabled:
+            return None
+        states = args[0] if args else kwargs["hidden_states"]
+        fresh = self.ledger.leaf(REGISTERS, registers.registers_of(states))
+        states = registers.insert(fresh, registers.strip(states))
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+
+def _unary(rule: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Callable[[Callable], Callable]:
+    def make(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def follow(x: Tensor) -> Tensor:
+            return rule(x, forward) if x.requires_grad else forward(x)
+
+        return follow
+
+    return make
+
+
+@functools.cache
+def _activation_types() -> tuple[type[nn.Module], ...]:
+    from transformers.activations import ACT2CLS
+
+    entries: list[Any] = [*ACT2CLS.values(), nn.GELU]
+    return tuple({entry[0] if isinstance(entry, tuple) else entry: None for entry in entries})

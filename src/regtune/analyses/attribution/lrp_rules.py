@@ -1,0 +1,270 @@
+"""The relevance rules themselves, as modified backward passes; each leaves the forward value bit for bit alone.
+
+AttnLRP: Achtibat et al. 2024 (arXiv 2402.05602). Relevance is carried as R = x·g, where g is the gradient with these
+changes: products of two streams give each factor half (their uniform rule); an activation has slope f(x)/x (identity
+rule); LayerNorm and RMSNorm are linear with their standard deviation held fixed. The softmax rule x(R - s·ΣR) and
+the epsilon rule of linear layers with epsilon = 0 *are* the plain gradient. CP-LRP (Ali et al. 2022) holds the
+attention weights fixed, so queries and keys get nothing.
+
+Chefer 2021: Chefer, Gur, Wolf (arXiv 2012.09838), in `regtune.analyses.attribution.chefer_rules`.
+"""
+
+# Every rule set has every rule's signature, and autograd functions have torch's.
+# ruff: noqa: ARG002, ARG004
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from regtune.analyses.attribution.ledger import SOFTMAX, Ledger, bias_of
+
+RULES = ("activation", "attention", "layer_norm", "product", "rms_norm")
+"""Rules of AttnLRP that a test may leave out to see that the ledger notices."""
+Unary = Callable[[Tensor], Tensor]
+_ONE_OPERAND_ACTIVATIONS = frozenset({"tanh", "gelu", "relu", "silu", "elu", "mish", "hardswish", "leaky_relu"})
+_PRODUCTS = frozenset({"mul", "__mul__", "__rmul__", "multiply", "matmul", "__matmul__", "bmm"})
+_SUMS = frozenset({"add", "__add__", "__radd__"})
+
+
+@runtime_checkable
+class Rules(Protocol):
+    """What happens to relevance at each kind of operation.
+
+    `x` is the input, `function` the untouched forward computation.
+    """
+
+    whole_model: bool
+    """Whether operations outside the declared modules count as well (sums at skip connections)."""
+
+    def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """Softmax of the scaled and masked scores, `[batch, heads, query, key]`."""
+
+    def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+        """A product (elementwise or of matrices) of two tensors that both carry relevance."""
+
+    def total(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+        """A sum of two tensors that both carry relevance."""
+
+    def softmax(self, scores: Tensor, function: Unary) -> Tensor:
+        """A softmax that a module calls itself."""
+
+    def activation(self, x: Tensor, function: Unary) -> Tensor:
+        """An elementwise non-linearity."""
+
+    def layer_norm(self, module: nn.LayerNorm, x: Tensor, function: Unary) -> Tensor:
+        """A LayerNorm."""
+
+    def rms_norm(self, x: Tensor, function: Unary) -> Tensor:
+        """An RMSNorm."""
+
+    def linear(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """A linear layer or a convolution; here `y` still carries its gradient."""
+
+
+class AttnLRP:
+    """The rules of AttnLRP, or of CP-LRP with `constant_attention`, writing to a ledger."""
+
+    whole_model = False
+
+    def __init__(
+        self, ledger: Ledger, *, constant_attention: bool = False, without: frozenset[str] = frozenset()
+    ) -> None:
+        self.ledger = ledger
+        self.constant_attention = constant_attention
+        self.without = without
+
+    def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """Scores from halved queries and keys; the mask carries no relevance."""
+        raw = self.product(torch.matmul, query, key.transpose(-1, -2))
+        return self.softmax(masked(raw * scaling, mask), lambda scores: scores.softmax(-1))
+
+    def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+        """Uniform rule: each factor gets half. A product with a constant is linear and gets all."""
+        rule = "product" if function.__name__ in ("mul", "__mul__", "__rmul__", "multiply") else "attention"
+        if rule in self.without or not (a.requires_grad and b.requires_grad):
+            return function(a, b)
+        return function(run(_Half, a), run(_Half, b))
+
+    def total(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+        """Sums pass the gradient on."""
+        return function(a, b)
+
+    def softmax(self, scores: Tensor, function: Unary) -> Tensor:
+        """The plain gradient is the rule; what it absorbs goes to the ledger. CP-LRP: a constant."""
+        if self.constant_attention:
+            return function(scores.detach())
+        weights = function(scores)
+        self.ledger.watch(SOFTMAX, weights)
+        self.ledger.watch(SOFTMAX, scores, -1.0)
+        return weights
+
+    def activation(self, x: Tensor, function: Unary) -> Tensor:
+        """Identity rule: all relevance passes, the slope is f(x)/x."""
+        return function(x) if "activation" in self.without else _with_slope(x, function(x.detach()))
+
+    def layer_norm(self, module: nn.LayerNorm, x: Tensor, function: Unary) -> Tensor:
+        """Linear in x with the standard deviation fixed; its bias goes to the ledger."""
+        if "layer_norm" in self.without:
+            output = function(x)
+        else:
+            wide = x.detach().to(_wide(x.dtype))
+            deviation = torch.rsqrt(wide.var(-1, unbiased=False, keepdim=True) + module.eps)
+            scale = deviation if module.weight is None else deviation * module.weight
+            output = run(_Centred, x, function(x.detach()), scale.to(x.dtype))
+        bias = bias_of(module)
+        if bias is not None:
+            self.ledger.watch_bias(output, *bias)
+        return output
+
+    def rms_norm(self, x: Tensor, function: Unary) -> Tensor:
+        """Identity rule, which holds the root mean square fixed."""
+        return function(x) if "rms_norm" in self.without else _with_slope(x, function(x.detach()))
+
+    def linear(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Epsilon rule with epsilon = 0, the plain gradient; the bias goes to the ledger."""
+        bias = bias_of(module)
+        if bias is not None:
+            self.ledger.watch_bias(y, *bias)
+        return y
+
+
+class PlainGradient:
+    """No rules at all: the derivative as it is. Chefer's method needs it of the attention weights."""
+
+    whole_model = False
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+
+    def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """Keeps the weights, whose gradient is wanted."""
+        self.weights.append(masked(torch.matmul(query, key.transpose(-1, -2)) * scaling, mask).softmax(-1))
+        return self.weights[-1]
+
+    def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+        """As it is."""
+        return function(a, b)
+
+    total = product
+
+    def softmax(self, scores: Tensor, function: Unary) -> Tensor:
+        """As it is."""
+        return function(scores)
+
+    def activation(self, x: Tensor, function: Unary) -> Tensor:
+        """As it is."""
+        return function(x)
+
+    rms_norm = activation
+
+    def layer_norm(self, module: nn.LayerNorm, x: Tensor, function: Unary) -> Tensor:
+        """As it is."""
+        return function(x)
+
+    def linear(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """As it is."""
+        return y
+
+
+class RuleScope(TorchFunctionMode):
+    """While it is active, the products, softmaxes, activations (and sums) that are called follow the rules.
+
+    Active only inside the forward pass of one module instance, entered by a replaced `forward` of that instance.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__()
+        self.rules = rules
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Diverts what a rule is about; everything else runs as it is."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        # Inside a custom autograd function gradients are off and its own operations are meant as they are.
+        if not torch.is_grad_enabled() or not args or not _carries(args[0]):
+            return func(*args, **kwargs)
+        if name in _PRODUCTS and _carries(args[1]):
+            return self.rules.product(func, args[0], args[1])
+        if name in _SUMS and _carries(args[1]) and args[0].shape == args[1].shape and not kwargs:
+            return self.rules.total(func, args[0], args[1])
+        if name == "softmax":
+            return self.rules.softmax(args[0], lambda scores: func(scores, *args[1:], **kwargs))
+        if name in _ONE_OPERAND_ACTIVATIONS:
+            return self.rules.activation(args[0], lambda x: func(x, *args[1:], **kwargs))
+        return func(*args, **kwargs)
+
+
+def run(function: Any, *arguments: Tensor) -> Tensor:
+    """Applies a custom autograd function (torch leaves `apply` untyped)."""
+    output: Tensor = function.apply(*arguments)
+    return output
+
+
+def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Adds an additive mask, or hides what a boolean one says is not seen."""
+    if mask is None:
+        return scores
+    mask = mask[..., : scores.shape[-1]]
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+def _carries(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _with_slope(x: Tensor, y: Tensor) -> Tensor:
+    wide = _wide(x.dtype)
+    slope = torch.where(x == 0, torch.zeros_like(y, dtype=wide), y.to(wide) / x.detach().to(wide))
+    return run(_Slope, x, y, slope)
+
+
+class _Half(torch.autograd.Function):
+    """y = x; the gradient is halved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] / 2
+
+
+class _Slope(torch.autograd.Function):
+    """The given value; the gradient is multiplied by the given slope, elementwise."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return (gradients[0] * slope).to(gradients[0].dtype), None, None
+
+
+class _Centred(torch.autograd.Function):
+    """The given value; the gradient is that of scale · (x - mean x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        scaled = gradients[0] * scale
+        return scaled - scaled.mean(-1, keepdim=True), None, None

@@ -1,0 +1,154 @@
+"""Explanations from attention weights: the weights themselves, their roll-out, and weights times gradient.
+
+Roll-out: Abnar, Zuidema 2020 (arXiv 2005.00928): a block passes on half of what a token is and half of what it attends
+to, A = (I + mean over heads of the weights) / 2, and the blocks' maps are multiplied. Attention weights are no proof
+of influence; these are here to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from regtune.analyses.attention.tap import attention_tap
+from regtune.analyses.attribution.baselines import word_embeddings
+from regtune.analyses.attribution.batch import Batch
+from regtune.analyses.attribution.given_embeddings import given_embeddings
+from regtune.analyses.attribution.scores import Scores, lawless
+from regtune.analyses.attribution.targets import LOGITS, Resolved, TargetError, values_of
+from regtune.analyses.reversible import freeze
+from regtune.errors import unknown_name
+from regtune.registers.registers import Registers
+from regtune.registers.surgery import backbone_of, find_registers
+
+
+def rollout_scores(batch: Batch) -> Scores:
+    """Attention roll-out from the tokens that the target is read from; scores are shares that sum to 1."""
+    registers = find_registers(batch.model)
+    rolled: list[Tensor] = []
+
+    def follow(weights: Tensor) -> None:
+        eye = torch.eye(weights.shape[-1], dtype=torch.float64, device=weights.device)
+        block = (eye + weights) / 2
+        rolled[:] = [block @ fresh_rows(rolled[0], registers) if rolled else block]
+
+    outputs, targets = _watch(batch, follow)
+    tokens, of_registers = read_from(rolled[0], _require_reading(batch, targets), registers)
+    return lawless(targets, values_of(outputs, targets), tokens, of_registers)
+
+
+def attention_scores(batch: Batch, *, layers: str = "last") -> Scores:
+    """The attention that the tokens which the target is read from pay to each token; shares that sum to 1.
+
+    Args:
+        batch: the texts.
+        layers: `last` takes the mean over the heads of the last layer, `all` that of all layers.
+
+    Raises:
+        UnknownNameError: other layers.
+    """
+    _check_layers(layers)
+    kept: list[Tensor] = []
+
+    def follow(weights: Tensor) -> None:
+        kept[:] = [weights] if layers == "last" or not kept else [kept[0] + weights]
+
+    outputs, targets = _watch(batch, follow)
+    weights = kept[0] / kept[0].sum(-1, keepdim=True)
+    tokens, registers = read_from(weights, _require_reading(batch, targets), find_registers(batch.model))
+    return lawless(targets, values_of(outputs, targets), tokens, registers)
+
+
+def attention_gradient_scores(batch: Batch, *, layers: str = "all") -> Scores:
+    """Attention weights times the target's gradient with regard to them, in logits.
+
+    A token's score is the sum over layers, heads and queries of weight times gradient: how much the target would
+    change, to first order, if nobody attended to it.
+
+    Args:
+        batch: the texts.
+        layers: `all`, or the `last` alone.
+
+    Raises:
+        UnknownNameError: other layers.
+    """
+    _check_layers(layers)
+    kept: list[Tensor] = []
+    with ExitStack() as stack:
+        freeze(batch.model, stack)
+        stack.enter_context(given_embeddings(batch.model, batch.family)).words = word_embeddings(batch).requires_grad_()
+        stack.enter_context(attention_tap(batch.model, lambda _layer, weights, *_: kept.append(weights)))
+        outputs = batch.run()
+        targets = batch.resolve(outputs)
+        values = values_of(outputs, targets)
+        chosen = kept if layers == "all" else kept[-1:]
+        gradients = torch.autograd.grad(values.sum(), chosen)
+    pairs = zip(chosen, gradients, strict=True)
+    total = torch.stack([(weights.detach() * gradient).sum((1, 2), dtype=torch.float64) for weights, gradient in pairs])
+    total = total.sum(0)
+    tokens, registers = split(total.unsqueeze(-1), find_registers(batch.model))
+    return lawless(targets, values, tokens.squeeze(-1), registers.squeeze(-1))
+
+
+def fresh_rows(joint: Float64[Tensor, "batch total total"], registers: Registers | None) -> Tensor:
+    """What came before a layer that gets registers of its own (depth `every_layer`): these start from themselves."""
+    if registers is None or not registers.enabled or registers.deep is None:
+        return joint
+    eye = torch.eye(joint.shape[-1], dtype=joint.dtype, device=joint.device).expand_as(joint)
+    return registers.insert(registers.registers_of(eye), registers.strip(joint))
+
+
+def read_from(
+    joint: Float64[Tensor, "batch total total"], targets: Sequence[Resolved], registers: Registers | None
+) -> tuple[Tensor, Tensor]:
+    """The rows of a map (query, key) that the targets are read from, split into text and registers.
+
+    Returns:
+        `[batch, seq]` and `[batch, registers]`; where a target has several terms, the mean weighted by their sizes.
+    """
+    by_query, _ = split(joint, registers)
+    read = torch.zeros(by_query.shape[:2], dtype=torch.float64, device=joint.device)
+    for row, target in enumerate(targets):
+        for term in target.terms:
+            read[row, term.position] += abs(term.weight)
+    read = read / read.sum(1, keepdim=True)
+    tokens, of_registers = split(torch.einsum("bq,bqk->bk", read, by_query).unsqueeze(-1), registers)
+    return tokens.squeeze(-1), of_registers.squeeze(-1)
+
+
+def split(total: Tensor, registers: Registers | None) -> tuple[Tensor, Tensor]:
+    """`[batch, total, ...]` as text `[batch, seq, ...]` and registers `[batch, registers, ...]`."""
+    if registers is None or not registers.enabled:
+        return total, total[:, :0]
+    return registers.strip(total), registers.registers_of(total)
+
+
+def _watch(batch: Batch, follow: Callable[[Tensor], None]) -> tuple[Any, list[Resolved]]:
+    """Runs the batch and hands on each layer's weights, the mean over heads, `[batch, total, total]`."""
+    with (
+        torch.no_grad(),
+        attention_tap(batch.model, lambda _layer, weights, *_: follow(weights.mean(1, dtype=torch.float64))),
+    ):
+        outputs = batch.run()
+    return outputs, batch.resolve(outputs)
+
+
+def _check_layers(layers: str) -> None:
+    if layers not in ("all", "last"):
+        raise unknown_name("choice of layers", layers, ("all", "last"))
+
+
+def _require_reading(batch: Batch, targets: Sequence[Resolved]) -> Sequence[Resolved]:
+    """Refuses heads that read a mean over the text, where no token's attention is the target's."""
+    pooling = getattr(backbone_of(batch.model).config, "classifier_pooling", "cls")
+    if pooling == "mean" and any(term.output == LOGITS and len(term.index) == 1 for t in targets for term in t.terms):
+        raise TargetError(
+            "This head reads its class from the mean over the text (classifier_pooling='mean'), so there is no token "
+            "whose attention could be read. Use attention-gradient, occlusion or integrated-gradients."
+        )
+    return targets

@@ -1,0 +1,149 @@
+"""Questions or plain texts as the batches that `regtune.analyses` reads: tokens, their classes and offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regtune.analyses.token_classes import token_classes
+from regtune.errors import ConfigError, DataError
+from regtune.tasks.qa.collate import collate
+from regtune.tasks.qa.examples import QAExample, Window
+from regtune.tasks.qa.pairs import require_fast_tokenizer
+from regtune.tasks.qa.windows import make_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Batch = dict[str, Tensor]
+
+
+def question_batches(
+    examples: Sequence[QAExample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = 384,
+    stride: int = 128,
+    batch_size: int = 16,
+    limit: int | None = None,
+    windows: Literal["gold", "all"] = "gold",
+) -> list[Batch]:
+    """Windows of questions, in batches of similar length.
+
+    Args:
+        examples: the questions; those that are too long are cut to 64 tokens.
+        tokenizer: a fast tokenizer.
+        max_length: longest window in text tokens.
+        stride: overlap of two windows of one context, in tokens.
+        batch_size: windows in one batch.
+        limit: use only the first so many questions.
+        windows: `gold` takes one window for each question, the first that holds its answer (its first window if
+            none does); `all` takes them all.
+
+    Returns:
+        Batches with `input_ids`, `attention_mask`, `token_type_ids` (where there are any), `token_classes` int8,
+        `offset_mapping` (characters of the context, in context tokens; of the question, in question tokens),
+        `example`, `start_positions`, `end_positions` (0 where the window holds no answer), `context_start`,
+        `context_end`.
+
+    Raises:
+        DataError: no question at all.
+        ConfigError: `limit` or `batch_size` below 1.
+    """
+    chosen = _first(examples, limit, batch_size)
+    found = make_windows(
+        chosen,
+        tokenizer,
+        max_length=max_length,
+        stride=stride,
+        max_question_length=64,
+        on_long_question="truncate",
+        for_training=False,
+    ).windows
+    kept = found if windows == "all" else _one_each(found)
+    return [_question_batch(group, chosen, tokenizer) for group in _grouped(kept, batch_size)]
+
+
+def text_batches(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, batch_size: int = 16
+) -> list[Batch]:
+    """Plain texts, one row each and cut to `max_length` tokens, in batches of similar length; see `question_batches`.
+
+    Raises:
+        DataError: no text at all.
+        ConfigError: `batch_size` below 1.
+    """
+    chosen = _first(texts, None, batch_size)
+    require_fast_tokenizer(tokenizer)
+    lengths = [len(ids) for ids in tokenizer(list(chosen), truncation=True, max_length=max_length)["input_ids"]]
+    order = sorted(range(len(chosen)), key=lambda index: -lengths[index])
+    batches = []
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        coded = tokenizer(
+            [chosen[row] for row in rows],
+            truncation=True,
+            max_length=max_length,
+            padding=True,
+            padding_side="right",
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
+        names = ("input_ids", "attention_mask", "token_type_ids", "offset_mapping")
+        batch: Batch = {name: coded[name] for name in names if name in coded}
+        batch["token_classes"] = token_classes(batch["input_ids"], batch["attention_mask"], tokenizer)
+        batch["example"] = torch.tensor(rows)
+        batches.append(batch)
+    return batches
+
+
+def _first(given: Sequence, limit: int | None, batch_size: int) -> Sequence:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be at least 1.")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit} must be at least 1.")
+    if not len(given):
+        raise DataError("There is no text to look at. Give at least one question or paragraph.")
+    return given[:limit]
+
+
+def _one_each(windows: Sequence[Window]) -> list[Window]:
+    kept: dict[int, Window] = {}
+    for window in windows:
+        best = kept.get(window.example)
+        if best is None or (_holds_answer(window) and not _holds_answer(best)):
+            kept[window.example] = window
+    return list(kept.values())
+
+
+def _holds_answer(window: Window) -> bool:
+    return window.start_position != window.null_position
+
+
+def _grouped(windows: Sequence[Window], batch_size: int) -> list[list[Window]]:
+    order = sorted(windows, key=lambda window: -len(window.input_ids))
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
+def _question_batch(windows: list[Window], examples: Sequence[QAExample], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    batch = collate(windows, int(tokenizer.pad_token_id or 0))
+    batch["example"] = torch.tensor([window.example for window in windows])
+    batch["context_start"] = torch.tensor([window.context_start for window in windows])
+    batch["context_end"] = torch.tensor([window.context_end for window in windows])
+    batch["token_classes"] = token_classes(
+        batch["input_ids"], batch["attention_mask"], tokenizer, context_start=batch["context_start"]
+    )
+    offsets = np.zeros((*batch["input_ids"].shape, 2), dtype=np.int64)
+    for row, window in enumerate(windows):
+        offsets[row, window.context_start : window.context_end] = window.offsets
+        places = (batch["token_classes"][row, : window.context_start] > 1).nonzero().flatten().numpy()
+        question = tokenizer(examples[window.example].question, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        offsets[row, places] = np.asarray(question[: len(places)], dtype=np.int64).reshape(-1, 2)
+    batch["offset_mapping"] = torch.from_numpy(offsets)
+    return batch

@@ -1,0 +1,158 @@
+"""Taking single registers out of action, reversibly: what is then missing is what they did.
+
+Four ways, each asking another question of register i (its vector is token plus position vector):
+
+- `mask`: no token attends to it. The model as if it had one register fewer.
+- `mean`: what each layer reads of it is its mean over a data set. It keeps its place and its average keys and values
+  but can carry nothing about the input; a register that loses nothing by this is a set of constant biases.
+- `swap`: its vector is replaced by a copy of its neighbour's (register i + 1, the last one's is register 0), which
+  stays as well. The number of keys is as before; what is missing is what only register i holds.
+- `zero`: its vector is zeros (before the LayerNorm, with `layer_norm=True`): a register that has learned nothing.
+
+Of all registers together `swap` is a rotation. Where positions are absolute, attention knows no order of the
+registers, so a rotation cannot change anything: there it is a control, and shows how large rounding is.
+Fresh registers of every layer (`depth="every_layer"`) are treated alike at every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from regtune.analyses.registers.layer_inputs import layer_inputs
+from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
+from regtune.registers.registers import Registers
+from regtune.registers.surgery import mask_registers, require_registers
+
+HOWS = ("mask", "mean", "swap", "zero")
+"""Every way to knock a register out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnockOut:
+    """Which registers are taken out of action (all of them if None), and how.
+
+    Raises:
+        UnknownNameError: a `how` that isn't in `HOWS`.
+    """
+
+    how: str
+    registers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.how not in HOWS:
+            raise unknown_name("way to knock registers out", self.how, HOWS)
+
+    def chosen(self, count: int) -> tuple[int, ...]:
+        """The indices, of a model with `count` registers.
+
+        Raises:
+            ConfigError: an index that isn't one of them, none at all, or a swap where there is no second register.
+        """
+        chosen = tuple(range(count)) if self.registers is None else self.registers
+        if not chosen:
+            raise ConfigError("A knock-out of no register changes nothing; name at least one, or None for all.")
+        for index in chosen:
+            if not 0 <= index < count:
+                raise ConfigError(f"register {index} doesn't exist; this model has 0 to {count - 1}.")
+        if self.how == "swap" and count < 2:
+            raise ConfigError("how='swap' needs a second register to take the place of the first; this model has 1.")
+        return chosen
+
+
+@contextmanager
+def knocked_out(
+    model: nn.Module, knock_out: KnockOut, *, means: Float[Tensor, "depths registers hidden"] | None = None
+) -> Iterator[None]:
+    """Inside the context the model runs with registers knocked out; afterwards it is as it was.
+
+    Args:
+        model: a model with registers.
+        knock_out: which, and how (see this module).
+        means: for `mean`: the registers' mean state at every depth (`RegisterStates.means`).
+
+    Raises:
+        UnsupportedModelError: the model has no registers, or they are disabled.
+        ConfigError: an index that isn't one of the model's registers, a swap in a model with a single register, or
+            `mean` without means that fit.
+    """
+    registers = require_active_registers(model)
+    chosen = knock_out.chosen(registers.num_registers)
+    with ExitStack() as stack:
+        if knock_out.how == "mask":
+            stack.enter_context(mask_registers(model, chosen))
+        elif knock_out.how == "mean":
+            _check_means(means, registers)
+            assert means is not None
+            stack.enter_context(layer_inputs(model, _Constants(registers, chosen, means)))
+        else:
+            change = _exchange(chosen, registers.num_registers) if knock_out.how == "swap" else _zeros(chosen)
+            stack.callback(registers.register_forward_hook(lambda _module, _args, vectors: change(vectors)).remove)
+            if registers.deep is not None:
+                stack.enter_context(layer_inputs(model, _Fresh(registers, change)))
+        yield
+
+
+def require_active_registers(model: nn.Module) -> Registers:
+    """The model's registers.
+
+    Raises:
+        UnsupportedModelError: it has none, or they are switched off.
+    """
+    registers = require_registers(model)
+    if not registers.enabled:
+        raise UnsupportedModelError("The registers are disabled, so nothing can be seen of them; leave that context.")
+    return registers
+
+
+class _Constants:
+    """Puts given states in the place of some registers' at every depth."""
+
+    def __init__(self, registers: Registers, chosen: tuple[int, ...], means: Tensor) -> None:
+        self.registers = registers
+        self.chosen = list(chosen)
+        self.means = means
+
+    def __call__(self, depth: int, states: Tensor) -> Tensor:
+        mine = self.registers.registers_of(states).clone()
+        mine[:, self.chosen] = self.means[depth, self.chosen].to(mine)
+        return self.registers.insert(mine, self.registers.strip(states))
+
+
+class _Fresh:
+    """Changes the registers that start anew at a layer; the first layer's go through the `Registers` module."""
+
+    def __init__(self, registers: Registers, change: Callable[[Tensor], Tensor]) -> None:
+        self.registers = registers
+        self.change = change
+
+    def __call__(self, depth: int, states: Tensor) -> Tensor | None:
+        if depth == 0:
+            return None
+        return self.registers.insert(self.change(self.registers.registers_of(states)), self.registers.strip(states))
+
+
+def _exchange(chosen: tuple[int, ...], count: int) -> Callable[[Tensor], Tensor]:
+    source = [(index + 1) % count if index in chosen else index for index in range(count)]
+    return lambda vectors: vectors[:, source]
+
+
+def _zeros(chosen: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    def zeros(vectors: Tensor) -> Tensor:
+        kept = torch.ones(vectors.shape[1], 1, dtype=vectors.dtype, device=vectors.device)
+        kept[list(chosen)] = 0.0
+        return vectors * kept
+
+    return zeros
+
+
+def _check_means(means: Tensor | None, registers: Registers) -> None:
+    if means is None:
+        raise ConfigError("how='mean' needs the registers' mean states; pass means=register_states(...).means.")
+    if means.shape[1] != registers.num_registers:
+        raise ConfigError(f"means are of {means.shape[1]} registers, but this model has {registers.num_registers}.")

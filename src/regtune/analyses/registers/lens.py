@@ -1,0 +1,132 @@
+"""The register lens: which words of the vocabulary a register's state is nearest to, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from regtune.errors import ConfigError
+from regtune.families.vocabulary import borrowed_head, language_head, vocabulary_vectors
+
+
+class NearToken(NamedTuple):
+    """One entry of the vocabulary and how near it is."""
+
+    token: str
+    score: float
+    """A cosine (input embeddings), a logit (a neuron) or a probability (language-model head)."""
+
+
+Nearest = tuple[tuple[tuple[NearToken, ...], ...], ...]
+"""`nearest[register][depth]`: tokens, the nearest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterLens:
+    """Nearest words of every register at every depth (0: what the first layer reads, L: what the last one wrote)."""
+
+    embedding: Nearest
+    """By cosine with the input embeddings."""
+    head: Nearest | None
+    """By probability under the language-model head; None where there is none."""
+    head_from: str | None
+    """Whose head: the model's own class, or where it was borrowed."""
+    norms: tuple[str, ...] = ()
+    """The normalisation layers that the head applies to the states (its final norm)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists: `[register][depth]` of `[token, score]` pairs."""
+        return {
+            "embedding": _plain(self.embedding),
+            "head": None if self.head is None else _plain(self.head),
+            "head_from": self.head_from,
+            "norms": list(self.norms),
+        }
+
+
+@torch.no_grad()
+def register_lens(
+    model: nn.Module,
+    states: Float[Tensor, "depths registers hidden"],
+    tokenizer: Any = None,
+    *,
+    head_from: nn.Module | str | Path | None = None,
+    top: int = 5,
+) -> RegisterLens:
+    """Reads states in words, through the input embeddings and, where there is one, a language-model head.
+
+    The head was trained to read what the last layer writes about a masked token. What it says of other depths, and of
+    registers, is a reading, not a measurement; the cosines with the input embeddings are shown beside it.
+
+    Args:
+        model: the model the states are from; its own masked-LM or LM head is used if it has one.
+        states: the registers' mean states (`RegisterStates.means`).
+        tokenizer: gives the entries their text; without it they are ids.
+        head_from: a model to borrow the head from, usually the base that was fine-tuned: loaded, or its name.
+        top: words for each state.
+
+    Raises:
+        UnsupportedModelError: an architecture that isn't in the table of `regtune.families.vocabulary`.
+        CheckpointError, ConfigError: a head that doesn't exist or doesn't fit; `top` below 1.
+    """
+    head = language_head(model) if head_from is None else borrowed_head(model, head_from)
+    if head is None:
+        through, source = None, None
+    else:
+        probabilities = head(states).float().softmax(-1)
+        through = _by_register(top_tokens(probabilities, tokenizer, top=top))
+        source = type(model).__name__ if head_from is None else _name(head_from)
+    cosines = cosines_with(states, vocabulary_vectors(model))
+    return RegisterLens(
+        embedding=_by_register(top_tokens(cosines, tokenizer, top=top)),
+        head=through,
+        head_from=source,
+        norms=() if head is None else head.norms,
+    )
+
+
+def cosines_with(
+    states: Float[Tensor, "*batch hidden"], vectors: Float[Tensor, "vocabulary hidden"]
+) -> Float[Tensor, "*batch vocabulary"]:
+    """Cosines of states with every entry of a vocabulary."""
+    states = nn.functional.normalize(states.to(vectors), dim=-1)
+    return states @ nn.functional.normalize(vectors, dim=-1).T
+
+
+def top_tokens(scores: Float[Tensor, "*batch vocabulary"], tokenizer: Any = None, *, top: int = 5) -> Any:
+    """The entries with the largest scores: nested tuples as the batch axes, of `NearToken`, the largest first.
+
+    Raises:
+        ConfigError: `top` below 1.
+    """
+    if top < 1:
+        raise ConfigError(f"top={top} must be at least 1.")
+    best = scores.topk(min(top, scores.shape[-1]), dim=-1)
+    return _named(best.indices.tolist(), best.values.tolist(), tokenizer)
+
+
+def _named(ids: list, scores: list, tokenizer: Any) -> tuple:
+    if isinstance(ids[0], list):
+        return tuple(_named(*pair, tokenizer) for pair in zip(ids, scores, strict=True))
+    known = ids if tokenizer is None else tokenizer.convert_ids_to_tokens(ids)
+    # An embedding table may be longer than the vocabulary; such rows have no name.
+    names = [str(index) if name is None else str(name) for index, name in zip(ids, known, strict=True)]
+    return tuple(NearToken(name, float(score)) for name, score in zip(names, scores, strict=True))
+
+
+def _by_register(by_depth: Sequence[Sequence[tuple[NearToken, ...]]]) -> Nearest:
+    return tuple(zip(*by_depth, strict=True))
+
+
+def _plain(nearest: Nearest) -> list:
+    return [[[[token, score] for token, score in tokens] for tokens in depths] for depths in nearest]
+
+
+def _name(source: nn.Module | str | Path) -> str:
+    return type(source).__name__ if isinstance(source, nn.Module) else str(source)

@@ -1,0 +1,242 @@
+"""Do all registers play an equal role? Tests with a stated rule, and their answer in one sentence.
+
+From D[question, register], the change in loss when a register alone is knocked out:
+
+- *which matter*: those whose mean change is above 0 at Holm's adjusted p <= 0.05 (below 0: those that are in the way);
+- *equal roles*: Friedman's test as a permutation test. Within a question the registers are ranked by D (average
+  ranks for ties; changes below `RESOLUTION` nats are rounding and tie); the statistic is the sum over registers of
+  (mean rank - (N + 1) / 2)^2. If roles are equal, a question's ranks could be dealt out in any order;
+- *how unequal*: the largest mean change minus the smallest, with the upper end of its bootstrap distribution. That end
+  errs upwards, since the largest of several noisy means does, so it may be quoted as a bound.
+
+With hundreds of questions the test finds differences that are too small to matter, so the size always stands beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from scipy import stats
+
+from regtune.analyses.registers.effects import Effect
+from regtune.stats.bootstrap import resampled_means
+
+ALPHA = 0.05
+RESOLUTION = 1e-4
+"""Changes in a question's loss are rounded to this, in nats: float32 can't be trusted below."""
+_DEALS = 2_000
+"""Random rearrangements of a permutation test."""
+_TIE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """The verdict and the numbers that it rests on."""
+
+    how: str
+    """The knock-out that it was read from."""
+    questions: int
+    p_value: float | None
+    """Of "all registers play an equal role"; None with a single register."""
+    matter: tuple[int, ...]
+    in_the_way: tuple[int, ...]
+    """Registers without which the loss is smaller."""
+    spread: float
+    """Largest minus smallest mean change in loss, in nats."""
+    spread_high: float
+    """97.5 % quantile of its bootstrap distribution."""
+    verdict: str
+    """One sentence."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and lists; the sentence stands apart in the audit."""
+        return {
+            "how": self.how,
+            "questions": self.questions,
+            "p_value": self.p_value,
+            "matter": list(self.matter),
+            "in_the_way": list(self.in_the_way),
+            "spread": self.spread,
+            "spread_high": self.spread_high,
+            "alpha": ALPHA,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCorrelation:
+    """Spearman's rank correlation between relevance and knock-out effect, over registers."""
+
+    rho: float | None
+    """None with fewer than three registers, or where all relevances or all effects are equal."""
+    low: float | None
+    high: float | None
+    """95 % of bootstrap draws of the questions; it says nothing about other registers."""
+    p_value: float | None
+    """Two-sided, by permuting registers."""
+    needed: float | None
+    """The smallest |rho| that so few registers let stand out (p <= 0.05); above 1 is impossible and stands as None."""
+    registers: int
+    questions: int
+
+    @property
+    def sentence(self) -> str:
+        """What it says, and how little with so few registers."""
+        if self.rho is None or self.low is None or self.high is None:
+            return f"No rank correlation between relevance and effect can be given for {self.registers} register(s)."
+        need = "no value could stand out" if self.needed is None else f"only |rho| >= {self.needed:.2f} would stand out"
+        return (
+            f"Relevance and knock-out effect: rho = {self.rho:.2f} [{self.low:.2f}, {self.high:.2f}] over questions, "
+            f"p = {self.p_value:.3g}; N = {self.registers} is small, {need}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {
+            "rho": self.rho,
+            "low": self.low,
+            "high": self.high,
+            "p_value": self.p_value,
+            "needed": self.needed,
+            "registers": self.registers,
+            "questions": self.questions,
+        }
+
+
+def judge_roles(
+    changes: Float64[np.ndarray, "questions registers"],
+    effects: Sequence[Effect],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Roles:
+    """The verdict on one way of knocking out (see this module).
+
+    Args:
+        changes: change in loss of each question when each register alone is knocked out.
+        effects: of the same knock-outs, registers in order; then, if measured, of all registers together.
+        resamples: bootstrap draws.
+        seed: of all random draws.
+    """
+    questions, count = changes.shape
+    single = [effect for effect in effects if effect.register is not None]
+    real = [effect for effect in single if effect.loss.p_adjusted <= ALPHA]
+    means = resampled_means(np.ascontiguousarray(changes.T), resamples=resamples, seed=seed)
+    averages = changes.mean(axis=0)
+    roles: dict[str, Any] = {
+        "how": single[0].knock_out.how,
+        "questions": questions,
+        "p_value": equal_roles_p(changes, seed=seed) if count > 1 else None,
+        "matter": tuple(e.register for e in real if e.register is not None and e.loss.difference > RESOLUTION),
+        "in_the_way": tuple(e.register for e in real if e.register is not None and e.loss.difference < -RESOLUTION),
+        "spread": float(averages.max() - averages.min()),
+        "spread_high": float(np.quantile(means.max(axis=0) - means.min(axis=0), 0.975)),
+    }
+    together = next((effect for effect in effects if effect.register is None), None)
+    return Roles(**roles, verdict=_sentence(roles, single, together))
+
+
+def equal_roles_p(changes: Float64[np.ndarray, "questions registers"], *, seed: int = 0) -> float:
+    """p-value of Friedman's test by permutation within questions (see this module)."""
+    ranks = stats.rankdata(np.round(changes / RESOLUTION), axis=1)
+    rng = np.random.default_rng(seed)
+
+    def statistic(dealt: np.ndarray) -> float:
+        return float(((dealt.mean(axis=0) - (changes.shape[1] + 1) / 2) ** 2).sum())
+
+    observed = statistic(ranks)
+    extreme = sum(statistic(rng.permuted(ranks, axis=1)) >= observed - _TIE for _ in range(_DEALS))
+    return (1 + extreme) / (1 + _DEALS)
+
+
+def rank_correlation(
+    relevance: Float64[np.ndarray, "questions registers"],
+    changes: Float64[np.ndarray, "questions registers"],
+    *,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> RankCorrelation:
+    """Spearman's rho of the registers' mean |relevance| and mean change in loss.
+
+    Args:
+        relevance: each register's |relevance| for each question.
+        changes: change in loss without it, the same questions in the same order.
+        resamples: bootstrap draws of questions.
+        seed: of all random draws.
+    """
+    questions, count = changes.shape
+    rho = _spearman(relevance.mean(axis=0)[None], changes.mean(axis=0)[None])[0]
+    if count < 3 or math.isnan(rho):
+        empty = dict.fromkeys(("rho", "low", "high", "p_value", "needed"))
+        return RankCorrelation(**empty, registers=count, questions=questions)
+    pair = (np.ascontiguousarray(part.T) for part in (relevance, changes))
+    drawn = [resampled_means(part, resamples=resamples, seed=seed).T for part in pair]
+    low, high = np.nanquantile(_spearman(*drawn), [0.025, 0.975])
+    rng = np.random.default_rng(seed)
+    effects = np.tile(changes.mean(axis=0), (_DEALS, 1))
+    dealt = np.abs(_spearman(np.tile(relevance.mean(axis=0), (_DEALS, 1)), rng.permuted(effects, axis=1)))
+    values = np.unique(dealt.round(9))
+    stand_out = [value for value in values if np.mean(dealt >= value - _TIE) <= ALPHA]
+    return RankCorrelation(
+        rho=float(rho),
+        low=float(low),
+        high=float(high),
+        p_value=float((1 + np.count_nonzero(dealt >= abs(rho) - _TIE)) / (1 + _DEALS)),
+        needed=float(stand_out[0]) if stand_out else None,
+        registers=count,
+        questions=questions,
+    )
+
+
+def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Row by row, `[rows, registers]` each; NaN where a row is constant."""
+    ranks = [stats.rankdata(part, axis=1) for part in (first, second)]
+    centred = [part - part.mean(axis=1, keepdims=True) for part in ranks]
+    scale = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rho: np.ndarray = (centred[0] * centred[1]).sum(axis=1) / scale
+    return rho
+
+
+def _sentence(roles: dict[str, Any], single: Sequence[Effect], together: Effect | None) -> str:
+    p_value, count = roles["p_value"], len(single)
+    tested = (
+        ""
+        if p_value is None
+        else f" (Friedman permutation test over {roles['questions']} questions: p = {p_value:.3g})"
+    )
+    if p_value is None:
+        opening = "The model has a single register"
+    elif p_value <= ALPHA:
+        opening = f"The {count} registers do not play equal roles{tested}"
+    else:
+        opening = (
+            f"There is no evidence that the {count} registers play unequal roles{tested}; their mean effects on the "
+            f"loss differ by {roles['spread']:.4f} nats, by {roles['spread_high']:.4f} at most"
+        )
+    named = {effect.register: effect for effect in single}
+    parts = []
+    if roles["matter"]:
+        parts.append(f"without {_listed(roles['matter'], named)} the loss rises")
+    if roles["in_the_way"]:
+        parts.append(f"without {_listed(roles['in_the_way'], named)} it falls")
+    if not parts:
+        parts.append("no register by itself is shown to change the loss" if count > 1 else "its effect isn't shown")
+    if together is not None and count > 1:
+        parts.append(f"all together change it by {_number(together)}")
+    return f"{opening}: knocked out by {roles['how']!r}, {'; '.join(parts)}."
+
+
+def _listed(indices: Sequence[int], effects: dict[int | None, Effect]) -> str:
+    ordered = sorted(indices, key=lambda index: -abs(effects[index].loss.difference))
+    shown = ", ".join(f"register {index} ({_number(effects[index])})" for index in ordered[:4])
+    return shown + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
+
+
+def _number(effect: Effect) -> str:
+    loss = effect.loss
+    return f"{loss.difference:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]"

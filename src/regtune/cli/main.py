@@ -1,0 +1,92 @@
+"""The command line: finds the command, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 it failed, 2 used wrongly, 130 interrupted. Each command is a file of this room.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from regtune.cli import ask, compare, demo, diagnose, doctor, evaluate, explain, info, inside, report, sweep, train
+from regtune.errors import ConfigError, RegtuneError, unknown_name
+
+
+class Command(NamedTuple):
+    """A subcommand: what runs it, and what the overview and the end of its own help say."""
+
+    run: Callable[[Sequence[str]], int]
+    sentence: str
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    module.HELP.name: Command(module.run, module.HELP.sentence, module.HELP.examples)
+    for module in (demo, train, sweep, report, compare, evaluate, ask, info, doctor, explain, diagnose, inside)
+}
+"""In the order of the overview."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get("REGTUNE_DEBUG", "0") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        resume = " The same command continues the run." if arguments[:1] in (["train"], ["demo"], ["sweep"]) else ""
+        print(f"\nInterrupted.{resume}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(_message(error), file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if name in ("--version", "-V"):
+        from importlib.metadata import version
+
+        print(f"regtune {version('regtune')}")
+        return 0
+    if name not in COMMANDS:
+        options = ("--help", "--version", "--debug")
+        raise unknown_name("option", name, options) if name.startswith("-") else unknown_name("command", name, COMMANDS)
+    try:
+        return COMMANDS[name].run(arguments[1:])
+    except SystemExit as stop:  # tyro has printed its message
+        return stop.code if isinstance(stop.code, int) else 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["usage: regtune COMMAND [OPTIONS]", "", "Register-augmented fine-tuning of pretrained encoders.", ""]
+    lines += ["Commands (regtune COMMAND --help tells all its options):"]
+    lines += [f"  {name:<{width}}  {command.sentence}" for name, command in COMMANDS.items()]
+    lines += ["", "Options:", "  --version  Print the version.", "  --debug    Show the traceback of an error."]
+    lines += ["", "Exit codes: 0 done, 1 it failed, 2 used wrongly, 130 interrupted.", "", "Examples:"]
+    return "\n".join(lines + [f"  {command.examples[0]}" for command in COMMANDS.values()])
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, RegtuneError):
+        return f"error: {error}"
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return f"error: {error.strerror}: {error.filename or kind}"
+    return f"error: {kind}: {error} (this is not one of regtune's own errors; --debug shows where it comes from)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

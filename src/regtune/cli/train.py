@@ -1,0 +1,56 @@
+"""`regtune train`: its arguments, its help, and the one library call that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet
+from regtune.config import RunConfig
+from regtune.errors import ConfigError
+
+HELP = CommandHelp(
+    name="train",
+    sentence="Fine-tune a model with registers, from a recipe and flags; a stopped run continues.",
+    examples=(
+        "regtune train --model minilm --registers.num-registers 4 --output-dir runs/first",
+        "regtune train recipes/minilm-tydiqa-en.yaml --training.seed 1 --output-dir runs/seed1",
+        "regtune train --model roberta-base --data.train my.train.json --data.eval my.dev.json",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs:
+    """Fine-tunes a model as the recipe and the flags say, scores it, and writes a run directory.
+
+    A recipe is a YAML file with the difference from the defaults; it comes first, and flags override it. Relative
+    paths in it are relative to the current directory. A run that was interrupted continues with the same command.
+    """
+
+    recipe: Annotated[Positional[str | None], tyro.conf.arg(metavar="[RECIPE]")] = None
+    """A YAML file, or the name of one in ./recipes."""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `regtune train`."""
+    from regtune.recipes import load_recipe
+
+    recipe = first_argument(argv)
+    config = RunConfig() if recipe is None else load_recipe(recipe)
+    args = parse(HELP, TrainArgs, argv, TrainArgs(recipe=recipe, config=config))
+    if args.recipe != recipe:
+        raise ConfigError(f"Put the recipe first: regtune train {args.recipe} ...")
+    quiet()
+    from regtune.sweeps.describe import scores_text
+    from regtune.sweeps.run import run_experiment
+
+    record = run_experiment(args.config)
+    print(scores_text(record.metrics))
+    print(f"Run directory: {args.config.output_dir}")
+    return 0

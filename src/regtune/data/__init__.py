@@ -1,1 +1,0 @@
-"""Data sets, tasks and windows. Knows nothing of models."""

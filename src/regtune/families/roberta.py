@@ -1,0 +1,9 @@
+"""RoBERTa (Liu 2019) and XLM-R (Conneau 2020): positions start at padding_idx + 1 and skip padding.
+
+Registers join behind the embeddings, which have then numbered the text from `input_ids` alone.
+"""
+
+from regtune.families._family import Family
+
+ROBERTA = Family(name="RoBERTa", model_types=("roberta",), positions="absolute", position_offset=2)
+XLM_ROBERTA = Family(name="XLM-R", model_types=("xlm-roberta",), positions="absolute", position_offset=2)

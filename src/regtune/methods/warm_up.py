@@ -1,0 +1,256 @@
+"""A short continuation of masked-language-model pretraining on the training passages, with the registers present.
+
+Work on pause tokens (Goyal et al. 2024, arXiv 2310.02226) says that gains need pretraining with the new tokens. The
+masked-LM head (BERT, Devlin et al. 2019: 15 % of the tokens, of these 80 % [MASK], 10 % random, 10 % kept) sits on the
+very backbone that is fine-tuned afterwards; it is the checkpoint's own where that has one, and is thrown away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from regtune.config import RunConfig
+from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
+from regtune.models.loading import quiet_transformers, resolve_model
+from regtune.models.precision import autocast, device_of, resolve_precision
+from regtune.registers.saving import from_pretrained
+from regtune.registers.surgery import backbone_of, num_registers, register_parameters, register_positions
+from regtune.training.batches import BatchOrder
+from regtune.training.cpu_dropout import FastCpuDropout
+from regtune.training.parameter_groups import parameter_groups
+from regtune.training.trainer import preserved_random_state
+
+WARM_UP_FILE = "warm_up.safetensors"
+_LOGGED = 10
+
+
+def warm_up(
+    model: nn.Module, texts: Sequence[str], tokenizer: Any, *, config: RunConfig, folder: Path
+) -> dict[str, Any]:
+    """Warms a model's backbone and registers up, in place; head and random state stay as they were.
+
+    The result is kept in `folder/warm_up.safetensors`, so a run that was killed later goes on from the same weights;
+    one that was killed inside the warm-up repeats it, with the same result.
+
+    Args:
+        model: a question-answering model, with registers or (for the control) without.
+        texts: the training passages; each one counts once.
+        tokenizer: the model's.
+        config: the run; `warm_up`, `data.max_length`, `training.seed` and `training.data_seed` matter.
+        folder: the run directory.
+
+    Returns:
+        Steps, seconds, text tokens, and the loss (mean over ten steps) as a list of `{"step", "loss"}`.
+
+    Raises:
+        ConfigError: registers are to be trained and the model has none that learn.
+        UnsupportedModelError: the architecture has no masked-LM head, or the tokenizer no [MASK].
+        CheckpointError: `warm_up.safetensors` can't be read.
+        TrainingError: the loss is no number.
+    """
+    path, backbone = folder / WARM_UP_FILE, backbone_of(model)
+    if path.is_file():
+        return _restore(backbone, path)
+    if config.warm_up.trainable == "registers" and not any(p.requires_grad for p in register_parameters(model)):
+        raise ConfigError(
+            f"warm_up.trainable='registers', but this model has {num_registers(model)} registers and none that learn. "
+            "Use warm_up.trainable='all'."
+        )
+    passages = cut_passages(texts, tokenizer, max_length=config.data.max_length - register_positions(model))
+    with preserved_random_state(), _trainable(model, config.warm_up.trainable):
+        torch.manual_seed(config.training.seed)
+        masked = masked_lm_on(model, config)
+        facts = _train(masked, passages, tokenizer, config)
+    model.eval()
+    _save(backbone, path, facts)
+    return facts
+
+
+def masked_lm_on(model: nn.Module, config: RunConfig) -> Any:
+    """A masked-LM model whose backbone *is* the given model's, registers included; the decoder is tied as usual.
+
+    Raises:
+        UnsupportedModelError: transformers has no masked-LM head for this architecture.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    backbone = backbone_of(model)
+    attention = None if config.training.attention == "auto" else config.training.attention
+    try:
+        with quiet_transformers():
+            masked: Any = from_pretrained(
+                AutoModelForMaskedLM,
+                resolve_model(config.model),
+                attn_implementation=attention,
+                trust_remote_code=config.trust_remote_code == config.model,
+            )
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{config.model} can't be warmed up: transformers has no masked-LM head for it ({error})."
+        ) from error
+    setattr(masked, masked.base_model_prefix, backbone)
+    masked.tie_weights()
+    return masked.to(device_of(backbone))
+
+
+def cut_passages(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[list[int]]:
+    """Every distinct text as pieces of at most `max_length` tokens, special tokens included.
+
+    Raises:
+        DataError: there are no texts.
+    """
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        raise DataError("There are no passages to warm up on: the training sets hold 0 contexts.")
+    found = tokenizer(
+        distinct, truncation=True, max_length=max_length, return_overflowing_tokens=True, return_token_type_ids=False
+    )
+    return [list(ids) for ids in found["input_ids"]]
+
+
+def mask_tokens(
+    ids: Int[Tensor, "batch seq"],
+    special: Bool[Tensor, "batch seq"],
+    *,
+    probability: float,
+    mask_token_id: int,
+    vocabulary: int,
+    generator: torch.Generator,
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Inputs with masks, and labels that are -100 where nothing is to be predicted (Devlin et al. 2019, §3.1).
+
+    At least one token is chosen, so that the loss is a number.
+    """
+    draw = torch.rand(ids.shape, generator=generator).masked_fill(special, 2.0)
+    chosen = draw < max(probability, float(draw.min()) + 1e-6)
+    chosen &= ~special
+    kind = torch.rand(ids.shape, generator=generator)
+    other = torch.randint(vocabulary, ids.shape, generator=generator, dtype=ids.dtype)
+    inputs = torch.where(chosen & (kind < 0.8), mask_token_id, ids)
+    inputs = torch.where(chosen & (kind >= 0.8) & (kind < 0.9), other, inputs)
+    return inputs, torch.where(chosen, ids, -100)
+
+
+def _train(masked: Any, passages: list[list[int]], tokenizer: Any, config: RunConfig) -> dict[str, Any]:
+    from tqdm import tqdm
+    from transformers import get_linear_schedule_with_warmup
+
+    if tokenizer.mask_token_id is None:
+        raise UnsupportedModelError(f"The tokenizer of {config.model} has no [MASK] token, so nothing can be masked.")
+    warm, device = config.warm_up, device_of(masked)
+    rates = dataclasses.replace(
+        config.training, learning_rate=warm.learning_rate, register_learning_rate=warm.register_learning_rate
+    )
+    optimizer = torch.optim.AdamW(parameter_groups(masked, rates, registers_of=masked))
+    rising = round(warm.steps * config.training.warmup_ratio)
+    schedule = get_linear_schedule_with_warmup(optimizer, rising, warm.steps)  # type: ignore[no-untyped-call]
+    precision = resolve_precision(config.training.precision, device)
+    losses: list[float] = []
+    tokens, began = 0, time.perf_counter()
+    masked.train()
+    for step, batch in enumerate(
+        tqdm(_batches(passages, tokenizer, config), total=warm.steps, unit="step", disable=None)
+    ):
+        tokens += int(batch["attention_mask"].sum())
+        with FastCpuDropout() if device.type == "cpu" else contextlib.nullcontext():
+            with autocast(device, precision):
+                loss = masked(**{name: value.to(device) for name, value in batch.items()}).loss
+            loss.backward()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise TrainingError(
+                f"The warm-up's loss became {losses[-1]} at step {step + 1} of {warm.steps}. Try a lower "
+                f"warm_up.learning_rate (now {warm.learning_rate:g}) or warm_up.register_learning_rate "
+                f"(now {warm.register_learning_rate:g})."
+            )
+        nn.utils.clip_grad_norm_([p for p in masked.parameters() if p.requires_grad], config.training.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    masked.zero_grad(set_to_none=True)
+    seconds = round(time.perf_counter() - began, 2)
+    return {"steps": warm.steps, "seconds": seconds, "text_tokens": tokens, "passages": len(passages)} | {
+        "curve": [
+            {"step": start + len(part), "loss": round(float(np.mean(part)), 5)}
+            for start in range(0, len(losses), _LOGGED)
+            for part in [losses[start : start + _LOGGED]]
+        ]
+    }
+
+
+def _batches(passages: list[list[int]], tokenizer: Any, config: RunConfig) -> Iterator[dict[str, Tensor]]:
+    """As many masked batches as there are steps; they depend on the passages and the seeds alone."""
+    warm = config.warm_up
+    order = BatchOrder([len(ids) for ids in passages], warm.batch_size, data_seed=config.training.data_seed)
+    special = torch.tensor(sorted(tokenizer.all_special_ids))
+    step = epoch = 0
+    while True:
+        rows = order.order(epoch).tolist()
+        for start in range(0, len(rows), warm.batch_size):
+            if step == warm.steps:
+                return
+            chosen = [torch.tensor(passages[row]) for row in rows[start : start + warm.batch_size]]
+            ids = nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=tokenizer.pad_token_id)
+            mask = nn.utils.rnn.pad_sequence([torch.ones_like(c) for c in chosen], batch_first=True)
+            inputs, labels = mask_tokens(
+                ids,
+                torch.isin(ids, special) | (mask == 0),
+                probability=warm.mask_probability,
+                mask_token_id=tokenizer.mask_token_id,
+                vocabulary=len(tokenizer),
+                generator=torch.Generator().manual_seed(config.training.data_seed * 1_000_003 + step),
+            )
+            yield {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+            step += 1
+        epoch += 1
+
+
+@contextlib.contextmanager
+def _trainable(model: nn.Module, who: str) -> Iterator[None]:
+    """Lets the registers or everything learn (frozen registers stay frozen), and puts the flags back afterwards."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    registers = {id(parameter) for parameter in register_parameters(model)}
+    for parameter in backbone_of(model).parameters():
+        if id(parameter) not in registers:
+            parameter.requires_grad_(who == "all")
+    try:
+        yield
+    finally:
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)
+
+
+def _save(backbone: nn.Module, path: Path, facts: dict[str, Any]) -> None:
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(weights, temporary, metadata={"facts": json.dumps(facts)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _restore(backbone: nn.Module, path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+        backbone.load_state_dict(weights)
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} can't be used ({error}). Delete it, and the warm-up is done again.") from error
+    return facts

@@ -1,8 +1,0 @@
-"""ELECTRA (Clark 2020): small ones project narrow embeddings to the hidden width after the embeddings module.
-
-Registers have the embeddings' width and pass through the same projection.
-"""
-
-from regtune.models.family import Family
-
-ELECTRA = Family(name="ELECTRA", model_types=("electra",), positions="absolute")

@@ -1,0 +1,1 @@
+"""The mechanism: registers in a model, and out again."""

@@ -1,0 +1,273 @@
+"""Adding registers to a Hugging Face model, in place, and taking them away again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from regtune.config import RegisterConfig
+from regtune.errors import ConfigError, UnsupportedModelError
+from regtune.families import family_of
+from regtune.families._family import Family, submodule
+from regtune.registers.hooks import RegisterHooks
+from regtune.registers.registers import Registers
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+MODULE_NAME = "registers"
+"""Name of the `Registers` module on the backbone, and so of its keys in a state dict."""
+CONFIG_KEY = "registers"
+"""Name of the entry that `add_registers` writes into the model's `config.json`."""
+_SAMPLE = 256
+
+
+def add_registers(
+    model: ModelT,
+    config: RegisterConfig | None = None,
+    *,
+    sep_token_id: int | None = None,
+    mask_token_id: int | None = None,
+) -> ModelT:
+    """Adds registers to a pretrained encoder **in place** and returns it.
+
+    Labels, logits, hidden states and the pooler keep meaning the text; `Trainer`, `save_pretrained` and the heads
+    work as before. `num_registers=0` leaves the model untouched. Mechanism: RegBERT (Parihar et al., 2024) after
+    Darcet et al. 2024 (arXiv 2309.16588); see `regtune.registers.hooks`.
+
+    Args:
+        model: a Hugging Face model of a supported family, with any head or none.
+        config: what registers; the defaults are the paper's.
+        sep_token_id: id of [SEP] for `init="sep"`; taken from the model's config where that has it.
+        mask_token_id: id of [MASK] for `init="mask"`.
+
+    Raises:
+        UnsupportedModelError: the family isn't supported, or the model has registers already.
+        ConfigError: the configuration cannot work on this model; the message says why.
+    """
+    config = config or RegisterConfig()
+    backbone = backbone_of(model)
+    family = family_of(backbone.config)
+    if find_registers(model) is not None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {num_registers(model)} registers already; call remove_registers(model) first."
+        )
+    if config.num_registers == 0:
+        return model
+    _check_fit(config, family, backbone)
+    registers = _make(config, family, backbone, {"sep": sep_token_id, "mask": mask_token_id})
+    backbone.add_module(MODULE_NAME, registers)
+    registers.handles = RegisterHooks(backbone, registers, family).install(backbone)
+    for part in {id(m.config): m.config for m in (model, backbone)}.values():
+        setattr(part, CONFIG_KEY, dataclasses.asdict(config))
+    return model
+
+
+def remove_registers(model: ModelT) -> ModelT:
+    """Takes all registers and hooks away, in place: the state dict has the original model's keys again.
+
+    Raises:
+        UnsupportedModelError: the model has no registers.
+    """
+    registers = require_registers(model)
+    for handle in registers.handles:
+        handle.remove()
+    backbone = backbone_of(model)
+    delattr(backbone, MODULE_NAME)
+    for part in {id(m.config): m.config for m in (model, backbone)}.values():
+        delattr(part, CONFIG_KEY)
+    return model
+
+
+@contextmanager
+def disable_registers(model: nn.Module) -> Iterator[None]:
+    """Inside the context the model runs as if it had no registers, bit for bit. Does nothing without registers."""
+    registers = find_registers(model)
+    if registers is None:
+        yield
+        return
+    before, registers.enabled = registers.enabled, False
+    try:
+        yield
+    finally:
+        registers.enabled = before
+
+
+@contextmanager
+def mask_registers(model: nn.Module, which: Sequence[int] | None = None) -> Iterator[None]:
+    """Inside the context no token attends to the registers named by `which` (all of them by default).
+
+    Raises:
+        ConfigError: an index that isn't one of the model's registers.
+        UnsupportedModelError: the model has no registers.
+    """
+    registers = require_registers(model)
+    indices = list(range(registers.num_registers)) if which is None else list(which)
+    for index in indices:
+        if not 0 <= index < registers.num_registers:
+            raise ConfigError(f"register {index} doesn't exist; this model has 0 to {registers.num_registers - 1}.")
+    before, registers.masked = registers.masked, registers.masked | set(indices)
+    try:
+        yield
+    finally:
+        registers.masked = before
+
+
+class AttentionSplit(NamedTuple):
+    """Attention maps by who looks at whom; heads first, e.g. `text_to_registers: [batch, heads, seq, registers]`."""
+
+    text_to_text: Float[Tensor, "batch heads seq seq"]
+    text_to_registers: Float[Tensor, "batch heads seq registers"]
+    registers_to_text: Float[Tensor, "batch heads registers seq"]
+    registers_to_registers: Float[Tensor, "batch heads registers registers"]
+
+
+def split_attention(attention: Float[Tensor, "batch heads total total"], num_registers: int) -> AttentionSplit:
+    """Splits an attention map of a model with registers (`[registers, text]` on both axes) into its four parts."""
+    n = num_registers
+    return AttentionSplit(
+        attention[..., n:, n:], attention[..., n:, :n], attention[..., :n, n:], attention[..., :n, :n]
+    )
+
+
+def backbone_of(model: nn.Module) -> Any:
+    """The encoder under the head (`model.base_model`), or the model itself.
+
+    Raises:
+        UnsupportedModelError: not a Hugging Face model.
+    """
+    backbone = getattr(model, "base_model", None)
+    if backbone is None or not hasattr(backbone, "config"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a Hugging Face model (it has no base_model with a config)."
+        )
+    return backbone
+
+
+def find_registers(model: nn.Module) -> Registers | None:
+    """The model's `Registers` module, or None."""
+    found = getattr(backbone_of(model), MODULE_NAME, None)
+    return found if isinstance(found, Registers) else None
+
+
+def num_registers(model: nn.Module) -> int:
+    """How many registers a model has; 0 if none."""
+    registers = find_registers(model)
+    return 0 if registers is None else registers.num_registers
+
+
+def register_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The registers' parameters, for a parameter group of their own."""
+    registers = find_registers(model)
+    return [] if registers is None else list(registers.parameters())
+
+
+def register_positions(model: nn.Module) -> int:
+    """Places of the model's position range that its registers use up: N with rotary positions, else 0."""
+    rotary = family_of(backbone_of(model).config).positions == "rotary"
+    return num_registers(model) if rotary else 0
+
+
+def max_text_length(model: nn.Module) -> int | None:
+    """Longest text in tokens that the model's positions allow beside its registers; None if unlimited."""
+    config = backbone_of(model).config
+    family = family_of(config)
+    if family.positions == "relative" and not getattr(config, "position_biased_input", True):
+        return None
+    return int(config.max_position_embeddings) - family.position_offset - register_positions(model)
+
+
+def require_registers(model: nn.Module) -> Registers:
+    """The model's `Registers` module.
+
+    Raises:
+        UnsupportedModelError: it has none.
+    """
+    registers = find_registers(model)
+    if registers is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no registers; call add_registers(model, ...) first.")
+    return registers
+
+
+def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
+    if config.placement not in family.placements:
+        raise ConfigError(
+            f"placement={config.placement!r} doesn't fit {family.name}: its positions are distances, so registers "
+            f"behind [CLS] would move the text away from it. Use one of {', '.join(family.placements)}."
+        )
+    if config.depth == "every_layer" and family.shared_layers:
+        raise ConfigError(
+            f"depth='every_layer' doesn't fit {family.name}: its layers share one set of weights. Use depth='input'."
+        )
+    limit = int(backbone.config.max_position_embeddings)
+    if config.num_registers >= limit:
+        raise ConfigError(
+            f"num_registers={config.num_registers} leaves no room: {type(backbone).__name__} has positions for "
+            f"{limit} tokens. Use fewer registers (0 to 100 have been studied)."
+        )
+
+
+def _make(config: RegisterConfig, family: Family, backbone: Any, token_ids: dict[str, int | None]) -> Registers:
+    norm = submodule(backbone, family.norm)
+    if norm is None:
+        raise UnsupportedModelError(f"{type(backbone).__name__} has no module {family.norm!r}.")
+    weight = next(norm.parameters())
+    registers = Registers(
+        config,
+        width=_output_width(backbone, family),
+        hidden=backbone.config.hidden_size,
+        num_layers=backbone.config.num_hidden_layers,
+    )
+    registers.to(device=weight.device, dtype=weight.dtype)
+    if config.init in ("embedding", "sep", "mask") and weight.device.type != "meta":
+        registers.reset_parameters(_embedding_scale(config, family, backbone, token_ids))
+    return registers
+
+
+def _output_width(backbone: Any, family: Family) -> int:
+    norm = submodule(backbone, family.norm)
+    assert norm is not None
+    return int(next(norm.parameters()).shape[0])
+
+
+@torch.no_grad()
+def _embedding_scale(
+    config: RegisterConfig, family: Family, backbone: Any, token_ids: dict[str, int | None]
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per dimension of what registers join: the embeddings' output, or their LayerNorm's input."""
+    embeddings = backbone.get_submodule(family.embeddings)
+    vocabulary = backbone.get_input_embeddings()
+    if config.init in token_ids:
+        ids = torch.tensor([[_token_id(config.init, backbone.config, token_ids[config.init])]])
+    else:
+        length = min(_SAMPLE, backbone.config.max_position_embeddings - family.position_offset)
+        ids = torch.randint(vocabulary.num_embeddings, (1, length))
+    captured: list[Tensor] = []
+    norm = backbone.get_submodule(family.norm)
+    handle = norm.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+    was_training = embeddings.training
+    embeddings.eval()
+    try:
+        output = embeddings(input_ids=ids.to(vocabulary.weight.device))
+    finally:
+        embeddings.train(was_training)
+        handle.remove()
+    sample = (captured[0] if config.layer_norm else output)[0]
+    mean = sample.mean(dim=0)
+    return mean, torch.zeros_like(mean) if config.init in token_ids else sample.std(dim=0)
+
+
+def _token_id(name: str, config: Any, given: int | None) -> int:
+    others = ("sep_token_id", "eos_token_id") if name == "sep" else ("mask_token_id",)
+    for value in (given, *(getattr(config, other, None) for other in others)):
+        if value is not None:
+            return int(value)
+    raise ConfigError(
+        f"init={name!r} needs the id of [{name.upper()}]; "
+        f"pass {name}_token_id=tokenizer.{name}_token_id to add_registers."
+    )

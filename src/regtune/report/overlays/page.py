@@ -1,0 +1,180 @@
+"""Overlays as HTML: tokens highlighted over the real text, strips for what is no text, the ledger beneath.
+
+One scale for everything in a picture: the darkest colour is the largest share, of all that a method booked, that a
+piece of text has under any method, target and model. Colour grows with the square root of the share: methods differ so
+much in how far they spread their scores that a straight scale would show one of them alone. Which colours is chosen in
+the page, without scripts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from regtune.errors import unknown_name
+from regtune.records import versions
+from regtune.report.overlays.pictures import METHOD_WORDS, SHARES, Model, Panel, Picture, read_pictures
+from regtune.report.overlays.words import Piece
+from regtune.report.rendering import environment, write
+
+PALETTES = {"green-red": "green / red", "blue-orange": "blue / orange", "lines": "lines only"}
+"""What can be chosen in the page, and what it starts with."""
+LINES_FROM = 0.2
+"""Strength of the colour from which on a token is also under- or overlined."""
+_STOPS_FROM = 0.3
+"""Strength of the colour from which on a token is a stop of the Tab key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """A picture for the templates."""
+
+    uid: str
+    """Starts the ids of its radio buttons."""
+    picture: Picture
+    palette: str
+
+    @property
+    def palettes(self) -> dict[str, str]:
+        """All palettes."""
+        return PALETTES
+
+    @property
+    def count(self) -> int:
+        """How many texts share the scale."""
+        return sum(len(model.panels) for model in self.picture.models)
+
+    @property
+    def methods(self) -> list[tuple[str, str, list[tuple[Model, str, Panel | None]]]]:
+        """Name, words and panels of each method: target by target, the models side by side."""
+        return [
+            (method, METHOD_WORDS.get(method, ""), [(m, a, m.panel(method, a)) for a in asked for m in self._models])
+            for method, asked in self.picture.rows.items()
+        ]
+
+    @property
+    def _models(self) -> tuple[Model, ...]:
+        return self.picture.models
+
+    def marks(self, panel: Panel, pieces: tuple[Piece, ...]) -> str:
+        """The pieces as HTML; the only place where it is made outside a template, since no space may be added."""
+        return "".join(self._mark(panel, piece) for piece in pieces)
+
+    def _mark(self, panel: Panel, piece: Piece) -> str:
+        text = escape(piece.text)
+        if piece.score is None:
+            return f"<u>{text}</u>" if piece.marked else text
+        strength = self.strength(panel, piece.score)
+        kind = " ".join(
+            name
+            for name, holds in (
+                ("n" if piece.score < 0 else "p", True),
+                ("s", strength >= LINES_FROM),
+                ("a", piece.marked),
+            )
+            if holds
+        )
+        stop = 0 if strength >= _STOPS_FROM else -1
+        title = escape(f"{piece.token}: {self.numbers(panel, piece.score)}")
+        return f'<mark class="{kind}" style="--a:{strength:.3g}" title="{title}" tabindex="{stop}">{text}</mark>'
+
+    def signed(self, value: float) -> str:
+        """For templates."""
+        return signed(value)
+
+    def share(self, panel: Panel, score: float) -> str:
+        """For templates."""
+        return percent(panel.share(score))
+
+    def strength(self, panel: Panel, score: float) -> float:
+        """How dark, from 0 to 1; strips may exceed the scale and then are as dark as it gets."""
+        return strength(panel.share(score), self.picture.scale)
+
+    @property
+    def ticks(self) -> list[str]:
+        """Shares at the ramp's ends, quarters and middle."""
+        ends = (-self.picture.scale, -self.picture.scale / 4, 0.0)
+        return [percent(share) for share in (*ends, *(-share for share in reversed(ends[:2])))]
+
+    def numbers(self, panel: Panel, score: float) -> str:
+        """A score in words."""
+        share = percent(panel.share(score))
+        if panel.method in SHARES:
+            return share
+        return f"{signed(score)} {panel.unit}, {share} of all that was booked"
+
+    def table(self, model: Model) -> tuple[list[str], list[list[str]]]:
+        """Every number of a model: a row a token and register, a column a method and target, in percent."""
+        header = ["token", *(f"{panel.method}, {panel.asked}" for panel in model.panels)]
+        if not model.panels:
+            return header, []
+        names = [token for token, _ in model.panels[0].tokens]
+        names += [f"register {index}" for index in range(len(model.panels[0].registers))]
+        columns = [
+            [percent(panel.share(score)) for score in (*(score for _, score in panel.tokens), *panel.registers)]
+            for panel in model.panels
+        ]
+        return header, [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
+
+
+def overlay_page(content: Any, *, palette: str = "green-red", source: str = "the explanations") -> str:
+    """Explanations as one HTML document that needs nothing else.
+
+    Args:
+        content: an explanations document, a list of them, or a list of `Attribution.to_json()` (see
+            `regtune.report.overlays.pictures`).
+        palette: one of `PALETTES`, for a start; the reader can change it.
+        source: how errors call the content.
+
+    Raises:
+        DataError: the content is of another schema, or no explanations.
+        UnknownNameError: no such palette.
+        MissingExtraError: the `report` extra isn't installed.
+    """
+    template = environment().get_template("overlay.html.j2")
+    overlays = make_overlays(content, palette=palette, source=source)
+    text: str = template.render(overlays=overlays, made_with=f"regtune {versions()['regtune']}")
+    return text
+
+
+def write_overlay(path: Path, content: Any, *, palette: str = "green-red") -> Path:
+    """Writes `overlay_page` to a file and returns its path.
+
+    Raises:
+        DataError: as `overlay_page`, or the file can't be written.
+    """
+    return write(path, overlay_page(content, palette=palette))
+
+
+def make_overlays(
+    content: Any, *, palette: str = "green-red", source: str = "the explanations", prefix: str = "overlay"
+) -> tuple[Overlay, ...]:
+    """The pictures of the content with ids that start with `prefix`."""
+    if palette not in PALETTES:
+        raise unknown_name("palette", palette, PALETTES)
+    pictures = read_pictures(content, source)
+    return tuple(
+        Overlay(uid=f"{prefix}-{number}", picture=one, palette=palette) for number, one in enumerate(pictures, start=1)
+    )
+
+
+def strength(share: float, scale: float) -> float:
+    """How dark a share is, from 0 to 1."""
+    return min(1.0, math.sqrt(abs(share) / scale))
+
+
+def signed(value: float) -> str:
+    """A number with its sign and three digits that count."""
+    if value == 0:
+        return "0"
+    text = f"{value:+.3g}" if 1e-3 <= abs(value) < 1e4 else f"{value:+.1e}"
+    return text.replace("-", "−", 1) if value < 0 else text
+
+
+def percent(share: float) -> str:
+    """A share in percent with its sign."""
+    text = f"{100 * share:+.1f} %"
+    return "0.0 %" if text[1:] == "0.0 %" else text.replace("-", "−")

@@ -1,0 +1,243 @@
+"""What an overlay shows, from explanations as JSON: pieces of real text with their scores, strips and the ledger.
+
+An *explanations document* is a dict with `schema_version`, `kind` ("explanations"), `question` (or null), `context`,
+`notes`, and `models`: each with `name`, `num_registers`, `answer` (`text`, `start`, `end` in characters of the context,
+`probability`; or null), `notes`, `context_start` (number of tokens before the context) and `attributions`
+(`Attribution.to_json()`, with the target's name as `asked`). Plain lists of attributions are taken too; they lack the
+text, so words are put together from their pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regtune.analyses.attribution.attribution import Attribution
+from regtune.errors import DataError
+from regtune.report.overlays.words import Piece, Token, joined_pieces, text_pieces
+
+SCHEMA_VERSION = 1
+LEDGER = ("attnlrp", "cp-lrp")
+"""Methods that account for every part of the model."""
+ADDING_UP = (*LEDGER, "integrated-gradients")
+"""Methods whose parts add up to the explained value."""
+METHOD_WORDS = {
+    "attnlrp": "the logit, split backwards through every layer by fixed rules; all parts add up to it",
+    "cp-lrp": "as attnlrp, with attention weights taken as constants",
+    "chefer": "attention × its gradient × relevance, multiplied over layers; shares, never negative",
+    "integrated-gradients": "gradients summed on the way from no text to the text",
+    "gradient-input": "one gradient times the input",
+    "attention-gradient": "attention × its gradient",
+    "attention": "how much attention a token receives; it never sees the answer, so it is a baseline only",
+    "rollout": "attention multiplied over layers; it never sees the answer, so it is a baseline only",
+    "occlusion": "one token hidden at a time",
+    "random": "noise: what any method has to beat",
+}
+SHARES = ("attention", "chefer", "rollout")
+"""Methods whose scores are shares, not logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One attribution over one model's text."""
+
+    method: str
+    asked: str
+    target: str
+    value: float
+    question: tuple[Piece, ...]
+    context: tuple[Piece, ...]
+    cut: tuple[bool, bool]
+    """Whether the context goes on before and behind what is shown."""
+    tokens: tuple[tuple[str, float], ...]
+    """All tokens as the model reads them, with their scores."""
+    special: tuple[tuple[str, float], ...]
+    """Those that are no text."""
+    registers: tuple[float, ...]
+    ledger: tuple[tuple[str, float], ...]
+    """Name and amount of each part that the method has; `residual` last, where there is a law that it could break."""
+    size: float
+    """The sum of all amounts, signs ignored: of tokens, registers and parts, one by one (no baseline, no residual)."""
+
+    @property
+    def has_law(self) -> bool:
+        """Whether the parts add up to the value."""
+        return self.method in ADDING_UP
+
+    @property
+    def register_names(self) -> list[tuple[str, float]]:
+        """Each register's name and score."""
+        return [(f"r{index}", score) for index, score in enumerate(self.registers)]
+
+    @property
+    def unit(self) -> str:
+        """What scores are in."""
+        return "of all attention" if self.method in SHARES else "logits"
+
+    def share(self, score: float) -> float:
+        """A score as a share of everything that the method booked."""
+        return score / self.size if self.size else 0.0
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """All pieces of text that have a score."""
+        return tuple(piece for piece in (*self.question, *self.context) if piece.score is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model's side of the picture."""
+
+    name: str
+    num_registers: int
+    answer: str | None
+    probability: float | None
+    notes: tuple[str, ...]
+    panels: tuple[Panel, ...]
+
+    @property
+    def label(self) -> str:
+        """With or without registers, in words."""
+        if not self.num_registers:
+            return "without registers"
+        return f"with {self.num_registers} register{'' if self.num_registers == 1 else 's'}"
+
+    def panel(self, method: str, asked: str) -> Panel | None:
+        """The panel of that row, if this model has it."""
+        return next((one for one in self.panels if (one.method, one.asked) == (method, asked)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Everything that is drawn with one scale."""
+
+    question: str
+    models: tuple[Model, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float:
+        """The largest share that a piece of text has anywhere in the picture: the darkest colour."""
+        shares = [abs(panel.share(piece.score or 0.0)) for panel in self._panels() for piece in panel.pieces]
+        return max(shares, default=0.0) or 1.0
+
+    @property
+    def rows(self) -> dict[str, list[str]]:
+        """Each method with its targets, in the order in which they were asked for."""
+        found: dict[str, list[str]] = {}
+        for panel in self._panels():
+            targets = found.setdefault(panel.method, [])
+            if panel.asked not in targets:
+                targets.append(panel.asked)
+        return found
+
+    def _panels(self) -> Iterator[Panel]:
+        for model in self.models:
+            yield from model.panels
+
+
+def read_pictures(content: Any, source: str = "the explanations") -> tuple[Picture, ...]:
+    """One document, a list of documents, or a list of attributions, as pictures.
+
+    Raises:
+        DataError: another schema, or something that is no explanation; the source is named.
+    """
+    documents = [content] if isinstance(content, Mapping) else content
+    if not isinstance(documents, Sequence) or isinstance(documents, str) or not documents:
+        raise DataError(f"{source} hold no explanation; `regtune explain` writes such a file.")
+    try:
+        if "relevance" in documents[0]:
+            documents = [{"schema_version": SCHEMA_VERSION, "models": [{"attributions": documents}]}]
+        return tuple(_picture(one) for one in documents)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"{source} can't be understood ({why}). Explain again to renew them.") from error
+
+
+def _picture(document: Mapping[str, Any]) -> Picture:
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DataError(f"schema_version={version!r}; this regtune reads {SCHEMA_VERSION}. Explain again.")
+    question, context = document.get("question"), document.get("context")
+    models = tuple(_model(one, question, context) for one in document["models"])
+    if not any(model.panels for model in models):
+        raise DataError("There is no attribution in it. Explain again with at least one method.")
+    return Picture(question=question or "", models=models, notes=tuple(map(str, document.get("notes") or ())))
+
+
+def _model(one: Mapping[str, Any], question: str | None, context: str | None) -> Model:
+    answer = one.get("answer") or {}
+    marked = (int(answer["start"]), int(answer["end"])) if "start" in answer else None
+    start = int(one.get("context_start") or 0)
+    panels = tuple(_panel(found, question, context, start, marked) for found in one["attributions"])
+    return Model(
+        name=str(one.get("name") or "model"),
+        num_registers=int(one.get("num_registers") or max((len(panel.registers) for panel in panels), default=0)),
+        answer=answer.get("text"),
+        probability=answer.get("probability"),
+        notes=tuple(map(str, one.get("notes") or ())),
+        panels=panels,
+    )
+
+
+def _panel(
+    record: Mapping[str, Any],
+    question: str | None,
+    context: str | None,
+    context_start: int,
+    marked: tuple[int, int] | None,
+) -> Panel:
+    found = Attribution.from_json(record)
+    if not all(map(math.isfinite, (*found.relevance, *found.registers, *found.parts().values(), found.value))):
+        raise DataError(f"The scores of {found.method} for {found.target} are not all numbers.")
+    tokens, scores = found.tokens, found.relevance.tolist()
+    asked: tuple[Piece, ...] = ()
+    cut = (False, False)
+    if found.offsets is None or context is None:
+        text, special = joined_pieces(tokens, scores)
+    else:
+        rows = [(*span, token, score) for span, token, score in zip(found.offsets, tokens, scores, strict=True)]
+        special = tuple((token, score) for start, end, token, score in rows if end <= start)
+        asked = text_pieces(question or "", _with_text(rows[:context_start]), whole=True)
+        own = _with_text(rows[context_start:])
+        text = text_pieces(context, own, marked=marked)
+        cut = _cut(context, own)
+    parts = {name: amount for name, amount in found.parts().items() if name not in ("tokens", "registers", "baseline")}
+    return Panel(
+        method=found.method,
+        asked=str(record.get("asked") or found.target.split(" at ")[0].split(" of ")[0]),
+        target=found.target,
+        value=found.value,
+        question=asked,
+        context=text,
+        cut=cut,
+        tokens=tuple(zip(tokens, scores, strict=True)),
+        special=special,
+        registers=tuple(found.registers.tolist()),
+        ledger=tuple(_ledger(found)),
+        size=sum(map(abs, (*scores, *found.registers.tolist(), *parts.values()))),
+    )
+
+
+def _with_text(rows: Iterable[Token]) -> list[Token]:
+    return [row for row in rows if row[1] > row[0]]
+
+
+def _cut(context: str, own: Sequence[Token]) -> tuple[bool, bool]:
+    if not own:
+        return False, False
+    first, last = min(one[0] for one in own), max(one[1] for one in own)
+    return bool(context[:first].strip()), bool(context[last:].strip())
+
+
+def _ledger(found: Attribution) -> Iterator[tuple[str, float]]:
+    for name, amount in found.parts().items():
+        expected = name == "tokens" or (found.method in LEDGER and name != "baseline")
+        if expected or amount or (name == "registers" and len(found.registers)):
+            yield name, amount
+    if found.method in ADDING_UP or found.residual:
+        yield "residual", found.residual

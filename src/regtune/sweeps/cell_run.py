@@ -1,0 +1,196 @@
+"""One cell of a sweep: locked, run or continued, its failure recorded, its leftovers cleared away."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import gc
+import json
+import os
+import shutil
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from regtune.errors import CheckpointError, DataError
+from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, now, read_json, source_hash, write_json
+from regtune.sweeps.grid import Cell
+
+if TYPE_CHECKING:
+    from regtune.sweeps.shared_inputs import SharedInputs
+
+ERROR_FILE = "error.json"
+LOCKS = "locks"
+Status = Literal["finished", "running", "failed", "begun", "open"]
+_TRACEBACK_LINES = 30
+_ATTEMPTS = 5
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
+    """Holds the lock `locks/NAME` of a sweep's folder; gives False at once if another process has it.
+
+    The kernel lets go of the lock when its process dies, however that happens, so none is ever stale. The file says
+    which process had it last. On a folder that several machines share, its file system must pass locks on (NFS 4 does).
+
+    Args:
+        folder: the sweep's folder.
+        name: what is locked.
+        wait: wait for the other process instead.
+    """
+    path = folder / LOCKS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        if not take_columns(file, wait=wait):
+            yield False
+            return
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+        file.flush()
+        try:
+            yield True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def take_columns(file: IO[str], *, wait: bool) -> bool:
+    """Tries a few times, because `lock_holder` of another process has the lock for a moment."""
+    for _ in range(_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+        except BlockingIOError:
+            time.sleep(0.02)
+    return False
+
+
+def lock_holder(folder: Path, name: str) -> dict[str, Any] | None:
+    """Pid, host and time of the process that holds a lock; None if none does."""
+    path = folder / LOCKS / name
+    try:
+        with path.open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        with contextlib.suppress(OSError, ValueError):
+            holder: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return holder
+        return {}
+
+
+def cell_status(folder: Path, cell: Cell) -> Status:
+    """How far a cell has come. A record that can't be read counts as failed: it is neither used nor overwritten."""
+    run_dir = folder / cell.key
+    if (run_dir / RUN_FILE).is_file():
+        return "finished" if finished_record(folder, cell) is not None else "failed"
+    if (folder / LOCKS / cell.key).is_file() and lock_holder(folder, cell.key) is not None:
+        return "running"
+    if (run_dir / ERROR_FILE).is_file():
+        return "failed"
+    return "begun" if (run_dir / CONFIG_FILE).is_file() else "open"
+
+
+def finished_record(folder: Path, cell: Cell) -> RunRecord | None:
+    """The record of a finished cell, or None."""
+    try:
+        return _load(folder / cell.key, cell)
+    except (CheckpointError, DataError):
+        return None
+
+
+def _load(run_dir: Path, cell: Cell) -> RunRecord:
+    record = load_record(run_dir)
+    if record.config_hash != cell.key:
+        raise CheckpointError(
+            f"{run_dir} holds the record of another config (hash {record.config_hash}). Move that folder away."
+        )
+    return record
+
+
+def failure(folder: Path, cell: Cell) -> str:
+    """Why a cell failed, in one line; empty if it didn't."""
+    with contextlib.suppress(DataError, KeyError, TypeError):
+        return str(read_json(folder / cell.key / ERROR_FILE)["error"]).splitlines()[0]
+    return ""
+
+
+def run_cell(cell: Cell, folder: Path, *, keep_model: bool = False, progress: bool = True) -> Status:
+    """Runs a cell, or continues it, in `folder/KEY`, unless it is finished or another process is at it.
+
+    A failure is written to the cell's `error.json` and forgotten at the next start, which tries again. A finished cell
+    keeps its record, config, curve and predictions; checkpoints go, and the model too unless it is asked for.
+
+    Returns:
+        `finished`, `failed`, or `running` (by another process).
+    """
+    run_dir = folder / cell.key
+    with locked(folder, cell.key) as ours:
+        if not ours:
+            return "running"
+        already = (run_dir / RUN_FILE).is_file()
+        try:
+            _clear_leftovers(run_dir)
+            if already:
+                _load(run_dir, cell)
+            else:
+                _run(cell, run_dir, progress=progress)
+        except Exception as error:
+            record_failure(run_dir, error)
+            return "failed"
+        _tidy(run_dir, keep_model=keep_model or already)
+        return "finished"
+
+
+def _run(cell: Cell, run_dir: Path, *, progress: bool) -> None:
+    from regtune.sweeps.run import run_experiment
+
+    source_hash()  # now: a sweep takes hours, and the files may be edited meanwhile
+    try:
+        run_experiment(
+            dataclasses.replace(cell.config, output_dir=run_dir), progress=progress, inputs=_shared_by_this_process()
+        )
+    finally:
+        gc.collect()  # models with hooks are cycles; the next cell needs their memory
+
+
+@functools.cache
+def _shared_by_this_process() -> SharedInputs:
+    from regtune.sweeps.shared_inputs import SharedInputs
+
+    return SharedInputs()
+
+
+def record_failure(run_dir: Path, error: BaseException) -> None:
+    """Writes `error.json`: the error's type and message, and the end of its traceback."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    content = {
+        "error": f"{type(error).__name__}: {error}",
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": lines[-_TRACEBACK_LINES:],
+        "time": now(),
+    }
+    write_json(run_dir / ERROR_FILE, content)
+
+
+def _clear_leftovers(run_dir: Path) -> None:
+    """Removes an earlier failure, and half-written files of a process that was killed while writing them."""
+    for path in (run_dir / ERROR_FILE, *run_dir.glob(".*.json.*"), *run_dir.glob(".*.safetensors.*")):
+        path.unlink(missing_ok=True)
+
+
+def _tidy(run_dir: Path, *, keep_model: bool) -> None:
+    from regtune.methods.warm_up import WARM_UP_FILE
+    from regtune.sweeps.run import MODEL_DIR
+
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    (run_dir / WARM_UP_FILE).unlink(missing_ok=True)
+    if not keep_model:
+        shutil.rmtree(run_dir / MODEL_DIR, ignore_errors=True)

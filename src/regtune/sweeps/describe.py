@@ -1,0 +1,134 @@
+"""What a model or a run directory is, read from its files without loading the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from regtune.errors import CheckpointError
+from regtune.records import RunRecord
+from regtune.session import Target, open_target
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Architecture, family, registers, parameters and, for a run, its metrics, versions and times; plain JSON types.
+
+    Args:
+        name: a run directory, a model's folder, a hub name or `minilm`.
+
+    Raises:
+        CheckpointError: nothing there that can be read, or weights that are cut short.
+        MissingExtraError: `minilm` without the `demo` extra.
+    """
+    target = open_target(name)
+    facts = {"name": name} | _model_facts(target)
+    if target.record is not None:
+        facts["run"] = _run_facts(target.record)
+    return facts
+
+
+def _model_facts(target: Target) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    from regtune.families import family_of
+    from regtune.models.loading import resolve_model
+    from regtune.registers.surgery import CONFIG_KEY
+
+    location = resolve_model(target.model)
+    try:
+        config: Any = AutoConfig.from_pretrained(location)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{target.name} can't be loaded: {error}") from error
+    try:
+        family = family_of(config).name
+    except TypeError as error:  # UnsupportedModelError: telling what it is must work for any model
+        family = f"not supported: {error}"
+    return {
+        "model": location,
+        "architecture": (config.architectures or [type(config).__name__])[0],
+        "model_type": config.model_type,
+        "family": family,
+        "layers": getattr(config, "num_hidden_layers", None),
+        "hidden_size": getattr(config, "hidden_size", None),
+        "positions": getattr(config, "max_position_embeddings", None),
+        "registers": getattr(config, CONFIG_KEY, None),
+        "parameters": _parameters(Path(location)),
+    }
+
+
+def _parameters(folder: Path) -> dict[str, int] | None:
+    """Numbers in a local folder's safetensors files, all and the registers'; None for a hub name."""
+    from safetensors import SafetensorError, safe_open
+
+    from regtune.registers.saving import refuse_pointers
+
+    if not folder.is_dir():
+        return None
+    refuse_pointers(folder)
+    total = registers = 0
+    file = folder
+    try:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as weights:
+                for key in weights.keys():  # noqa: SIM118 (not a mapping)
+                    size = math.prod(weights.get_slice(key).get_shape())
+                    total += size
+                    registers += size if "registers." in key else 0
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: the weights are cut short or damaged ({error}). Copy them again.") from error
+    return {"total": total, "registers": registers}
+
+
+def _run_facts(record: RunRecord) -> dict[str, Any]:
+    return {
+        "model": record.config.get("model"),
+        "config_hash": record.config_hash,
+        "started": record.started,
+        "seconds": record.seconds,
+        "metrics": record.metrics,
+        "training": {key: value for key, value in record.training.items() if not isinstance(value, (list, dict))},
+        "versions": record.versions,
+        "machine": record.machine,
+    }
+
+
+def describe_text(facts: dict[str, Any]) -> str:
+    """The facts as lines; metrics in percent."""
+    parameters, registers = facts["parameters"], facts["registers"]
+    rows = [
+        ("model", facts["model"]),
+        ("architecture", f"{facts['architecture']} ({facts['model_type']})"),
+        ("family", facts["family"]),
+        ("size", f"{facts['layers']} layers, hidden size {facts['hidden_size']}, {facts['positions']} positions"),
+        ("registers", _settings(registers) if registers else "none"),
+    ]
+    if parameters:
+        rows.append(("parameters", f"{parameters['total']:,}, of them {parameters['registers']:,} in registers"))
+    run = facts.get("run")
+    if run:
+        rows += [
+            ("fine-tuned from", run["model"]),
+            ("run", f"{run['started']}, {run['seconds']:.0f} s, {run['config_hash']}"),
+        ]
+        rows += [(f"on {name}", _percent(metrics)) for name, metrics in run["metrics"].items()]
+        rows += [(part, _settings(run[part])) for part in ("training", "versions", "machine")]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def scores_text(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """EM and F1 of each evaluation set in percent, a line each."""
+    return "\n".join(f"{name}: {_percent(values)}" for name, values in metrics.items())
+
+
+def _settings(values: dict[str, Any]) -> str:
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
+
+
+def _percent(metrics: Mapping[str, float]) -> str:
+    names = {"exact_match": "EM", "f1": "F1"}
+    return ", ".join(f"{label} {100 * metrics[name]:.1f}" for name, label in names.items() if name in metrics)

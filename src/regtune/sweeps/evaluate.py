@@ -1,0 +1,171 @@
+"""Scoring a model that exists on any evaluation sets, by language."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from regtune.config import RunConfig, to_dict
+from regtune.records import now, versions, write_json
+from regtune.session import Target, open_target, require_answering_head
+
+EVALUATION_FILE = "evaluation.json"
+_COLUMNS = {
+    "exact_match": "EM",
+    "f1": "F1",
+    "HasAns_exact": "HasAns EM",
+    "HasAns_f1": "HasAns F1",
+    "NoAns_exact": "NoAns EM",
+    "NoAns_f1": "NoAns F1",
+    "best_exact": "best EM",
+    "best_f1": "best F1",
+}
+"""Metrics that the table shows where a set has them, all ratios in [0, 1] (shown in percent)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetScores:
+    """One evaluation set's scores; `language` is empty where unknown."""
+
+    name: str
+    data: str
+    """The name or file that was given."""
+    language: str
+    questions: int
+    metrics: dict[str, float]
+    predictions: str
+    """The file with every question's n-best, relative to the evaluation's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `evaluate` found and wrote."""
+
+    model: str
+    settings: dict[str, Any]
+    sets: tuple[SetScores, ...]
+    averages: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Means over sets of several languages: over all of them and, as TyDi QA reports, over the non-English ones."""
+    versions: dict[str, str] = field(default_factory=dict)
+    finished: str = ""
+
+
+def evaluate(
+    name: str,
+    data: Sequence[str] = (),
+    *,
+    config: RunConfig | None = None,
+    output_dir: Path | None = None,
+    progress: bool = True,
+) -> tuple[Evaluation, Path]:
+    """Scores a run's model, or any question-answering model, on evaluation sets.
+
+    Args:
+        name: a run directory, a folder or a hub name.
+        data: SQuAD-format files or names like `xquad:de`; the config's evaluation sets if none are given.
+        config: how to cut windows and pick answers; the run's own settings by default.
+        output_dir: gets `evaluation.json` and `predictions/`; `evaluation` in the run directory, or `runs/evaluation`.
+        progress: show progress bars.
+
+    Returns:
+        The scores, and the path of `evaluation.json`.
+
+    Raises:
+        CheckpointError: no such model, or one without a question-answering head.
+        ConfigError: two sets with the same short name, or settings that don't fit the model.
+        DataError: as reading the sets.
+    """
+    from regtune.sweeps.run import evaluate_sets, load_evaluation_set, refuse_same_names
+    from regtune.tasks.qa.data.sources import dataset_info
+
+    target = open_target(name)
+    config = config or target.config
+    names = tuple(data) or config.data.eval
+    languages = {each: dataset_info(each).language for each in names}
+    refuse_same_names(names)
+    require_answering_head(target.model)
+    model, tokenizer, config = _load(target, config)
+    folder = output_dir or (target.run_dir / "evaluation" if target.run_dir else Path("runs/evaluation"))
+    parts = {each: load_evaluation_set(each, tokenizer, model, config) for each in names}
+    metrics, files = evaluate_sets(model, list(parts.values()), tokenizer, config, folder, progress=progress)
+    sets = tuple(
+        SetScores(
+            name=part.name,
+            data=each,
+            language=languages[each],
+            questions=len(part.data.examples),
+            metrics=metrics[part.name],
+            predictions=files[part.name],
+        )
+        for each, part in parts.items()
+    )
+    settings = {key: value for key, value in to_dict(config).items() if key in ("data", "answers")}
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("train", "eval", "max_train_examples")}
+    found = Evaluation(
+        model=target.model,
+        settings=settings,
+        sets=sets,
+        averages=language_averages(sets),
+        versions=versions(),
+        finished=now(),
+    )
+    return found, write_json(folder / EVALUATION_FILE, dataclasses.asdict(found))
+
+
+def _load(target: Target, config: RunConfig) -> tuple[Any, Any, RunConfig]:
+    """The model on the best device, its tokenizer, and the config with windows that the model has positions for."""
+    from regtune.models.loading import load_question_answering_model, load_tokenizer
+    from regtune.models.precision import best_device
+    from regtune.registers.surgery import max_text_length
+
+    model: Any = load_question_answering_model(target.model, attention=config.training.attention)
+    limit = max_text_length(model)
+    if limit is not None and config.data.max_length > limit:
+        data = dataclasses.replace(
+            config.data,
+            max_length=limit,
+            stride=min(config.data.stride, limit // 3),
+            max_question_length=min(config.data.max_question_length, limit // 2),
+        )
+        config = dataclasses.replace(config, data=data)
+    return model.to(best_device()).eval(), load_tokenizer(target.model), config
+
+
+def language_averages(sets: Sequence[SetScores]) -> dict[str, dict[str, float]]:
+    """EM and F1 averaged over sets (each counts once, as in TyDi QA), where they have several languages."""
+    known = [part for part in sets if part.language]
+    if len({part.language for part in known}) < 2:
+        return {}
+    groups = {"all languages": known, "non-English": [part for part in known if part.language != "en"]}
+    return {
+        name: {metric: sum(part.metrics[metric] for part in group) / len(group) for metric in ("exact_match", "f1")}
+        for name, group in groups.items()
+    }
+
+
+def evaluation_text(found: Evaluation) -> str:
+    """The table that a person reads; ratios in percent."""
+    columns = [key for key in _COLUMNS if any(key in part.metrics for part in found.sets)]
+    head = ["set", "language", "questions", *(_COLUMNS[key] for key in columns)]
+    rows = [
+        [part.name, part.language or "?", str(part.questions), *_cells(part.metrics, columns)] for part in found.sets
+    ]
+    rows += [[f"mean, {name}", "", "", *_cells(metrics, columns)] for name, metrics in found.averages.items()]
+    return table(head, rows)
+
+
+def _cells(metrics: Mapping[str, float], columns: Sequence[str]) -> list[str]:
+    return [f"{100 * metrics[key]:.1f}" if key in metrics else "" for key in columns]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Plain text columns: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = []
+    for row in [head, *rows]:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

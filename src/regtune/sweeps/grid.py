@@ -1,0 +1,202 @@
+"""A sweep as data: arms x numbers of registers x seeds x training sets, resolved to one config for each cell."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from regtune.config import DataConfig, RunConfig, TrainConfig, config_hash
+from regtune.errors import ConfigError
+from regtune.records import file_name
+from regtune.sweeps.arms import apply_arm, arm_named
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """Peak learning rates of one arm."""
+
+    learning_rate: float
+    register_learning_rate: float | None = None
+    """None: the base config's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Which learning rates are tried, on held-out training paragraphs; the same for every arm."""
+
+    learning_rates: tuple[float, ...]
+    register_learning_rates: tuple[float, ...]
+    """Tried in arms whose registers learn, each with every `learning_rate`."""
+    num_registers: int = 8
+    """N of the arms with registers in the search."""
+    epochs: float = 1.0
+    seed: int = 0
+    held_out: int = 7
+    """Every so-manieth paragraph of the first training set is held out to score the rates on."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rates", "register_learning_rates"):
+            if not getattr(self, name):
+                raise ConfigError(f"search.{name} is empty; name at least one rate.")
+        if self.held_out < 2:
+            raise ConfigError(f"search.held_out={self.held_out} must be at least 2, or nothing is left to train on.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a sweep."""
+
+    arm: str
+    num_registers: int
+    seed: int
+    training_set: str
+    config: RunConfig
+    key: str = ""
+    """Hash of the resolved config; the name of the cell's directory."""
+
+    @property
+    def label(self) -> str:
+        """For progress bars and lists."""
+        return f"{self.arm} N={self.num_registers} seed={self.seed} {self.training_set}"
+
+    def describe(self) -> dict[str, Any]:
+        """What `sweep.json` says of the cell."""
+        fields = ("key", "arm", "num_registers", "seed", "training_set")
+        return {name: getattr(self, name) for name in fields}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Arms x numbers of registers x seeds x training sets, all scored on the same evaluation sets."""
+
+    arms: tuple[str, ...]
+    """Names from `regtune.sweeps.arms.ARMS`; arms without registers have one cell for all N."""
+    num_registers: tuple[int, ...] = ()
+    """Values of N for the arms with registers; a 0 stands for the arm `baseline`, which has to be named."""
+    seeds: tuple[int, ...]
+    """Each seeds the new weights, dropout and the order of the data, so that arms are paired by seed."""
+    training_sets: Mapping[str, tuple[str, ...]]
+    """A short name, and the data sets that are trained on together under it."""
+    evaluation_sets: tuple[str, ...]
+    """Scored at the end of every cell; the first one chooses each cell's best checkpoint."""
+    at_best: tuple[str, ...] = ()
+    """More arms that run only at the N whose `registers` cells score best (first set, mean F1), once these are done."""
+    learning_rates: Mapping[str, LearningRates] = field(default_factory=dict)
+    """Rates of single arms where they differ from the base config's."""
+    search: SearchConfig | None = None
+    """What `--search` tries."""
+    keep_models: Literal["none", "first_seed", "all"] = "first_seed"
+    """Finished cells that keep their model folder (MiniLM: 90 MB each); checkpoints always go."""
+    base: RunConfig = field(default_factory=RunConfig)
+    """What all cells share; its training and evaluation sets, seeds and output_dir are the sweep's business."""
+
+    def __post_init__(self) -> None:
+        for name in ("arms", "seeds", "training_sets", "evaluation_sets"):
+            if not getattr(self, name):
+                raise ConfigError(f"The sweep is empty: {name} holds nothing. Name at least one.")
+        for name in ("num_registers", "seeds"):
+            _require_whole(name, getattr(self, name))
+        for name in ("arms", "at_best", "num_registers", "seeds", "evaluation_sets"):
+            _refuse_repeats(name, getattr(self, name))
+        _refuse_repeats("arms and at_best together", (*self.arms, *self.at_best))
+        _refuse_repeats("evaluation_sets (by their short names)", [set_name(each) for each in self.evaluation_sets])
+        for name, sets in self.training_sets.items():
+            if not sets:
+                raise ConfigError(f"training_sets.{name} names no data set.")
+        self._check_arms()
+        self._check_base()
+
+    def _check_arms(self) -> None:
+        for name in (*self.arms, *self.at_best, *self.learning_rates):
+            arm_named(name)
+        with_registers = [name for name in self.arms if arm_named(name).has_registers]
+        if with_registers and not any(self.num_registers):
+            raise ConfigError(
+                f"The arm {with_registers[0]!r} has registers, but num_registers={list(self.num_registers)} holds no "
+                "positive number. Add one, for example 8."
+            )
+        if 0 in self.num_registers and "baseline" not in self.arms:
+            raise ConfigError("num_registers holds 0, which is the arm 'baseline'. Add it to arms, or take the 0 out.")
+        if self.at_best and "registers" not in self.arms:
+            raise ConfigError("at_best needs the arm 'registers', whose best N it takes. Add it to arms.")
+
+    def _check_base(self) -> None:
+        plain, fresh = self.base.data, DataConfig()
+        if plain.train != fresh.train:
+            raise ConfigError(f"base.data.train={list(plain.train)}: name training sets under training_sets instead.")
+        if plain.eval != fresh.eval:
+            raise ConfigError(
+                f"base.data.eval={list(plain.eval)} and evaluation_sets={list(self.evaluation_sets)}: every arm has to "
+                "be scored on the same sets, so name them once, under evaluation_sets."
+            )
+        if (self.base.training.seed, self.base.training.data_seed) != (TrainConfig().seed, TrainConfig().data_seed):
+            raise ConfigError("base.training.seed and data_seed come from seeds; take them out of base.")
+
+    def cells(self, best: Mapping[str, int] | None = None) -> tuple[Cell, ...]:
+        """All cells; those of one seed stand together, so that a sweep that is cut short still has whole pairs.
+
+        Args:
+            best: training set to its best N; without it the arms of `at_best` have no cells yet.
+
+        Raises:
+            ConfigError: an arm that cannot be, or two that would be the same run.
+        """
+        found: dict[str, Cell] = {}
+        for cell in self._expand(best or {}):
+            if cell.key in found:
+                raise ConfigError(
+                    f"The cells '{found[cell.key].label}' and '{cell.label}' have the same config: one "
+                    "run with two names. Take one of the arms out, or check base.registers."
+                )
+            found[cell.key] = cell
+        return tuple(found.values())
+
+    def _expand(self, best: Mapping[str, int]) -> Iterator[Cell]:
+        positive = [n for n in self.num_registers if n]
+        for training_set in self.training_sets:
+            extra = [(arm, [best[training_set]]) for arm in self.at_best if training_set in best]
+            for seed in self.seeds:
+                for arm, sizes in [*((arm, positive) for arm in self.arms), *extra]:
+                    for n in sizes if arm_named(arm).has_registers else [0]:
+                        yield self.cell(arm, n, seed=seed, training_set=training_set)
+
+    def cell(self, arm: str, num_registers: int, *, seed: int, training_set: str) -> Cell:
+        """One cell with its resolved config."""
+        rates = self.learning_rates.get(arm)
+        training = dataclasses.replace(self.base.training, seed=seed, data_seed=seed)
+        if rates is not None:
+            given = {key: value for key, value in dataclasses.asdict(rates).items() if value is not None}
+            training = dataclasses.replace(training, **given)
+        data = dataclasses.replace(
+            self.base.data, train=tuple(self.training_sets[training_set]), eval=tuple(self.evaluation_sets)
+        )
+        base = dataclasses.replace(self.base, output_dir=Path("."), data=data, training=training)
+        config = apply_arm(base, arm, num_registers)
+        return Cell(
+            arm=arm,
+            num_registers=num_registers,
+            seed=seed,
+            training_set=training_set,
+            config=config,
+            key=config_hash(config),
+        )
+
+
+def set_name(name: str) -> str:
+    """The short name under which records keep an evaluation set."""
+    return file_name(name).removesuffix(".gz").removesuffix(".json")
+
+
+def _require_whole(name: str, values: Sequence[Any]) -> None:
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigError(f"{name} holds {value!r}; whole numbers of 0 or more are needed.")
+
+
+def _refuse_repeats(name: str, values: Sequence[Hashable]) -> None:
+    repeated = sorted({str(value) for value in values if list(values).count(value) > 1})
+    if repeated:
+        raise ConfigError(f"{name} names {', '.join(repeated)} more than once. Name each one once.")

@@ -1,0 +1,260 @@
+"""`run_sweep`: every cell of a grid once, on this machine or on a Ray cluster; stopped and started again at will."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from regtune.errors import CheckpointError
+from regtune.records import read_json, write_json
+from regtune.sweeps.cell_run import LOCKS, Status, cell_status, failure, finished_record, locked, run_cell
+from regtune.sweeps.estimate import PlannedCell, plan_cells
+from regtune.sweeps.grid import Cell, SweepConfig, set_name
+from regtune.sweeps.ray import ClusterConfig, run_on_ray
+from regtune.sweeps.search import SEARCH_FILE, SEARCH_FOLDER, with_found_rates
+from regtune.sweeps.sweep_recipe import sweep_to_dict
+
+SWEEP_FILE = "sweep.json"
+SCHEMA_VERSION = 1
+Engine = Literal["local", "ray"]
+_POLL_SECONDS = 2.0
+_NOT_FAILED = ("finished", "running")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOutcome:
+    """How the cells of a sweep stand when `run_sweep` returns."""
+
+    folder: Path
+    finished: tuple[Cell, ...]
+    failed: Mapping[str, str]
+    """Label of a cell to why it failed."""
+    elsewhere: tuple[Cell, ...]
+    """Cells that another process is running."""
+    waiting: tuple[str, ...]
+    """Arms of `at_best` that have no cells yet, because not all cells of the arm `registers` are finished."""
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    folder: Path,
+    *,
+    engine: Engine = "local",
+    cluster: ClusterConfig | None = None,
+    progress: bool = True,
+) -> SweepOutcome:
+    """Runs every cell that isn't finished, each in `folder/KEY`; a failed one doesn't stop the others.
+
+    Several processes may work on one folder at the same time: no cell is run twice. Killed and started again, a sweep
+    continues, also inside a cell. Axes may grow (more seeds, other N); what all cells share may not change.
+
+    Args:
+        sweep: the grid. Learning rates that a search in this folder found apply where it names none.
+        folder: gets `sweep.json` and a run directory for each cell.
+        engine: `local`, one cell after the other in this process, or `ray`.
+        cluster: where and how cells run on Ray.
+        progress: show progress bars.
+
+    Raises:
+        CheckpointError: the folder belongs to another sweep or to something else.
+        ConfigError: a sweep that cannot be, or a Ray address that doesn't answer.
+        MissingExtraError: `engine="ray"` without the extra `cluster`.
+    """
+    sweep = with_found_rates(sweep, folder)
+    open_folder(sweep, folder)
+    done: dict[str, Cell] = {}
+    while new := [cell for cell in current_cells(sweep, folder) if cell.key not in done]:
+        _write_sweep(sweep, folder)
+        _run_all(new, sweep, folder, engine=engine, cluster=cluster, progress=progress)
+        done |= {cell.key: cell for cell in new}
+        if sweep.at_best:
+            _wait_for_others(new, folder)
+    return _outcome(tuple(done.values()), sweep, folder)
+
+
+def plan_sweep(sweep: SweepConfig, folder: Path) -> tuple[tuple[PlannedCell, ...], tuple[str, ...]]:
+    """What `run_sweep` would do, without doing it: every cell with its status and time, and the arms that wait.
+
+    Raises:
+        CheckpointError, ConfigError: as `run_sweep`.
+    """
+    sweep = with_found_rates(sweep, folder)
+    check_folder(sweep, folder)
+    return plan_cells(current_cells(sweep, folder), folder), _waiting(sweep, folder)
+
+
+def current_cells(sweep: SweepConfig, folder: Path) -> tuple[Cell, ...]:
+    """All cells that are known by now: those of `at_best` join when the best N is known."""
+    return sweep.cells(best_num_registers(sweep, folder))
+
+
+def best_num_registers(sweep: SweepConfig, folder: Path) -> dict[str, int]:
+    """Training set to the N whose `registers` cells have the best mean F1 on the first evaluation set.
+
+    Training sets with cells that aren't finished are left out. The N is chosen on the scores that are reported, so its
+    own score is flattered; the controls are compared with it at this same N.
+    """
+    if not sweep.at_best:
+        return {}
+    first, found = set_name(sweep.evaluation_sets[0]), {}
+    for training_set in sweep.training_sets:
+        scores: dict[int, list[float]] = {}
+        for cell in sweep.cells():
+            if cell.training_set == training_set and cell.arm == "registers":
+                record = finished_record(folder, cell)
+                scores.setdefault(cell.num_registers, []).append(record.metrics[first]["f1"] if record else -1.0)
+        if min(min(values) for values in scores.values()) >= 0:
+            found[training_set] = max(scores, key=lambda n: (fmean(scores[n]), -n))
+    return found
+
+
+def check_folder(sweep: SweepConfig, folder: Path) -> None:
+    """Refuses a folder that holds another sweep or anything that is none of this one's.
+
+    Raises:
+        CheckpointError: it does; the message names the difference.
+    """
+    if (folder / SWEEP_FILE).is_file():
+        _refuse_another(read_json(folder / SWEEP_FILE), sweep, folder)
+        return
+    own = {cell.key for cell in sweep.cells()} | {LOCKS, SEARCH_FILE, SEARCH_FOLDER}
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+    if strangers:
+        raise CheckpointError(
+            f"{folder} is not empty and holds no {SWEEP_FILE} (but {', '.join(strangers[:3])}). "
+            "Choose another --folder."
+        )
+
+
+def open_folder(sweep: SweepConfig, folder: Path) -> None:
+    """Makes the folder and writes `sweep.json`. Raises as `check_folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "sweep", wait=True):
+        check_folder(sweep, folder)
+    _write_sweep(sweep, folder)
+
+
+def _refuse_another(found: Any, sweep: SweepConfig, folder: Path) -> None:
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{folder / SWEEP_FILE} has schema_version={version!r}; this regtune reads {SCHEMA_VERSION}. "
+            "Choose another --folder."
+        )
+    theirs, mine = _shared(found["sweep"]), _shared(sweep_to_dict(sweep))
+    different = sorted(name for name in theirs.keys() & mine.keys() if theirs[name] != mine[name])
+    cells = {_place(cell.describe()): cell.key for cell in sweep.cells()}
+    moved = [cell for cell in found["cells"] if cells.get(_place(cell), cell["key"]) != cell["key"]]
+    if moved and not different:
+        different = [f"the learning rates or warm-up of the arm {moved[0]['arm']!r}"]
+    if different:
+        raise CheckpointError(
+            f"{folder} holds another sweep; different: {', '.join(different)}. Arms, num_registers, seeds and "
+            "training_sets may be added, but what the cells share may not change. Choose another --folder."
+        )
+
+
+def _shared(sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not change in a folder; the warm-up is looked at cell by cell, as most arms have none."""
+    base = {f"base.{name}": value for name, value in sweep["base"].items() if name != "warm_up"}
+    sets = {f"training_sets.{name}": value for name, value in sweep["training_sets"].items()}
+    return base | sets | {"evaluation_sets": sweep["evaluation_sets"]}
+
+
+def _place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(cell[name] for name in ("arm", "num_registers", "seed", "training_set"))
+
+
+def _write_sweep(sweep: SweepConfig, folder: Path) -> None:
+    """Cells that the file already names stay: another process may run another part of the same grid."""
+    with locked(folder, "sweep", wait=True):
+        path = folder / SWEEP_FILE
+        before = read_json(path)["cells"] if path.is_file() else []
+        cells = {cell["key"]: cell for cell in before}
+        cells |= {cell.key: cell.describe() for cell in current_cells(sweep, folder)}
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "sweep": sweep_to_dict(sweep),
+            "best_num_registers": best_num_registers(sweep, folder),
+            "cells": list(cells.values()),
+        }
+        write_json(path, content)
+
+
+def _run_all(
+    cells: Sequence[Cell],
+    sweep: SweepConfig,
+    folder: Path,
+    *,
+    engine: Engine,
+    cluster: ClusterConfig | None,
+    progress: bool,
+) -> None:
+    kept = {"none": set[int](), "first_seed": {sweep.seeds[0]}, "all": set(sweep.seeds)}[sweep.keep_models]
+    with _bar(cells, folder, progress=progress) as tell:
+        if engine == "ray":
+            left = [cell for cell in cells if cell_status(folder, cell) != "finished"]
+            run_on_ray(left, folder, cluster=cluster or ClusterConfig(), keep_seeds=kept, tell=tell)
+            return
+        for cell in cells:
+            before = cell_status(folder, cell)
+            status = run_cell(cell, folder, keep_model=cell.seed in kept, progress=progress)
+            if before != "finished":
+                tell(cell, status)
+
+
+@contextmanager
+def _bar(cells: Sequence[Cell], folder: Path, *, progress: bool) -> Iterator[Callable[[Cell, Status], None]]:
+    """A bar over all cells; on a terminal only."""
+    from tqdm import tqdm
+
+    finished = sum(cell_status(folder, cell) == "finished" for cell in cells)
+    with tqdm(total=len(cells), initial=finished, unit="cell", desc="sweep", disable=None if progress else True) as bar:
+
+        def tell(cell: Cell, status: Status) -> None:
+            bar.set_postfix_str(f"{cell.label}: {status}")
+            bar.update()
+
+        yield tell
+
+
+def _wait_for_others(cells: Sequence[Cell], folder: Path) -> None:
+    """The best N is known only when the cells that other processes run are finished too."""
+    while any(cell_status(folder, cell) == "running" for cell in cells):
+        time.sleep(_POLL_SECONDS)
+
+
+def _waiting(sweep: SweepConfig, folder: Path) -> tuple[str, ...]:
+    best = best_num_registers(sweep, folder)
+    return sweep.at_best if any(name not in best for name in sweep.training_sets) else ()
+
+
+def _outcome(cells: Sequence[Cell], sweep: SweepConfig, folder: Path) -> SweepOutcome:
+    status = {cell.key: cell_status(folder, cell) for cell in cells}
+    return SweepOutcome(
+        folder=folder,
+        finished=tuple(cell for cell in cells if status[cell.key] == "finished"),
+        failed={
+            cell.label: failure(folder, cell) or "stopped" for cell in cells if status[cell.key] not in _NOT_FAILED
+        },
+        elsewhere=tuple(cell for cell in cells if status[cell.key] == "running"),
+        waiting=_waiting(sweep, folder),
+    )
+
+
+def outcome_text(outcome: SweepOutcome) -> str:
+    """What the command line prints at the end."""
+    lines = [f"{len(outcome.finished)} cells finished in {outcome.folder}."]
+    if outcome.elsewhere:
+        lines.append(f"{len(outcome.elsewhere)} are run by another process.")
+    if outcome.waiting:
+        lines.append(f"Not begun, because the best N isn't known yet: {', '.join(outcome.waiting)}.")
+    if outcome.failed:
+        lines.append(f"{len(outcome.failed)} failed; the same command tries them again:")
+        lines += [f"  {label}: {why}" for label, why in outcome.failed.items()]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Tasks: what is learnt, one room or file each; found through the registry."""

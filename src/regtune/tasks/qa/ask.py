@@ -1,0 +1,47 @@
+"""Asking a model one question, and showing what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from regtune.session import open_target, require_answering_head
+from regtune.tasks.qa.answers import Prediction
+from regtune.tasks.qa.question_answerer import QuestionAnswerer
+
+
+def ask(name: str, question: str, context: str, *, top_k: int = 5) -> Prediction:
+    """One question about one context, to a run's model or any question-answering model.
+
+    Args:
+        name: a run directory, a folder or a hub name.
+        question: the question.
+        context: the text that holds the answer, of any length.
+        top_k: how many answers; their length and "no answer" are as in the run's own settings.
+
+    Returns:
+        A `Prediction`.
+
+    Raises:
+        CheckpointError: no such model, or one without a question-answering head.
+        DataError: an empty question or context.
+    """
+    target = open_target(name)
+    require_answering_head(target.model)
+    config = target.config
+    answerer = QuestionAnswerer.from_pretrained(
+        target.model,
+        config=dataclasses.replace(config.answers, top_k=top_k),
+        max_length=config.data.max_length,
+        stride=config.data.stride,
+    )
+    return answerer(question=question, context=context)
+
+
+def answers_text(prediction: Prediction) -> str:
+    """The answers best first, with their share of all that the model could have said."""
+    spans = [(span.text, span.probability) for span in prediction.n_best]
+    if prediction.null_probability is not None:
+        spans.append(("(no answer)", prediction.null_probability))
+        spans.sort(key=lambda pair: -pair[1])
+    rows = [[f"{probability:.3f}", " ".join(text.split())] for text, probability in spans]
+    return "\n".join(["probability  answer", *(f"{share:>11}  {text}" for share, text in rows)])

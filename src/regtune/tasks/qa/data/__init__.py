@@ -1,0 +1,1 @@
+"""Reading question-answering sets: files, hub sets, the embedded set."""

