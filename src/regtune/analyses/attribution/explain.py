@@ -83,7 +83,8 @@ def explain(
         method: `attnlrp` (Achtibat 2024), `cp-lrp` (Ali 2022), `chefer` (Chefer 2021), `integrated-gradients`,
             `gradient-input`, `occlusion`, `rollout`, `attention`, `attention-gradient` or `random`.
         target: one target for all rows or one for each, by name or as an object of
-            `regtune.analyses.attribution.targets`; by default the answer, the predicted class, the next token or the token at [MASK], whichever the head gives.
+            `regtune.analyses.attribution.targets`; by default the answer, the predicted class, the next
+            token or the token at [MASK], whichever the head gives.
         tokenizer: gives the tokens their text, without it they are ids; and says which tokens are special.
         tolerance: largest residual. For relevance propagation it is a share of the sum of the parts' sizes (at least
             1), by default 1e-8 in float64 (1e-6 for families that compute partly in float32), 1e-3 in float32, 5e-2
