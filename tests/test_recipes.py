@@ -13,7 +13,7 @@ from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, 
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.recipes import config_from_dict, load_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         remove_registers,
         split_attention,
     )
+    from regtune.registry import load_plugin, register
     from regtune.sweeps.run import run_experiment
     from regtune.tasks.qa.data.sources import load_questions
     from regtune.tasks.qa.data.squad import read_squad
@@ -45,10 +46,12 @@ _HOME = {
     "disable_registers": "regtune.registers.surgery",
     "from_pretrained": "regtune.registers.saving",
     "load_questions": "regtune.tasks.qa.data.sources",
+    "load_plugin": "regtune.registry",
     "load_registers": "regtune.registers.saving",
     "mask_registers": "regtune.registers.surgery",
     "num_registers": "regtune.registers.surgery",
     "read_squad": "regtune.tasks.qa.data.squad",
+    "register": "regtune.registry",
     "remove_registers": "regtune.registers.surgery",
     "run_experiment": "regtune.sweeps.run",
     "save_registers": "regtune.registers.saving",
@@ -69,11 +72,13 @@ __all__ = [
     "add_registers",
     "disable_registers",
     "from_pretrained",
+    "load_plugin",
     "load_questions",
     "load_registers",
     "mask_registers",
     "num_registers",
     "read_squad",
+    "register",
     "remove_registers",
     "run_experiment",
     "save_registers",

@@ -34,6 +34,23 @@ class Target:
         return config_from_dict(self.record.config, f"{self.run_dir}/{RUN_FILE}")
 
 
+@dataclass(kw_only=True, eq=False)
+class Session:
+    """A model that was opened once and is asked about itself once; every command works on one."""
+
+    name: str
+    """As it was named: a run directory, a folder, a hub name."""
+    model: Any
+    reader: Any
+    """Its tokenizer or image processor."""
+    task: Any = None
+    """The `Task` of its head; None for a model without one."""
+    task_settings: Any = None
+    run_dir: Path | None = None
+    record: RunRecord | None = None
+    """Of the run that it comes from."""
+
+
 def open_target(name: str | Path) -> Target:
     """Finds out what was named; a run's own `model` folder belongs to its run.
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from regtune.analyses.batches import question_batches, text_batches
-from regtune.analyses.token_classes import TokenClass, is_content
 from regtune.errors import ConfigError, DataError
+from regtune.token_classes import TokenClass, is_content
 from tiny_tokenizer import examples, tiny_tokenizer
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regtune.analyses.token_classes import token_classes
 from regtune.errors import ConfigError, DataError
 from regtune.tasks.qa.collate import collate
 from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.pairs import require_fast_tokenizer
 from regtune.tasks.qa.windows import make_windows
+from regtune.token_classes import token_classes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

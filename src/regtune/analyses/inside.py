@@ -35,11 +35,11 @@ from regtune.analyses.inside_measures import (
     explanation_measures,
 )
 from regtune.analyses.registers.audit import audit_registers, audit_text
-from regtune.analyses.token_classes import is_content
 from regtune.errors import ConfigError, unknown_name
 from regtune.records import machine, now, versions, write_json
 from regtune.registers.surgery import num_registers
 from regtune.session import open_target
+from regtune.token_classes import is_content
 
 INSIDE = "inside"
 MEASURES_FILE = "measures.json"

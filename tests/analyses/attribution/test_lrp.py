@@ -248,7 +248,7 @@ def test_of_a_linear_model_the_relevance_is_weight_times_input():
 
 
 def linear_model():
-    from analysis.explained import lively
+    from analyses.attribution.explained import lively
 
     model = lively(tiny.tiny_model("bert", attention="sdpa", num_hidden_layers=0))
     model.bert.embeddings.LayerNorm = nn.Identity()

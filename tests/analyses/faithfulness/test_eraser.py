@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from regtune.analyses.faithfulness.eraser import _joined, read_rationales
 from regtune.errors import DataError
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "eraser-movies"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "eraser-movies"
 TEXT = "a film that is\nfar too  long , but funny ."
 EVIDENCE = {"docid": "one", "start_token": 4, "end_token": 7, "text": "far too long"}
 RECORD = {"annotation_id": "one", "classification": "NEG", "query": "?", "evidences": [[EVIDENCE]]}

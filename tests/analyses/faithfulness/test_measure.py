@@ -24,7 +24,7 @@ METHODS = ("attnlrp", "attention", "random")
 SETTINGS = FaithfulnessSettings(
     curve=(0.0, 0.5, 1.0), limit_texts=3, random_orders=2, beam_width=1, max_groups=4, max_length=40
 )
-REAL = Path(__file__).parents[3] / "shared" / "data" / "eraser-movies"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "eraser-movies"
 
 
 def classifier(folder, *, registers=0, seed=0):

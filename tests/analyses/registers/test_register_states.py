@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from analyses.attribution.explained import encoder
 from regtune.analyses.registers.constants import export_constant_registers
 from regtune.analyses.registers.states import register_states
-from regtune.analyses.token_classes import TokenClass
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
 from regtune.registers.surgery import disable_registers, find_registers, mask_registers
+from regtune.token_classes import TokenClass
 from tiny import FAMILIES, inputs
 
 N = 3

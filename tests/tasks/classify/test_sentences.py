@@ -8,7 +8,7 @@ import pytest
 from regtune.errors import DataError
 from regtune.tasks.classify.sentences import Sentence, read_sentiment, sentiment_file
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "sst2"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "sst2"
 
 
 def write(path, text, encoding="utf-8"):

@@ -177,7 +177,7 @@ def test_a_very_long_context_is_cut(kind):
     assert all(window.input_ids.dtype == np.int32 for window in made.windows)
 
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "tydiqa-goldp" / "en.dev.json.gz"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "tydiqa-goldp" / "en.dev.json.gz"
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="the real data is not here")

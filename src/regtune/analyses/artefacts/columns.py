@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from regtune.analyses.artefacts.sites import Batch, run_backbone
 from regtune.analyses.attention.tap import attention_tap, registers_first
-from regtune.analyses.token_classes import TokenClass, is_content
 from regtune.registers.surgery import find_registers
+from regtune.token_classes import TokenClass, is_content
 
 
 def column_deviation(

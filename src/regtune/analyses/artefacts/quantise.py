@@ -176,7 +176,7 @@ def relative_errors(
         ConfigError, UnsupportedModelError: as `quantised`.
     """
     from regtune.analyses.artefacts.sites import run_backbone
-    from regtune.analyses.token_classes import is_content
+    from regtune.token_classes import is_content
 
     found: dict[int, float] = {}
     seen = 0

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from regtune.analyses.attention.tap import registers_first
 from regtune.analyses.reversible import require_eval_mode
-from regtune.analyses.token_classes import TokenClass, is_content
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
 from regtune.families.relevance import RELEVANCE_FAMILIES, modules_at, relevance_family_of
 from regtune.registers.surgery import backbone_of, find_registers
+from regtune.token_classes import TokenClass, is_content
 
 SITES = ("norm_input", "feed_forward", "block")
 _FORWARDED = ("input_ids", "attention_mask", "token_type_ids")

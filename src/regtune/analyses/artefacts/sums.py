@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from regtune.analyses.token_classes import TokenClass
 from regtune.errors import UnsupportedModelError
+from regtune.token_classes import TokenClass
 
 SPECIAL = {"cls": TokenClass.CLS, "sep": TokenClass.SEP, "register": TokenClass.REGISTER}
 """Tokens without content, each reported on its own and in no verdict about content."""

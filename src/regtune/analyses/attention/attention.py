@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from regtune.analyses.attention.measures import CLASSES, AttentionSettings, Places, measure_layer, places_of
 from regtune.analyses.attention.outputs import OutputNorms
 from regtune.analyses.attention.tap import attention_tap
-from regtune.analyses.token_classes import TokenClass, is_content
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
 from regtune.registers.surgery import backbone_of, find_registers
+from regtune.token_classes import TokenClass, is_content
 
 Floats = npt.NDArray[np.floating]
 

@@ -37,8 +37,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
-from regtune.analyses.token_classes import TokenClass, is_content
 from regtune.errors import ConfigError, unknown_name
+from regtune.token_classes import TokenClass, is_content
 
 CLASSES: tuple[str, ...] = ("cls", "sep", "punctuation", "question", "context", "register")
 """Names of the token classes, at the place of their number."""

@@ -16,7 +16,6 @@ from torch import Tensor
 from regtune.analyses.batches import Batch, question_batches, text_batches
 from regtune.analyses.faithfulness.eraser import Rationale, read_rationales
 from regtune.analyses.faithfulness.rationales import words_to_tokens
-from regtune.analyses.token_classes import is_content, token_classes
 from regtune.errors import CheckpointError, ConfigError, DataError
 from regtune.models.loading import load_question_answering_model, load_tokenizer, quiet_transformers, resolve_model
 from regtune.registers.saving import from_pretrained
@@ -25,6 +24,7 @@ from regtune.tasks.classify.sentences import read_sentiment
 from regtune.tasks.qa.data.sources import load_questions
 from regtune.tasks.qa.examples import QAExample
 from regtune.tasks.qa.pairs import require_fast_tokenizer
+from regtune.token_classes import is_content, token_classes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from regtune.analyses.registers.knock_out import require_active_registers
 from regtune.analyses.registers.layer_inputs import forward, layer_inputs
 from regtune.analyses.reversible import require_eval_mode
-from regtune.analyses.token_classes import is_content
 from regtune.errors import DataError
 from regtune.registers.registers import Registers
+from regtune.token_classes import is_content
 
 CONSTANT_BELOW = 0.01
 """A register whose variance over inputs stays below this share of the variance over tokens is called constant."""

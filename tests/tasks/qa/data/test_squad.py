@@ -225,7 +225,7 @@ def test_an_impossible_path_is_refused():
         read_squad("a\0b.json")
 
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
+REAL = Path(__file__).parents[5] / "shared" / "data"
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")

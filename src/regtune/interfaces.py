@@ -1,0 +1,308 @@
+"""The nouns as types: what a task, a method and an analysis promise, and the small types that they share.
+
+A new task, method or analysis is one file that fills in one of these protocols and registers itself
+(`regtune.registry`). Nothing else in the package knows its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from regtune.config import TrainConfig
+    from regtune.session import Session
+
+RowT = TypeVar("RowT")
+Floats = npt.NDArray[np.float64]
+Batch = dict[str, Tensor]
+"""Tensors of one batch: what the model's `forward` takes (labels among them), by argument name."""
+Need = Literal["attention", "labels", "registers", "head"]
+"""What an analysis can't do without: attention weights, gold labels, registers, the task's trained head."""
+
+
+# Tasks
+
+
+def first_column(means: Floats) -> Floats:
+    """The value of a metric that is the mean of one column."""
+    value: Floats = means[..., 0]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A figure that is computed from sums over examples, so that one bootstrap serves all.
+
+    `Task.score` gives columns, one row an example. The metric's value is a function of the *means* of its columns over
+    examples: exact match, F1 and accuracy are the mean of one; entity F1 is 2·tp / (2·tp + fp + fn); perplexity is
+    exp(nats / tokens); all of them are functions of ratios, for which means and sums are the same.
+    """
+
+    name: str
+    """In records, for example `f1`."""
+    title: str
+    """For a person, for example `F1`."""
+    columns: tuple[str, ...]
+    """Which columns of `Task.score`."""
+    value: Callable[[Floats], Floats] = first_column
+    """`[..., columns]` to `[...]`."""
+    higher_is_better: bool = True
+    scale: float = 100.0
+    """A person reads the value times this."""
+    unit: str = "points"
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """Smallest and largest value that can be; also of each example's column where there is one alone."""
+    delta: float = 0.01
+    """Largest difference that does not matter, unless a person names another."""
+
+    def of(self, scores: Mapping[str, npt.ArrayLike]) -> float:
+        """The metric of all examples.
+
+        Args:
+            scores: what `Task.score` gave: column to one number an example.
+        """
+        columns = [np.asarray(scores[name], dtype=np.float64) for name in self.columns]
+        return float(self.value(np.stack(columns, axis=-1).mean(axis=0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """What was read: each item has a unique text `id`."""
+
+    items: tuple[Any, ...]
+    names: tuple[str, ...]
+    """The sets, as they were named."""
+    skipped: tuple[Any, ...] = ()
+    """Records that were left out, each with where and why; `str()` of one is a sentence."""
+    notes: tuple[str, ...] = ()
+    """What else was done to the data, with counts: converted ids, mended offsets."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """In order."""
+        return tuple(str(item.id) for item in self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(Generic[RowT]):
+    """Examples as a model reads them. An example can have several rows (the windows of a long text)."""
+
+    rows: Sequence[RowT]
+    lengths: Sequence[int]
+    """Positions of each row that are real (tokens or patches; no padding, no registers)."""
+    example: Sequence[int]
+    """Index of the example that each row comes from."""
+    collate: Callable[[Sequence[RowT], int | None], Batch]
+    """Rows to tensors, padded on the right to the longest or to the length that is given."""
+    roles: Callable[[Sequence[RowT]], Batch]
+    """What analyses need besides, for the same rows padded alike: `token_classes` `[rows, seq]`
+    (`regtune.token_classes`) and, where there is text, `offset_mapping` `[rows, seq, 2]`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Counts for the record: rows, truncated texts, ..."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int], *, pad_to: int | None = None) -> Batch:
+        """The tensors of some rows, with `example` `[rows]`."""
+        made = self.collate([self.rows[index] for index in indices], pad_to)
+        return made | {"example": _numbers([self.example[index] for index in indices])}
+
+
+def _numbers(values: Sequence[int]) -> Tensor:
+    import torch
+
+    return torch.tensor(list(values))
+
+
+@runtime_checkable
+class Prediction(Protocol):
+    """What a model says of one example."""
+
+    id: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, `id` among them."""
+        ...
+
+
+class Task(Protocol):
+    """What is learnt: examples → rows → outputs → predictions → scores."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """In a few words, for lists."""
+    head: ClassVar[str]
+    """The Auto class that makes its model, for example `AutoModelForQuestionAnswering`."""
+    settings: ClassVar[type]
+    """A frozen dataclass; flags and YAML come from it. `Session.task_settings` holds one."""
+    metrics: ClassVar[tuple[Metric, ...]]
+    """The first one is the headline."""
+
+    def read(self, names: Sequence[str], settings: Any, *, limit: int | None = None) -> Examples:
+        """Reads data sets by name or path, strictly.
+
+        Raises:
+            DataError: the file, the record and what to do.
+        """
+        ...
+
+    def prepare(self, examples: Examples, settings: Any) -> Mapping[str, Any]:
+        """What the model's config has to know of the training data: `num_labels`, `id2label`; empty for most."""
+        ...
+
+    def rows(self, examples: Examples, session: Session, *, training: bool = False) -> Rows[Any]:
+        """The rows of all examples; with labels where the examples have them."""
+        ...
+
+    def decode(self, rows: Rows[Any], outputs: Iterable[tuple[Sequence[int], Any]], examples: Examples) -> list[Any]:
+        """One `Prediction` an example, in their order.
+
+        Args:
+            rows: what the model read.
+            outputs: pairs of row indices and the model's outputs for them, batch after batch, in any order.
+            examples: the examples.
+        """
+        ...
+
+    def score(self, predictions: Sequence[Any], examples: Examples) -> Mapping[str, Floats]:
+        """Columns by name, one row an example; what `metrics` are computed from."""
+        ...
+
+    def target(self, asked: str, row: int, rows: Rows[Any], session: Session) -> Any:
+        """The target of an explanation (`regtune.targets`) by the name that a person gives; see `targets`.
+
+        Raises:
+            UnknownNameError: the task has no such target.
+        """
+        ...
+
+    def targets(self, session: Session) -> tuple[str, ...]:
+        """Names that `target` knows, those of label names among them; the first ones are the default."""
+        ...
+
+
+# Methods
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters that learn at one rate."""
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    learning_rate: float
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of training: what learns, for how long, from what."""
+
+    name: str
+    epochs: float | None = None
+    """None: as the run's `training` says."""
+    steps: int | None = None
+    task: str | None = None
+    """Another task's loss (a masked-LM warm-up); None: the run's own."""
+    only: Callable[[str, nn.Parameter], bool] | None = None
+    """Which parameters learn, by name; None: those that the methods left trainable."""
+
+
+class Attached(Protocol):
+    """A method on a model."""
+
+    def detach(self) -> None:
+        """The model as it was before."""
+        ...
+
+    def disabled(self) -> Any:
+        """A context in which the model computes as if the method were not there, bit for bit."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the method's own weights and settings."""
+        ...
+
+
+class Method(Protocol):
+    """How a model is changed and trained. Methods compose: an arm is a list of them."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    settings: ClassVar[type]
+    """A frozen dataclass; flags, YAML and the label in tables come from it."""
+
+    def attach(self, session: Session, settings: Any) -> Attached:
+        """Changes the model in place.
+
+        Raises:
+            UnsupportedModelError: the model can't have it, and why.
+        """
+        ...
+
+    def groups(self, session: Session, settings: Any, training: TrainConfig) -> list[Group]:
+        """The method's own parameters and their rates; what no method claims learns at `training.learning_rate`."""
+        ...
+
+    def stages(self, settings: Any, training: TrainConfig) -> tuple[Stage, ...]:
+        """Stages before the main one; empty for most."""
+        ...
+
+    def label(self, settings: Any) -> str:
+        """For tables: `registers, N = 8`, `LoRA, r = 16`."""
+        ...
+
+
+# Analyses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A piece of a page: drawn by terminal, report and explorer alike, none of which knows the analysis."""
+
+    kind: Literal["figure", "table", "text"]
+    title: str
+    text: str = ""
+    """What it shows and how it is counted; the whole of a text block."""
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[Any, ...], ...] = ()
+    """Of a table; None is an empty cell."""
+    draw: Callable[[Any], None] | None = None
+    """Of a figure: draws on a matplotlib `Axes`."""
+    html: str | None = None
+    """Of a figure that is better as HTML (an overlay on text); made safe by its maker."""
+    data: Any = None
+    """What the block was made of, as plain JSON types, for export."""
+
+
+class Analysis(Protocol):
+    """Something measured inside a model."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    settings: ClassVar[type]
+    needs: ClassVar[frozenset[Need]]
+
+    def measure(self, session: Session, rows: Rows[Any], examples: Examples, settings: Any) -> Mapping[str, Any]:
+        """Measures one model on the rows.
+
+        Returns:
+            The content of its record, plain JSON types. Under `measures` are the headline numbers, by which two models
+            are compared: measure name to one number, or None, for each of `examples.ids`.
+        """
+        ...
+
+    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
+        """What a person sees of it."""
+        ...

@@ -1,0 +1,157 @@
+"""One table for each noun: name → where it is. Built-in entries are loaded when they are first used.
+
+From outside the package, one file with a decorator and `--plugin file.py`, or an entry point of an installed package in
+the groups `regtune.tasks`, `regtune.families`, `regtune.methods` and `regtune.analyses`. A name that exists is never
+overridden silently.
+
+    from regtune import register
+
+    @register.task
+    class Rhymes:
+        name = "rhymes"
+        ...
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from regtune.errors import ConfigError, unknown_name
+
+ItemT = TypeVar("ItemT")
+
+
+class Registry:
+    """The entries of one noun.
+
+    Attributes:
+        noun: in the singular, for messages: `task`.
+        group: the group of entry points, `regtune.tasks`.
+    """
+
+    def __init__(self, noun: str, plural: str, builtin: dict[str, str]) -> None:
+        """`builtin` maps a name to `module:object`, in the order of lists."""
+        self.noun = noun
+        self.group = f"regtune.{plural}"
+        self._builtin = builtin
+        self._added: dict[str, Any] = {}
+
+    def add(self, item: ItemT) -> ItemT:
+        """Registers an object or a class (an instance of it is made); also a decorator.
+
+        Raises:
+            ConfigError: no `name`, or a name that is taken.
+        """
+        made: Any = item() if isinstance(item, type) else item
+        name = getattr(made, "name", None)
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"A {self.noun} needs a `name`; {item!r} has {name!r}.")
+        if name in self._added and _origin(self._added[name]) == _origin(made):
+            return item  # the same file once more
+        if name in self:
+            raise ConfigError(f"The {self.noun} {name!r} exists already ({self.origin(name)}). Choose another name.")
+        self._added[name] = made
+        return item
+
+    def get(self, name: str) -> Any:
+        """The entry of that name.
+
+        Raises:
+            UnknownNameError: there is none; the nearest one is suggested.
+        """
+        if name in self._added:
+            return self._added[name]
+        if name in self._builtin:
+            return _load(self._builtin[name])
+        points = self._points()
+        if name in points:
+            found = points[name].load()
+            return found() if isinstance(found, type) else found
+        raise unknown_name(self.noun, name, self)
+
+    def origin(self, name: str) -> str:
+        """Where an entry comes from."""
+        if name in self._builtin:
+            return "built in"
+        return _origin(self._added[name]) if name in self._added else str(self._points()[name].value)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from dict.fromkeys((*self._builtin, *self._added, *self._points()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._builtin or name in self._added or name in self._points()
+
+    def _points(self) -> dict[str, Any]:
+        found = {}
+        for point in entry_points(group=self.group):
+            if point.name in self._builtin:
+                raise ConfigError(
+                    f"The installed package of {point.value} names a {self.noun} {point.name!r}, which is built in. "
+                    "Uninstall it, or rename its entry point."
+                )
+            found[point.name] = point
+        return found
+
+
+@functools.cache
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    return found() if isinstance(found, type) else found
+
+
+def _origin(item: Any) -> str:
+    kind = item if isinstance(item, type) else type(item)
+    module = sys.modules.get(kind.__module__)
+    return str(getattr(module, "__file__", None) or kind.__module__)
+
+
+TASKS: Final = Registry("task", "tasks", {})
+FAMILIES: Final = Registry("family", "families", {})
+METHODS: Final = Registry("method", "methods", {})
+ANALYSES: Final = Registry("analysis", "analyses", {})
+
+
+class _Register:
+    """`@register.task`, `@register.method`, `@register.analysis`, and `register.family(Family(...))`."""
+
+    task = staticmethod(TASKS.add)
+    family = staticmethod(FAMILIES.add)
+    method = staticmethod(METHODS.add)
+    analysis = staticmethod(ANALYSES.add)
+
+
+register: Final = _Register()
+
+
+def load_plugin(path: str | Path) -> None:
+    """Runs a Python file that registers something. Only run files that you trust: it is code.
+
+    Raises:
+        ConfigError: no such file, or it fails while it runs; the error is named.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise ConfigError(
+            f"--plugin {path} is no Python file. Name a .py file that registers a task, family or method."
+        )
+    name = f"regtune_plugin_{file.stem}_{abs(hash(str(file)))}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"--plugin {path} failed: {type(error).__name__}: {error}") from error
