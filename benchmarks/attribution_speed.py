@@ -36,7 +36,7 @@ from regtune.analyses.attribution.explain import explain
 from regtune.analyses.attribution.given_embeddings import given_embeddings
 from regtune.analyses.attribution.targets import values_of
 from regtune.analyses.batches import question_batches
-from regtune.families.relevance import relevance_family_of
+from regtune.families import family_of
 from regtune.models.loading import load_question_answering_model, load_tokenizer
 from regtune.registers.surgery import num_registers
 from regtune.tasks.qa.data.squad import read_squad
@@ -57,7 +57,7 @@ def seconds(action: Callable[[], Any]) -> float:
 
 
 def prepared(model: Any, tensors: Mapping[str, Tensor], tokenizer: Any) -> Batch:
-    family = relevance_family_of(model.base_model.config)
+    family = family_of(model.base_model.config, "relevance")
     wanted = ["answer"] * len(tensors["input_ids"])
     return make_batch(model, family, tensors, wanted, tolerance=SHARE, tokenizer=tokenizer)
 

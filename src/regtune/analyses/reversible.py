@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regtune.errors import UnsupportedModelError
-from regtune.families.relevance import RelevanceFamily, modules_at
+from regtune.families._family import Family, modules_at
 
 _MARK = "_regtune_reading"
 
@@ -74,7 +74,7 @@ def replace_forward(
 
 
 def route_attention(
-    backbone: Any, family: RelevanceFamily, attend: Callable[..., tuple[Tensor, Tensor]], stack: ExitStack
+    backbone: Any, family: Family, attend: Callable[..., tuple[Tensor, Tensor]], stack: ExitStack
 ) -> None:
     """Lets `attend` do the attention of a family whose attention goes through transformers' table.
 
@@ -94,7 +94,7 @@ def route_attention(
     stack.callback(ALL_ATTENTION_FUNCTIONS.__delitem__, name)
     config = copy.copy(backbone.config)
     config._attn_implementation_internal = name  # the public setter would reach through to shared sub-configs
-    for module in modules_at(backbone, family.attention):
+    for module in modules_at(backbone, *family.within_layers(family.attention)):
         original = module.config
         module.config = config
         stack.callback(setattr, module, "config", original)

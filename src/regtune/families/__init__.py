@@ -1,8 +1,8 @@
-"""The table of supported architectures: one declarative file each."""
+"""The table of known architectures: one declarative file each."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from regtune.errors import UnsupportedModelError
 from regtune.families._family import Family
@@ -11,8 +11,11 @@ from regtune.families.bert import BERT
 from regtune.families.deberta_v2 import DEBERTA_V2
 from regtune.families.distilbert import DISTILBERT
 from regtune.families.electra import ELECTRA
+from regtune.families.gpt2 import GPT2
+from regtune.families.llama import LLAMA
 from regtune.families.modernbert import MODERNBERT
 from regtune.families.mpnet import MPNET
+from regtune.families.qwen import QWEN2, QWEN3
 from regtune.families.roberta import ROBERTA, XLM_ROBERTA
 
 FAMILIES: tuple[Family, ...] = (
@@ -21,26 +24,51 @@ FAMILIES: tuple[Family, ...] = (
     DEBERTA_V2,
     DISTILBERT,
     ELECTRA,
+    GPT2,
+    LLAMA,
     MODERNBERT,
     MPNET,
+    QWEN2,
+    QWEN3,
     ROBERTA,
     XLM_ROBERTA,
 )
 
+_REFUSALS = {
+    "registers": "Registers are not supported for model_type={}.",
+    "relevance": "There are no relevance rules for model_type={}.",
+    "parts": "It isn't known where model_type={} keeps its parts.",
+}
 
-def family_of(config: Any) -> Family:
+
+def find_family(config: Any) -> Family | None:
+    """The family of a Hugging Face config's `model_type`, whatever it supports; None if there is none."""
+    model_type = getattr(config, "model_type", None)
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def family_of(config: Any, need: Literal["registers", "relevance", "parts"] = "registers") -> Family:
     """The family that a Hugging Face model config belongs to.
 
+    Args:
+        config: of a model or its backbone.
+        need: what is wanted of it: `registers`, `relevance` rules, or where its `parts` are.
+
     Raises:
-        UnsupportedModelError: the architecture is in no family, or in a variant that registers don't fit.
+        UnsupportedModelError: the architecture is in no family that has this, or in a variant that registers don't fit.
     """
-    model_type = getattr(config, "model_type", None)
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            _refuse_variants(family, config)
-            return family
-    known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
-    raise UnsupportedModelError(f"Registers are not supported for model_type={model_type!r}. Supported: {known}.")
+    family = find_family(config)
+    if family is None or not _has(family, need):
+        known = ", ".join(f"{one.name} ({', '.join(one.model_types)})" for one in FAMILIES if _has(one, need))
+        refusal = _REFUSALS[need].format(repr(getattr(config, "model_type", None)))
+        raise UnsupportedModelError(f"{refusal} Supported: {known}.")
+    if need == "registers":
+        _refuse_variants(family, config)
+    return family
+
+
+def _has(family: Family, need: str) -> bool:
+    return need == "parts" or bool(getattr(family, need))
 
 
 def _refuse_variants(family: Family, config: Any) -> None:

@@ -1,38 +1,82 @@
-"""What regtune has to know about an architecture: where its parts are and how its positions work.
+"""What regtune has to know about an architecture: where its parts are, how its positions work, what its rules are.
 
-A family is one declarative file in `families/`; adding an architecture is that file and one line in the table there.
+A family is one declarative file in `families/`, plain data alone; adding an architecture is that file and one line in
+the table there. One table serves registers, relevance, attention, the lens and everything else that looks inside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
+LEDGER = ("attnlrp", "cp-lrp")
+"""Relevance rules that every family with rules has; BERT-like ones have `chefer` too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The description of one architecture. Module paths start at the backbone (`model.base_model`)."""
+    """The description of one architecture; the defaults are BERT's names.
+
+    Paths start at the backbone (`model.base_model`), at a layer, or at the model with its head, as each group says;
+    `*` stands for one name. Linear layers, norms and activations are otherwise found by their type.
+    """
 
     name: str
     model_types: tuple[str, ...]
     """Values of `config.model_type` that belong to this family."""
+
+    # Positions
     positions: Literal["absolute", "relative", "rotary"]
     """absolute: added in the embeddings, so registers cost none. relative, rotary: counted along the sequence."""
-    embeddings: str = "embeddings"
-    """The module whose output registers join."""
-    norm: str = "embeddings.LayerNorm"
-    """The last LayerNorm inside the embeddings (`RegisterConfig.layer_norm`)."""
-    dropout: str = "embeddings.dropout"
-    layers: str = "encoder.layer"
-    """The list of layers, for registers at every layer."""
-    stack: str = "encoder"
-    """The module at whose output the registers leave again: before any pooler or head."""
     position_offset: int = 0
     """Rows of the position table that no token uses (RoBERTa starts at padding_idx + 1 = 2)."""
     local_window: str | None = None
     """Config attribute with the local attention window, if some layers see only a window of the sequence."""
+    causal: bool = False
+    """Tokens see earlier ones alone; classes are read from the last token."""
+
+    # Parts, from the backbone; one that a configuration lacks is skipped
+    word_embeddings: str = "embeddings.word_embeddings"
+    position_embeddings: str | None = "embeddings.position_embeddings"
+    type_embeddings: str | None = "embeddings.token_type_embeddings"
+    embeddings: str = "embeddings"
+    """The module whose output registers join."""
+    norm: str | None = "embeddings.LayerNorm"
+    """The last LayerNorm inside the embeddings (`RegisterConfig.layer_norm`)."""
+    dropout: str | None = "embeddings.dropout"
+    widen: str | None = None
+    """Brings narrow embeddings to the hidden size, where there is such a module."""
+    layers: str = "encoder.layer"
+    """The list of layers."""
+    stack: str = "encoder"
+    """The module at whose output the registers leave again: before any pooler or head."""
+    final_norm: str | None = None
+    """The norm behind the last layer, where layers have theirs in front."""
+
+    # Parts of a layer, from the layer
+    attention: str = "attention.self"
+    """The module that attends."""
+    keys: str | None = "key"
+    """The linear layer inside the attending module that makes its keys; None where one layer makes several things."""
+    values: str | None = "value"
+    attention_out: str = "attention.output.dense"
+    """The projection behind the heads."""
+    feed_forward_in: str = "intermediate.dense"
+    """The projection whose rows are what the feed-forward neurons read (of gated units the linear branch)."""
+    feed_forward_out: str = "output.dense"
+    """The projection whose columns are what the neurons write; its inputs are their activations."""
+    norms: tuple[str, ...] = ("attention.output.LayerNorm", "output.LayerNorm")
+
+    # The way to the vocabulary, from the model with a language-model head
+    lm_head: tuple[str, ...] = ("cls.predictions",)
+    """Modules that turn the last hidden state into logits over the vocabulary, in order; the final norm included."""
+
+    # Registers
+    registers: bool = True
+    """Whether registers fit this architecture; if not, the family is there for what looks inside alone."""
     embeddings_mask: str | None = None
     """Name under which the embeddings module is given the attention mask, if it is."""
     mixing: tuple[str, ...] = ()
@@ -40,18 +84,56 @@ class Family:
     shared_layers: bool = False
     """The same layer runs at several depths, so registers of every layer have no place to hang on."""
     unsupported: tuple[tuple[str, Any, str], ...] = ()
-    """(config attribute, largest value that works, why): configurations that are refused."""
+    """(config attribute, largest value that works, why): configurations that registers don't fit."""
+
+    # Relevance
+    relevance: tuple[str, ...] = ()
+    """The sets of relevance rules that fit: `attnlrp`, `cp-lrp`, `chefer`."""
+    attention_by: Literal["interface", "scope"] = "interface"
+    """interface: through transformers' table of attention functions. scope: the module's own forward runs, and the
+    rules replace the products, softmax and activations that it calls."""
+    gated: str | None = None
+    """From the layer: a unit that multiplies two streams, or calls activations as functions."""
+    rms_norm: bool = False
+    """Whether `norms` and `final_norm` are RMSNorms (LayerNorms are known by their type)."""
+    position_bias: str | None = None
+    """Argument of the attending modules that is added to their scores, `[batch, heads, query, key]`."""
+    single_precision: bool = False
+    """Part of the model computes in float32 whatever its weights are, so the ledger closes to 1e-6, not 1e-8."""
 
     @property
     def placements(self) -> tuple[str, ...]:
         """Where registers may join: where positions are distances, nothing may come between [CLS] and the text."""
         return ("prefix", "after_cls", "suffix") if self.positions == "absolute" else ("prefix", "suffix")
 
+    @property
+    def keys_of_states(self) -> bool:
+        """Whether a key depends on its token's state alone, and not on its place too."""
+        return self.keys is not None and (self.positions == "absolute" or self.position_bias is not None)
 
-def submodule(backbone: nn.Module, path: str) -> nn.Module | None:
+    def within_layers(self, *paths: str | None) -> tuple[str, ...]:
+        """Patterns, from the backbone, of parts of a layer in all layers; of the layers themselves without any."""
+        every = f"{self.layers}.*"
+        return tuple(f"{every}.{path}" for path in paths if path is not None) if paths else (every,)
+
+
+def submodule(backbone: nn.Module, path: str | None) -> nn.Module | None:
     """The module at `path`, or None where this configuration has none (DeBERTa's optional convolution)."""
+    if path is None:
+        return None
     try:
         found: nn.Module | None = backbone.get_submodule(path)
     except AttributeError:
         return None
     return found if isinstance(found, nn.Module) else None
+
+
+def modules_at(backbone: nn.Module, *patterns: str) -> Iterator[nn.Module]:
+    """The modules whose path matches one of the patterns, in the order of `named_modules`; each once."""
+    wanted = [pattern.split(".") for pattern in patterns]
+    for path, module in backbone.named_modules():
+        names = path.split(".")
+        for pattern in wanted:
+            if len(pattern) == len(names) and all(p in ("*", n) for p, n in zip(pattern, names, strict=True)):
+                yield module
+                break

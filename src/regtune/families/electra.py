@@ -3,6 +3,13 @@
 Registers have the embeddings' width and pass through the same projection.
 """
 
-from regtune.families._family import Family
+from regtune.families._family import LEDGER, Family
 
-ELECTRA = Family(name="ELECTRA", model_types=("electra",), positions="absolute")
+ELECTRA = Family(
+    name="ELECTRA",
+    model_types=("electra",),
+    positions="absolute",
+    widen="embeddings_project",
+    lm_head=("generator_predictions", "generator_lm_head"),
+    relevance=(*LEDGER, "chefer"),
+)

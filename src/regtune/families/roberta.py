@@ -3,7 +3,16 @@
 Registers join behind the embeddings, which have then numbered the text from `input_ids` alone.
 """
 
-from regtune.families._family import Family
+import dataclasses
 
-ROBERTA = Family(name="RoBERTa", model_types=("roberta",), positions="absolute", position_offset=2)
-XLM_ROBERTA = Family(name="XLM-R", model_types=("xlm-roberta",), positions="absolute", position_offset=2)
+from regtune.families._family import LEDGER, Family
+
+ROBERTA = Family(
+    name="RoBERTa",
+    model_types=("roberta",),
+    positions="absolute",
+    position_offset=2,
+    lm_head=("lm_head",),
+    relevance=(*LEDGER, "chefer"),
+)
+XLM_ROBERTA = dataclasses.replace(ROBERTA, name="XLM-R", model_types=("xlm-roberta",))

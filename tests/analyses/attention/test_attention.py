@@ -14,10 +14,9 @@ from analyses.attention.attended import CLASSES, analysis_batch, by_hand, model_
 from analyses.attribution.explained import DECODERS, decoder
 from regtune.analyses.attention import attention as attention_module
 from regtune.analyses.attention.attention import BY_CLASS, SINGLE, AttentionSettings, attention_statistics
-from regtune.analyses.attention.outputs import OUTPUT_PROJECTIONS, OutputNorms
+from regtune.analyses.attention.outputs import OutputNorms
 from regtune.analyses.attention.tap import attention_tap, registers_first
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
-from regtune.families.relevance import RELEVANCE_FAMILIES
 from regtune.registers.surgery import disable_registers, find_registers, mask_registers
 
 FAMILIES = tuple(tiny.FAMILIES)
@@ -179,10 +178,6 @@ def test_norms_are_those_of_what_a_head_alone_writes(family):
     with torch.no_grad(), attention_tap(model, compare):
         model(**{name: batch[name] for name in ("input_ids", "attention_mask")})
     assert len(seen) == 3
-
-
-def test_every_family_with_relevance_rules_has_an_output_projection():
-    assert {kind for family in RELEVANCE_FAMILIES for kind in family.model_types} == set(OUTPUT_PROJECTIONS)
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -13,7 +13,8 @@ from regtune.analyses.attribution.ledger import Ledger
 from regtune.analyses.attribution.lrp import STATES, relevance_rules
 from regtune.analyses.attribution.targets import Answer, ClassLogit, StartLogit
 from regtune.errors import ConfigError, UnknownNameError
-from regtune.families.relevance import modules_at, relevance_family_of
+from regtune.families import family_of
+from regtune.families._family import modules_at
 
 CASES = pytest.mark.parametrize(("family", "registers"), [(family, n) for family in CHEFER for n in (0, 3)])
 
@@ -28,7 +29,7 @@ def test_relevance_sums_to_one_in_front_of_every_block(family, registers):
         states.register_hook(lambda relevance: arriving.append(relevance.sum((1, 2))))
 
     backbone, rules, ledger = model.base_model, CheferRules(), Ledger()
-    layers = list(modules_at(backbone, relevance_family_of(backbone.config).layers))
+    layers = list(modules_at(backbone, *family_of(backbone.config, "relevance").within_layers()))
     handles = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer in layers]
     with relevance_rules(model, rules, ledger, inputs=STATES):
         torch.autograd.grad(model(**batch).logits[:, 1].sum(), ledger.leaves[STATES])

@@ -9,9 +9,9 @@ import tiny
 from analyses.attribution.explained import CASES, DECODERS, any_model, encoder, shared_model
 from analyses.attribution.test_lrp import linear_model, state_of, training_gradients
 from regtune.analyses.attribution.explain import METHODS, explain
+from regtune.analyses.attribution.explain_checks import PEERS
 from regtune.analyses.attribution.targets import Answer, ClassLogit, NextToken, StartLogit, TargetError
 from regtune.errors import ConfigError, UnknownNameError
-from regtune.families.relevance import PEERS
 from regtune.registers.surgery import disable_registers, mask_registers
 
 MOVED = {"special_tokens": "moved"}

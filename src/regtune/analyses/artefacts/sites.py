@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from regtune.analyses.attention.tap import registers_first
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
-from regtune.families.relevance import RELEVANCE_FAMILIES, modules_at, relevance_family_of
+from regtune.families import FAMILIES, find_family
+from regtune.families._family import modules_at
 from regtune.registers.surgery import backbone_of, find_registers
 from regtune.token_classes import TokenClass, is_content
 
@@ -59,15 +60,14 @@ def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
         UnsupportedModelError: no list of blocks can be found, or an encoder-decoder.
     """
     backbone = backbone_of(model)
-    try:
-        blocks = tuple(modules_at(backbone, relevance_family_of(backbone.config).layers))
-    except UnsupportedModelError:
-        blocks = _listed_blocks(backbone)
+    family = find_family(backbone.config)
+    known = None if family is None else tuple(modules_at(backbone, *family.within_layers()))
+    blocks = _listed_blocks(backbone) if known is None else known
     if not blocks or getattr(backbone.config, "is_encoder_decoder", False):
-        known = ", ".join(family.name for family in RELEVANCE_FAMILIES)
+        names = ", ".join(family.name for family in FAMILIES)
         raise UnsupportedModelError(
             f"The blocks of {type(backbone).__name__} (model_type={getattr(backbone.config, 'model_type', None)!r}) "
-            f"can't be found. Supported: {known}, and any other encoder or decoder that keeps its num_hidden_layers "
+            f"can't be found. Supported: {names}, and any other encoder or decoder that keeps its num_hidden_layers "
             "blocks in one list."
         )
     return blocks

@@ -10,45 +10,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regtune.errors import UnsupportedModelError
-from regtune.families.relevance import modules_at, relevance_family_of
+from regtune.families import family_of
+from regtune.families._family import modules_at
 from regtune.registers.surgery import backbone_of
-
-_BERT = "encoder.layer.*.attention.output.dense"
-_LLAMA = "layers.*.self_attn.o_proj"
-OUTPUT_PROJECTIONS = {
-    "albert": "encoder.albert_layer_groups.*.albert_layers.*.attention.dense",
-    "bert": _BERT,
-    "deberta-v2": _BERT,
-    "distilbert": "transformer.layer.*.attention.out_lin",
-    "electra": _BERT,
-    "gpt2": "h.*.attn.c_proj",
-    "llama": _LLAMA,
-    "modernbert": "layers.*.attn.Wo",
-    "mpnet": "encoder.layer.*.attention.attn.o",
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-}
-"""Model type to the path of the projection behind the heads, one for each attending module."""
 
 
 class OutputNorms:
     """|f(x)| of one model's heads; what depends on the weights alone is computed once a layer.
 
     Raises:
-        UnsupportedModelError: an architecture whose output projection isn't known.
+        UnsupportedModelError: an architecture whose parts aren't known.
     """
 
     def __init__(self, model: nn.Module) -> None:
         backbone = backbone_of(model)
-        model_type = str(backbone.config.model_type)
-        attending = list(modules_at(backbone, relevance_family_of(backbone.config).attention))
-        if model_type not in OUTPUT_PROJECTIONS:
-            known = ", ".join(sorted(OUTPUT_PROJECTIONS))
-            raise UnsupportedModelError(f"The output projection of {model_type!r} isn't known. Supported: {known}.")
-        projections = modules_at(backbone, OUTPUT_PROJECTIONS[model_type])
+        family = family_of(backbone.config, "parts")
+        attending = modules_at(backbone, *family.within_layers(family.attention))
+        projections = modules_at(backbone, *family.within_layers(family.attention_out))
         self._projection = {id(module): part for module, part in zip(attending, projections, strict=True)}
         self._factors: dict[int, Tensor] = {}
 

@@ -22,7 +22,8 @@ from regtune.analyses.reversible import (
     require_eval_mode,
     route_attention,
 )
-from regtune.families.relevance import modules_at, relevance_family_of
+from regtune.families import family_of
+from regtune.families._family import modules_at
 from regtune.registers.registers import Registers, take_columns
 from regtune.registers.surgery import backbone_of
 
@@ -55,7 +56,7 @@ def attention_tap(model: nn.Module, callback: Callback) -> Iterator[None]:
     """
     require_eval_mode(model)
     backbone = backbone_of(model)
-    family = relevance_family_of(backbone.config)
+    family = family_of(backbone.config, "relevance")
     with ExitStack() as stack:
         stack.enter_context(only_reader(model))
         tap = _Tap(callback)
@@ -64,7 +65,7 @@ def attention_tap(model: nn.Module, callback: Callback) -> Iterator[None]:
             route_attention(backbone, family, tap.attend, stack)
         else:
             assert family.values is not None
-            for module in modules_at(backbone, family.attention):
+            for module in modules_at(backbone, *family.within_layers(family.attention)):
                 listener = _Listener(tap, module)
                 values = module.get_submodule(family.values)
                 stack.callback(values.register_forward_hook(listener.keep_values).remove)

@@ -17,7 +17,7 @@ BASELINES = ("mask", "pad", "zero")
 
 def word_embeddings(batch: Batch) -> Float[Tensor, "batch seq width"]:
     """The text's own word embeddings."""
-    words = backbone_of(batch.model).get_submodule(batch.family.words)
+    words = backbone_of(batch.model).get_submodule(batch.family.word_embeddings)
     found: Tensor = words(batch.inputs["input_ids"]).detach()
     return found
 
@@ -65,6 +65,6 @@ def _vector(batch: Batch, baseline: Any, text: Tensor) -> Tensor:
             f"baseline={baseline!r} needs the id of the {baseline} token, which neither the model's config nor a "
             "tokenizer gives. Pass tokenizer=... or use baseline='zero'."
         )
-    words = backbone_of(batch.model).get_submodule(batch.family.words)
+    words = backbone_of(batch.model).get_submodule(batch.family.word_embeddings)
     found: Tensor = words(torch.tensor([token], device=text.device)).detach()[0]
     return found

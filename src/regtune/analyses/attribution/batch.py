@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from regtune.analyses.attribution.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
 from regtune.errors import ConfigError
-from regtune.families.relevance import RelevanceFamily
+from regtune.families._family import Family
 from regtune.token_classes import TokenClass, token_classes
 
 _FORWARDED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -23,7 +23,7 @@ class Batch:
     """Texts of one length, padded on the right, and one target for each."""
 
     model: nn.Module
-    family: RelevanceFamily
+    family: Family
     inputs: Mapping[str, Tensor]
     """`[batch, seq]` each, on the model's device: what the model takes and `attention_mask`."""
     wanted: Sequence[str | Target | None]
@@ -107,7 +107,7 @@ class Batch:
 
 def make_batch(
     model: nn.Module,
-    family: RelevanceFamily,
+    family: Family,
     tensors: Mapping[str, Tensor],
     wanted: Sequence[str | Target | None],
     *,
@@ -118,7 +118,7 @@ def make_batch(
 
     Args:
         model: the model.
-        family: its relevance family.
+        family: its family.
         tensors: `input_ids`, `attention_mask` and what else there is, `[batch, seq]` each.
         wanted: a target for each row, None for the default.
         tolerance: largest residual that is allowed, as a share.

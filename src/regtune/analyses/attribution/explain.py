@@ -25,7 +25,7 @@ from regtune.analyses.attribution.rollout import attention_gradient_scores, atte
 from regtune.analyses.attribution.scores import Scores
 from regtune.analyses.attribution.targets import Target
 from regtune.errors import ConfigError, unknown_name
-from regtune.families.relevance import RelevanceFamily
+from regtune.families._family import Family
 from regtune.registers.surgery import backbone_of
 
 
@@ -54,7 +54,7 @@ METHODS: dict[str, Callable[..., Scores]] = {
     "rollout": rollout_scores,
 }
 """What can be asked for, each with its options as keyword arguments; which of them a family has is in
-`regtune.families.relevance`."""
+`Family.relevance`."""
 
 _KEEPS_WEIGHTS = ("attention", "attention-gradient", "attnlrp", "chefer", "cp-lrp", "rollout")
 _WEIGHTS_AT_ONCE = 2**22
@@ -139,7 +139,7 @@ def _rows_in_cache(model: nn.Module, method: str, length: int) -> int:
     return max(1, _WEIGHTS_AT_ONCE // (heads * length**2))
 
 
-def _tolerance(model: nn.Module, family: RelevanceFamily, method: str) -> float:
+def _tolerance(model: nn.Module, family: Family, method: str) -> float:
     if method == "integrated-gradients":
         return 0.01
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())

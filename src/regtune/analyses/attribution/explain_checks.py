@@ -11,23 +11,35 @@ from torch import Tensor, nn
 from regtune.analyses.attribution.targets import Target
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
-from regtune.families.relevance import RelevanceFamily, relevance_family_of
+from regtune.families import family_of
+from regtune.families._family import Family
 from regtune.models.precision import device_of, has_bfloat16
 from regtune.registers.surgery import backbone_of
 
+PEERS = (
+    "attention",
+    "attention-gradient",
+    "gradient-input",
+    "integrated-gradients",
+    "occlusion",
+    "random",
+    "rollout",
+)
+"""Methods without rules, which every family has."""
 _READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "token_classes", "offset_mapping")
 
 
-def check_model(model: nn.Module, method: str) -> RelevanceFamily:
+def check_model(model: nn.Module, method: str) -> Family:
     """The model's family.
 
     Raises:
         UnknownNameError: a method that the family has no rules for.
         UnsupportedModelError: no family, training mode, or bfloat16 on a CPU that has none.
     """
-    family = relevance_family_of(backbone_of(model).config)
-    if method not in family.methods:
-        raise unknown_name(f"attribution method for {family.name}", method, family.methods)
+    family = family_of(backbone_of(model).config, "relevance")
+    known = (*family.relevance, *PEERS)
+    if method not in known:
+        raise unknown_name(f"attribution method for {family.name}", method, known)
     require_eval_mode(model)
     lacking = next((name for name, part in model.named_parameters() if part.dtype == torch.bfloat16), None)
     if lacking is not None and device_of(model).type == "cpu" and not has_bfloat16(device_of(model)):

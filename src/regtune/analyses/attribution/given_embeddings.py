@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regtune.families.relevance import RelevanceFamily, modules_at
+from regtune.families._family import Family, modules_at
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of, find_registers
 
@@ -54,18 +54,18 @@ class GivenEmbeddings:
 
 
 @contextmanager
-def given_embeddings(model: nn.Module, family: RelevanceFamily) -> Iterator[GivenEmbeddings]:
+def given_embeddings(model: nn.Module, family: Family) -> Iterator[GivenEmbeddings]:
     """Inside the context, passes of `model` run on what is set on the yielded object."""
     backbone = backbone_of(model)
     given = GivenEmbeddings(find_registers(model))
     with ExitStack() as stack:
         stack.callback(backbone.register_forward_pre_hook(given._restart).remove)
-        words = backbone.get_submodule(family.words)
+        words = backbone.get_submodule(family.word_embeddings)
         stack.callback(words.register_forward_hook(given._give_words).remove)
         if given.active is not None:
             stack.callback(given.active.register_forward_hook(given._give_registers).remove)
             if given.active.deep is not None:
-                for depth, layer in enumerate(list(modules_at(backbone, family.layers))[1:], start=1):
+                for depth, layer in enumerate(list(modules_at(backbone, *family.within_layers()))[1:], start=1):
                     stack.callback(layer.register_forward_pre_hook(_Fresh(given, depth), with_kwargs=True).remove)
         yield given
 

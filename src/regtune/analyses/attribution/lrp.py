@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from regtune.analyses.attribution.ledger import POSITIONS, Ledger
 from regtune.analyses.attribution.lrp_rules import Rules, RuleScope
 from regtune.analyses.reversible import attention_operands, freeze, only_reader, replace_forward, route_attention
-from regtune.families.relevance import RelevanceFamily, modules_at, relevance_family_of
+from regtune.families import family_of
+from regtune.families._family import Family, modules_at
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import MODULE_NAME, backbone_of, find_registers
 
@@ -47,7 +48,7 @@ def relevance_rules(model: nn.Module, rules: Rules, ledger: Ledger, *, inputs: s
             model that is inside such a context already.
     """
     backbone = backbone_of(model)
-    family = relevance_family_of(backbone.config)
+    family = family_of(backbone.config, "relevance")
     with ExitStack() as stack:
         stack.enter_context(only_reader(model))
         session = _Session(model, backbone, family, rules, ledger, stack)
@@ -66,7 +67,7 @@ class _Session:
         self,
         model: nn.Module,
         backbone: Any,
-        family: RelevanceFamily,
+        family: Family,
         rules: Rules,
         ledger: Ledger,
         stack: ExitStack,
@@ -85,7 +86,7 @@ class _Session:
         if self.family.attention_by == "interface":
             route_attention(self.backbone, self.family, self.attend, self.stack)
             return
-        for module in modules_at(self.backbone, self.family.attention):
+        for module in modules_at(self.backbone, *self.family.within_layers(self.family.attention)):
             replace_forward(module, self._scoped, self.stack)
 
     def attend(
@@ -110,7 +111,11 @@ class _Session:
     def follow_layers(self) -> None:
         from transformers.pytorch_utils import Conv1D
 
-        rms = {id(module) for module in modules_at(self.backbone, *self.family.rms_norms)}
+        family = self.family
+        norms: tuple[str, ...] = ()
+        if family.rms_norm:
+            norms = (*family.within_layers(*family.norms), *filter(None, [family.final_norm]))
+        rms = {id(module) for module in modules_at(self.backbone, *norms)}
         activations = _activation_types()
         for module in self.model.modules():
             if isinstance(module, (nn.Linear, nn.Conv1d, Conv1D)):
@@ -131,9 +136,10 @@ class _Session:
         if self.rules.whole_model:
             replace_forward(self.model, self._scoped, self.stack)
             return
+        gated = () if self.family.gated is None else self.family.within_layers(self.family.gated)
         heads = [] if self.model is self.backbone else list(self.model.children())
         heads += [module for name, module in self.backbone.named_children() if name == "pooler"]
-        for module in (*modules_at(self.backbone, *self.family.scopes), *heads):
+        for module in (*modules_at(self.backbone, *self.family.mixing, *gated), *heads):
             if module is not self.backbone and any(True for _ in module.children()):
                 replace_forward(module, self._scoped, self.stack)
 
@@ -164,16 +170,15 @@ class _Session:
     def make_leaves(self, inputs: str) -> None:
         registers = find_registers(self.model)
         if inputs == STATES:
-            assert self.family.embeddings is not None
             self._on_output(self.family.embeddings, lambda output: self.ledger.leaf(STATES, output))
         else:
-            self._on_output(self.family.words, self._words)
-            for kind, path in ((POSITIONS, self.family.positions), (TYPES, self.family.types)):
+            self._on_output(self.family.word_embeddings, self._words)
+            for kind, path in ((POSITIONS, self.family.position_embeddings), (TYPES, self.family.type_embeddings)):
                 self._on_output(path, functools.partial(self._for_each_row, kind))
             if registers is not None:
                 self._on_output(MODULE_NAME, lambda output: self.ledger.leaf(REGISTERS, output))
         if registers is not None and registers.deep is not None:
-            for layer in list(modules_at(self.backbone, self.family.layers))[1:]:
+            for layer in list(modules_at(self.backbone, *self.family.within_layers()))[1:]:
                 hook = functools.partial(self._fresh_registers, registers)
                 self.stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
 

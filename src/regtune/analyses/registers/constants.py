@@ -15,17 +15,12 @@ from regtune.analyses.registers.knock_out import KnockOut, knocked_out, require_
 from regtune.analyses.registers.layer_inputs import forward
 from regtune.analyses.registers.states import CONSTANT_BELOW, RegisterStates
 from regtune.errors import ConfigError
-from regtune.families.relevance import modules_at, relevance_family_of
+from regtune.families import family_of
+from regtune.families._family import modules_at
 from regtune.registers.surgery import backbone_of
 
 CONSTANTS = "constant_registers.safetensors"
 DESCRIPTION = "constant_registers.json"
-_KEY_VALUE = {
-    ("bert", "roberta", "xlm-roberta", "electra", "albert"): ("key", "value"),
-    ("distilbert",): ("k_lin", "v_lin"),
-    ("mpnet",): ("k", "v"),
-}
-"""Linear layers inside an attending module. In ModernBERT and DeBERTa-v2 keys also depend on positions."""
 _WORDS = {
     "states": "[layers, registers, hidden]: the state of each register that each layer reads, averaged over windows",
     "keys": "[layers, registers, hidden]: what the layer's key projection makes of it, all heads side by side",
@@ -100,16 +95,17 @@ def keys_and_values(
     """Keys and values of registers held at their mean states; empty for families whose keys depend on positions."""
     registers = require_active_registers(model)
     backbone = backbone_of(model)
-    paths = next((paths for types, paths in _KEY_VALUE.items() if backbone.config.model_type in types), None)
-    if paths is None:
+    family = family_of(backbone.config, "parts")
+    if not family.keys_of_states or family.keys is None or family.values is None:
         return {}
+    paths = (family.keys, family.values)
     found: dict[str, list[Tensor]] = {"keys": [], "values": []}
     handles = []
 
     def keep(name: str, output: Tensor) -> None:
         found[name].append(registers.registers_of(output)[0, list(chosen)])
 
-    for module in modules_at(backbone, relevance_family_of(backbone.config).attention):
+    for module in modules_at(backbone, *family.within_layers(family.attention)):
         for name, path in zip(found, paths, strict=True):
             part = module.get_submodule(path)
             handles.append(part.register_forward_hook(lambda _module, _args, out, name=name: keep(name, out)))

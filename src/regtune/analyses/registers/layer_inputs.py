@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regtune.families.relevance import modules_at, relevance_family_of
+from regtune.families import family_of
+from regtune.families._family import modules_at
 from regtune.models.precision import device_of
 from regtune.registers.surgery import backbone_of
 
@@ -29,14 +30,14 @@ def layer_inputs(model: nn.Module, visit: Visit) -> Iterator[None]:
     (ALBERT) count each time.
 
     Args:
-        model: a Hugging Face model of a family with relevance rules, which name its layers.
+        model: a Hugging Face model of a known family.
         visit: called inside the forward pass; it must not change the tensors in place.
 
     Raises:
         UnsupportedModelError: an unknown family.
     """
     backbone = backbone_of(model)
-    layers = list(modules_at(backbone, relevance_family_of(backbone.config).layers))
+    layers = list(modules_at(backbone, *family_of(backbone.config, "parts").within_layers()))
     walk = _Walk(visit)
     with ExitStack() as stack:
         stack.callback(backbone.register_forward_pre_hook(walk.restart).remove)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regtune.analyses.registers.vocabulary import borrowed_head, language_head, vocabulary_vectors
 from regtune.errors import ConfigError
-from regtune.families.vocabulary import borrowed_head, language_head, vocabulary_vectors
 
 
 class NearToken(NamedTuple):
@@ -72,7 +72,7 @@ def register_lens(
         top: words for each state.
 
     Raises:
-        UnsupportedModelError: an architecture that isn't in the table of `regtune.families.vocabulary`.
+        UnsupportedModelError: an architecture of no known family.
         CheckpointError, ConfigError: a head that doesn't exist or doesn't fit; `top` below 1.
     """
     head = language_head(model) if head_from is None else borrowed_head(model, head_from)

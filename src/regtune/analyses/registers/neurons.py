@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from regtune.analyses.registers.layer_inputs import forward
 from regtune.analyses.registers.lens import NearToken, top_tokens
+from regtune.analyses.registers.vocabulary import vocabulary_vectors
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
-from regtune.families.relevance import modules_at, relevance_family_of
-from regtune.families.vocabulary import vocabulary_family_of, vocabulary_vectors
+from regtune.families import family_of
+from regtune.families._family import modules_at
 from regtune.registers.surgery import backbone_of
 
 SIDES = ("reads", "writes")
@@ -55,7 +56,7 @@ def neuron_lens(
     """Top words of a layer's feed-forward neurons: their weights times the output embedding.
 
     Args:
-        model: any model of the table in `regtune.families.vocabulary`, with or without registers.
+        model: any model of a known family, with or without registers.
         layer: from 0; ALBERT, whose layers share their weights, has layer 0 alone.
         neurons: which; all of them by default.
         side: the weights that `writes` into the hidden state, or those that `reads` from it. Of gated layers the
@@ -149,9 +150,10 @@ def _logits(output: Any) -> dict[str, Tensor]:
 
 def _projection(model: nn.Module, layer: int, side: str) -> nn.Module:
     backbone = backbone_of(model)
-    layers = list(modules_at(backbone, relevance_family_of(backbone.config).layers))
+    family = family_of(backbone.config, "parts")
+    layers = list(modules_at(backbone, *family.within_layers()))
     _check("layer", layer, len(layers))
-    return layers[layer].get_submodule(getattr(vocabulary_family_of(backbone.config), side))
+    return layers[layer].get_submodule(family.feed_forward_in if side == "reads" else family.feed_forward_out)
 
 
 def _weights(model: nn.Module, layer: int, side: str) -> Float[Tensor, "neurons hidden"]:

@@ -1,11 +1,7 @@
-"""Where each architecture keeps what puts hidden states into words: vocabulary, language-model head, neurons.
-
-One declarative entry a family; paths of the head start at the model with the head, all others as they say.
-"""
+"""What puts hidden states into words: the vocabulary, and a language-model head, the model's own or a borrowed one."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,94 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
+from regtune.errors import CheckpointError, ConfigError
+from regtune.families import family_of
 from regtune.registers.surgery import backbone_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class VocabularyFamily:
-    """The words of one architecture."""
-
-    name: str
-    model_types: tuple[str, ...]
-    head: tuple[str, ...]
-    """Modules that turn the last hidden state into logits over the vocabulary, in order; the final norm included."""
-    widen: str | None = None
-    """Module of the backbone that brings narrow embeddings to the hidden size, where there is one."""
-    reads: str = "intermediate.dense"
-    """Inside a layer, the projection whose rows are what the feed-forward neurons read."""
-    writes: str = "output.dense"
-    """Inside a layer, the projection whose columns are what the neurons write; its input are their activations."""
-
-
-_BERT = VocabularyFamily(name="BERT", model_types=("bert",), head=("cls.predictions",))
-_ROBERTA = dataclasses.replace(_BERT, name="RoBERTa", model_types=("roberta",), head=("lm_head",))
-_LLAMA = VocabularyFamily(
-    name="Llama",
-    model_types=("llama", "qwen2", "qwen3"),
-    head=("model.norm", "lm_head"),
-    reads="mlp.up_proj",
-    writes="mlp.down_proj",
-)
-
-VOCABULARY_FAMILIES: tuple[VocabularyFamily, ...] = (
-    _BERT,
-    _ROBERTA,
-    dataclasses.replace(_ROBERTA, name="XLM-R", model_types=("xlm-roberta",)),
-    dataclasses.replace(_ROBERTA, name="MPNet", model_types=("mpnet",)),
-    dataclasses.replace(_BERT, name="DeBERTa-v2", model_types=("deberta-v2",)),
-    dataclasses.replace(
-        _BERT,
-        name="ELECTRA",
-        model_types=("electra",),
-        head=("generator_predictions", "generator_lm_head"),
-        widen="embeddings_project",
-    ),
-    VocabularyFamily(
-        name="ALBERT",
-        model_types=("albert",),
-        head=("predictions",),
-        widen="encoder.embedding_hidden_mapping_in",
-        reads="ffn",
-        writes="ffn_output",
-    ),
-    VocabularyFamily(
-        name="DistilBERT",
-        model_types=("distilbert",),
-        head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
-        reads="ffn.lin1",
-        writes="ffn.lin2",
-    ),
-    VocabularyFamily(
-        name="ModernBERT",
-        model_types=("modernbert",),
-        head=("model.final_norm", "head", "decoder"),
-        reads="mlp.Wi",
-        writes="mlp.Wo",
-    ),
-    _LLAMA,
-    VocabularyFamily(
-        name="GPT-2",
-        model_types=("gpt2",),
-        head=("transformer.ln_f", "lm_head"),
-        reads="mlp.c_fc",
-        writes="mlp.c_proj",
-    ),
-)
-
-
-def vocabulary_family_of(config: Any) -> VocabularyFamily:
-    """Where a Hugging Face config's architecture keeps its words.
-
-    Raises:
-        UnsupportedModelError: no entry for this architecture.
-    """
-    model_type = getattr(config, "model_type", None)
-    for family in VOCABULARY_FAMILIES:
-        if model_type in family.model_types:
-            return family
-    known = ", ".join(family.name for family in VOCABULARY_FAMILIES)
-    raise UnsupportedModelError(f"It isn't known where model_type={model_type!r} keeps its words. Supported: {known}.")
 
 
 @torch.no_grad()
@@ -109,7 +20,7 @@ def vocabulary_vectors(model: nn.Module) -> Float[Tensor, "vocabulary hidden"]:
     """The input embedding of every token; brought to the hidden size as the model does it where it is narrower."""
     backbone = backbone_of(model)
     vectors: Tensor = backbone.get_input_embeddings().weight.detach()
-    widen = vocabulary_family_of(backbone.config).widen
+    widen = family_of(backbone.config, "parts").widen
     if widen is not None and vectors.shape[1] != backbone.config.hidden_size:
         vectors = backbone.get_submodule(widen)(vectors)
     return vectors
@@ -142,9 +53,9 @@ def language_head(model: nn.Module) -> LanguageHead | None:
         UnsupportedModelError: an architecture that isn't in the table.
     """
     config = backbone_of(model).config
-    family = vocabulary_family_of(config)
+    family = family_of(config, "parts")
     try:
-        modules = {path: model.get_submodule(path) for path in family.head}
+        modules = {path: model.get_submodule(path) for path in family.lm_head}
     except AttributeError:
         return None
     norms = [
@@ -153,7 +64,7 @@ def language_head(model: nn.Module) -> LanguageHead | None:
         for name, part in module.named_modules()
         if type(part).__name__.endswith("Norm")
     ]
-    return LanguageHead(model=model, steps=family.head, norms=tuple(norms))
+    return LanguageHead(model=model, steps=family.lm_head, norms=tuple(norms))
 
 
 def borrowed_head(model: nn.Module, source: nn.Module | str | Path) -> LanguageHead:
