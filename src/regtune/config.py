@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,8 @@ Init = Literal["normal", "embedding", "sep", "mask", "zeros"]
 Depth = Literal["input", "every_layer"]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Refuses a setting that cannot be."""
     if not condition:
         raise ConfigError(message)
 
@@ -55,27 +57,25 @@ class RegisterConfig:
             ("depth", ("input", "every_layer")),
         ):
             value = getattr(self, name)
-            _require(value in known, f"{name}={value!r} is not one of {', '.join(known)}.")
-        _require(
+            require(value in known, f"{name}={value!r} is not one of {', '.join(known)}.")
+        require(
             isinstance(self.num_registers, int) and not isinstance(self.num_registers, bool),
             f"num_registers={self.num_registers!r} must be a whole number.",
         )
-        _require(self.num_registers >= 0, f"num_registers={self.num_registers} must be 0 or more.")
-        _require(
+        require(self.num_registers >= 0, f"num_registers={self.num_registers} must be 0 or more.")
+        require(
             math.isfinite(self.init_std) and self.init_std > 0,
             f"init_std={self.init_std} must be a positive number.",
         )
         identical = self.init in ("zeros", "sep", "mask") and self.position == "none" and self.num_registers > 1
-        _require(
+        require(
             not identical,
             f"init={self.init!r} with position='none' makes num_registers={self.num_registers} identical registers: "
             "attention cannot tell them apart and they would stay identical for ever. "
             "Use position='learned' or init='normal' or 'embedding'.",
         )
         dead = self.init == "zeros" and self.position == "none" and not self.trainable and self.num_registers > 0
-        _require(
-            not dead, "init='zeros' with position='none' and trainable=False makes registers that are always zero."
-        )
+        require(not dead, "init='zeros' with position='none' and trainable=False makes registers that are always zero.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,20 +102,20 @@ class DataConfig:
     """Use only the first so many questions of each evaluation set."""
 
     def __post_init__(self) -> None:
-        _require(len(self.eval) > 0, "data.eval is empty; name at least one evaluation set.")
-        _require(self.max_length >= 16, f"max_length={self.max_length} must be at least 16 tokens.")
-        _require(self.stride >= 0, f"stride={self.stride} must be 0 or more.")
-        _require(
+        require(len(self.eval) > 0, "data.eval is empty; name at least one evaluation set.")
+        require(self.max_length >= 16, f"max_length={self.max_length} must be at least 16 tokens.")
+        require(self.stride >= 0, f"stride={self.stride} must be 0 or more.")
+        require(
             self.stride < self.max_length,
             f"stride={self.stride} must be smaller than max_length={self.max_length}.",
         )
-        _require(
+        require(
             1 <= self.max_question_length < self.max_length,
             f"max_question_length={self.max_question_length} must lie between 1 and max_length={self.max_length}.",
         )
         for name in ("max_train_examples", "max_eval_examples"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"{name}={value} must be positive or unset.")
+            require(value is None or value > 0, f"{name}={value} must be positive or unset.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +146,6 @@ class TrainConfig:
     """Batches of similar length padded to their longest, or every window padded to `max_length`."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention implementation; `auto` takes the fastest that the model has."""
-    freeze_backbone: bool = False
-    """Train the head and the registers alone: then a register is only a soft prompt."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     seed: int = 0
@@ -164,15 +162,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "evals_per_epoch"):
             value = getattr(self, name)
-            _require(value > 0 and math.isfinite(value), f"{name}={value} must be positive.")
+            require(value > 0 and math.isfinite(value), f"{name}={value} must be positive.")
         for name in ("learning_rate", "register_learning_rate", "weight_decay"):
             value = getattr(self, name)
-            _require(value >= 0 and math.isfinite(value), f"{name}={value} must be 0 or more.")
-        _require(
+            require(value >= 0 and math.isfinite(value), f"{name}={value} must be 0 or more.")
+        require(
             0 <= self.warmup_ratio < 1,
             f"warmup_ratio={self.warmup_ratio} is a share of all training steps and must lie in [0, 1).",
         )
-        _require(self.save_total_limit >= 1, f"save_total_limit={self.save_total_limit} must be at least 1.")
+        require(self.save_total_limit >= 1, f"save_total_limit={self.save_total_limit} must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,36 +191,7 @@ class AnswerConfig:
     def __post_init__(self) -> None:
         for name in ("top_k", "max_answer_tokens", "batch_size"):
             value = getattr(self, name)
-            _require(value > 0, f"{name}={value} must be at least 1.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmUpConfig:
-    """A short continuation of masked-language-model pretraining on the training passages, before fine-tuning."""
-
-    steps: int = 0
-    """Optimiser steps; 0 means no warm-up."""
-    trainable: Literal["registers", "all"] = "all"
-    """What learns meanwhile: the registers (and the new masked-LM head) alone, or all weights."""
-    learning_rate: float = 1e-4
-    """Peak learning rate of all weights but the registers'."""
-    register_learning_rate: float = 1e-3
-    """Peak learning rate of the registers."""
-    batch_size: int = 16
-    """Passages in a step."""
-    mask_probability: float = 0.15
-    """Share of tokens to predict (BERT's)."""
-
-    def __post_init__(self) -> None:
-        _require(self.steps >= 0, f"warm_up.steps={self.steps} must be 0 or more.")
-        _require(self.batch_size > 0, f"warm_up.batch_size={self.batch_size} must be at least 1.")
-        _require(
-            0 < self.mask_probability < 1,
-            f"warm_up.mask_probability={self.mask_probability} must lie between 0 and 1.",
-        )
-        for name in ("learning_rate", "register_learning_rate"):
-            value = getattr(self, name)
-            _require(value >= 0 and math.isfinite(value), f"warm_up.{name}={value} must be 0 or more.")
+            require(value > 0, f"{name}={value} must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,14 +207,16 @@ class RunConfig:
     registers: RegisterConfig = field(default_factory=RegisterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
-    warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Methods beside registers, by name, each with its settings, in the order in which they are attached."""
     answers: AnswerConfig = field(default_factory=AnswerConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.trust_remote_code in (None, self.model),
             f"trust_remote_code={self.trust_remote_code!r} must repeat the model's name ({self.model!r}) or be unset.",
         )
+        require("registers" not in self.methods, "Registers have settings of their own: `registers`, not `methods`.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

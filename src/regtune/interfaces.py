@@ -7,6 +7,7 @@ A new task, method or analysis is one file that fills in one of these protocols 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -219,27 +220,29 @@ class Stage:
     """Which parameters learn, by name; None: those that the methods left trainable."""
 
 
-class Attached(Protocol):
-    """A method on a model."""
+class Attached:
+    """A method on a model. As it stands here it is one that changed nothing and has no weights."""
 
     def detach(self) -> None:
         """The model as it was before."""
-        ...
 
-    def disabled(self) -> Any:
+    def disabled(self) -> AbstractContextManager[None]:
         """A context in which the model computes as if the method were not there, bit for bit."""
-        ...
+        return nullcontext()
 
     def save(self, folder: Path) -> None:
         """Writes the method's own weights and settings."""
-        ...
 
 
-class Method(Protocol):
-    """How a model is changed and trained. Methods compose: an arm is a list of them."""
+class Method:
+    """How a model is changed and trained. Methods compose: an arm is a list of them.
+
+    A method overrides what it needs: one without `groups` has no rates of its own, one without `stages` trains in one.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    """In a few words, for lists."""
     settings: ClassVar[type]
     """A frozen dataclass; flags, YAML and the label in tables come from it."""
 
@@ -249,19 +252,22 @@ class Method(Protocol):
         Raises:
             UnsupportedModelError: the model can't have it, and why.
         """
-        ...
+        return Attached()
 
-    def groups(self, session: Session, settings: Any, training: TrainConfig) -> list[Group]:
-        """The method's own parameters and their rates; what no method claims learns at `training.learning_rate`."""
-        ...
+    def groups(self, model: nn.Module, settings: Any, training: TrainConfig) -> list[Group]:
+        """The method's own parameters and their rates; what no method claims learns at `training.learning_rate`.
+
+        Asked when the optimiser is made, since FSDP replaces parameters before that.
+        """
+        return []
 
     def stages(self, settings: Any, training: TrainConfig) -> tuple[Stage, ...]:
-        """Stages before the main one; empty for most."""
-        ...
+        """Stages before the main one."""
+        return ()
 
     def label(self, settings: Any) -> str:
         """For tables: `registers, N = 8`, `LoRA, r = 16`."""
-        ...
+        return self.name
 
 
 # Analyses

@@ -43,8 +43,32 @@ def config_from_dict(content: Mapping[str, Any], where: str) -> RunConfig:
     Raises:
         ConfigError: as `load_recipe`; `where` names the file.
     """
-    config: RunConfig = _build(RunConfig, dict(content), where, "")
+    config: RunConfig = _build(RunConfig, upgraded(content), where, "")
     return config
+
+
+def settings_from_dict(kind: type, content: Mapping[str, Any], where: str) -> Any:
+    """Settings of a method, a task or an analysis from plain values; `where` names them in errors.
+
+    Raises:
+        ConfigError: a key that doesn't exist, or a value of the wrong type or one that can't work.
+    """
+    return _build(kind, dict(content), where, "")
+
+
+def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of an earlier regtune in today's words: `warm_up` and `training.freeze_backbone` became methods."""
+    plain = dict(content)
+    methods = dict(plain.get("methods", {}))
+    training = plain.get("training")
+    if isinstance(training, Mapping) and "freeze_backbone" in training:
+        plain["training"] = {key: value for key, value in training.items() if key != "freeze_backbone"}
+        if training["freeze_backbone"] is True:
+            methods["linear_probe"] = {}
+    warm_up = plain.pop("warm_up", None)
+    if isinstance(warm_up, Mapping) and warm_up.get("steps"):
+        methods["warm_up"] = dict(warm_up)
+    return plain | ({"methods": methods} if methods else {})
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -132,6 +156,10 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
             )
         return _build(hint, value, where, f"{key}.")
     origin = get_origin(hint)
+    if origin is Mapping:
+        if not isinstance(value, dict) or not all(isinstance(item, dict) for item in value.values()):
+            raise ConfigError(f"{where}: {key} is {_shown(value)}, but must hold names with settings below them.")
+        return value
     if origin in (Union, types.UnionType):
         inner = next(option for option in get_args(hint) if option is not type(None))
         return None if value is None else _convert(inner, value, where, key)

@@ -115,7 +115,15 @@ def _origin(item: Any) -> str:
 
 TASKS: Final = Registry("task", "tasks", {})
 FAMILIES: Final = Registry("family", "families", {})
-METHODS: Final = Registry("method", "methods", {})
+METHODS: Final = Registry(
+    "method",
+    "methods",
+    {
+        "registers": "regtune.methods.registers:RegistersMethod",
+        "linear_probe": "regtune.methods.linear_probe:LinearProbe",
+        "warm_up": "regtune.methods.warm_up:WarmUp",
+    },
+)
 ANALYSES: Final = Registry("analysis", "analyses", {})
 
 

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, WarmUpConfig
+from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError
-from regtune.methods.warm_up import WARM_UP_FILE, cut_passages, mask_tokens, masked_lm_on, warm_up
+from regtune.methods.warm_up import WARM_UP_FILE, WarmUpSettings, cut_passages, mask_tokens, masked_lm_on, warm_up
 from regtune.registers.surgery import backbone_of, num_registers, register_parameters
 from regtune.sweeps.run import build_model, run_experiment
 from tiny import FAMILIES
@@ -28,7 +28,7 @@ def config_for(folder, family="bert", *, registers=3, **warm) -> RunConfig:
         registers=RegisterConfig(num_registers=registers),
         data=DataConfig(max_length=40, stride=8, max_question_length=20),
         training=TrainConfig(precision="float32", batch_size=4),
-        warm_up=WarmUpConfig(**settings),
+        methods={"warm_up": settings},
     )
 
 
@@ -37,7 +37,8 @@ def warmed(folder, config):
     folder.mkdir(exist_ok=True)
     model, tokenizer = build_model(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    facts = warm_up(model, TEXTS, tokenizer, config=config, folder=folder)
+    settings = WarmUpSettings(**config.methods["warm_up"])
+    facts = warm_up(model, TEXTS, tokenizer, settings=settings, config=config, folder=folder)
     return model, before, model.state_dict(), facts
 
 
@@ -91,9 +92,10 @@ def test_the_head_and_the_random_state_are_those_of_a_run_without_warm_up(tmp_pa
     model, tokenizer = build_model(config)
     state = torch.get_rng_state()
     (tmp_path / "run").mkdir()
-    warm_up(model, TEXTS, tokenizer, config=config, folder=tmp_path / "run")
+    settings = WarmUpSettings(**config.methods["warm_up"])
+    warm_up(model, TEXTS, tokenizer, settings=settings, config=config, folder=tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), state)
-    plain = build_model(dataclasses.replace(config, warm_up=WarmUpConfig()))[0]
+    plain = build_model(dataclasses.replace(config, methods={}))[0]
     assert torch.equal(model.qa_outputs.weight, plain.qa_outputs.weight)
 
 
@@ -131,7 +133,7 @@ def test_frozen_registers_cannot_be_warmed_up_alone(tmp_path):
 def test_frozen_registers_and_a_frozen_backbone_are_frozen_again_afterwards(tmp_path):
     config = config_for(tmp_path)
     config = dataclasses.replace(config, registers=RegisterConfig(num_registers=2, trainable=False))
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, freeze_backbone=True))
+    config = dataclasses.replace(config, methods={**config.methods, "linear_probe": {}})
     model, before, after, _ = warmed(tmp_path / "run", config)
     assert not any(is_register(name) for name in changed(before, after))
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, WarmUpConfig, config_hash, to_dict
+from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, config_hash, to_dict
 from regtune.records import CONFIG_FILE, CURVE_FILE, RunRecord, file_name, save_record, write_json
 
 QUESTIONS = 200
@@ -20,9 +20,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "sep": {"registers": {"trainable": False, "init": "sep"}},
     "mask": {"registers": {"trainable": False, "init": "mask"}},
     "every_layer": {"registers": {"depth": "every_layer"}},
-    "frozen": {"training": {"freeze_backbone": True}},
-    "warm_up": {"warm_up": {"steps": 100}},
-    "warm_up_control": {"registers": {"num_registers": 0}, "warm_up": {"steps": 100}},
+    "frozen": {"methods": {"linear_probe": {}}},
+    "warm_up": {"methods": {"warm_up": {"steps": 100}}},
+    "warm_up_control": {"registers": {"num_registers": 0}, "methods": {"warm_up": {"steps": 100}}},
 }
 
 
@@ -32,7 +32,7 @@ def config_of(arm: str, num_registers: int, seed: int, *, sets: tuple[str, ...] 
         registers=RegisterConfig(**({"num_registers": num_registers} | changes.get("registers", {}))),
         data=DataConfig(train=("en.train.json.gz",), eval=sets),
         training=TrainConfig(seed=seed, data_seed=seed, **changes.get("training", {}), **training),
-        warm_up=WarmUpConfig(**changes.get("warm_up", {})),
+        methods=changes.get("methods", {}),
     )
 
 

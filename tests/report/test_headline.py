@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from regtune.config import RegisterConfig, RunConfig, TrainConfig, to_dict
+from regtune.config import RegisterConfig, RunConfig, to_dict
 from regtune.records import RunRecord
 from regtune.report.arms import arm_of, told_apart
 from regtune.report.headline import control_sentence, headline
@@ -105,7 +105,7 @@ def test_an_arm_is_told_from_its_config(name, label):
 
 def test_prompt_tuning_is_told_from_registers_with_a_frozen_backbone():
     prompt = RegisterConfig(num_registers=8, position="none", init="embedding", layer_norm=True)
-    assert arm(RunConfig(registers=prompt, training=TrainConfig(freeze_backbone=True))).label == "prompt tuning, N = 8"
+    assert arm(RunConfig(registers=prompt, methods={"linear_probe": {}})).label == "prompt tuning, N = 8"
 
 
 def test_runs_of_one_arm_differ_in_their_seed_alone():

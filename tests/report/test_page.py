@@ -288,7 +288,7 @@ def test_settings_tell_which_arms_have_them(sweep):
     rows = {(row[0], row[2]): row[1] for row in table.rows}
     assert rows["data.train", "en.train.json.gz"] == "all"
     assert rows["registers.num_registers", "4"] == "registers, N = 4"
-    assert rows["training.freeze_backbone", "true"] == "registers, backbone frozen, N = 16"
+    assert rows["methods.linear_probe", "{}"] == "registers, backbone frozen, N = 16"
     assert "Seeds: 0, 1, 2, 3, 4." in table.notes[0]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, WarmUpConfig, config_hash
+from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, config_hash
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.records import read_json
 from regtune.sweeps.arms import ARMS
@@ -64,7 +64,7 @@ def test_learning_rates_of_an_arm_change_that_arm_alone():
 
 
 def test_arms_at_the_best_n_have_cells_once_it_is_known():
-    grid = sweep(at_best=["sep_copies", "warm_up_control"], base={"warm_up": {"steps": 3}}, num_registers=[0, 4, 8])
+    grid = sweep(at_best=["sep_copies", "warm_up_control"], methods={"warm_up": {"steps": 3}}, num_registers=[0, 4, 8])
     assert {cell.arm for cell in grid.cells()} == {"baseline", "registers"}
     extra = [c for c in grid.cells({"t": 8}) if c.arm not in ("baseline", "registers")]
     assert [(c.arm, c.num_registers) for c in extra] == [("sep_copies", 8), ("warm_up_control", 0)] * 2
@@ -74,7 +74,9 @@ def test_a_recipe_survives_the_way_through_sweep_json():
     grid = sweep(
         learning_rates={"registers": {"learning_rate": 1, "register_learning_rate": None}},
         search={"learning_rates": ["1e-4"], "register_learning_rates": [1]},
-        base={"model": "m", "warm_up": {"steps": 3}},
+        base={"model": "m"},
+        methods={"warm_up": {"steps": 3}},
+        own_arms={"both": {"registers": {"init_std": 0.5}, "linear_probe": {}}},
     )
     assert sweep_from_dict(sweep_to_dict(grid), "sweep.json") == grid
     assert grid.learning_rates == {"registers": LearningRates(learning_rate=1.0)}
@@ -100,7 +102,12 @@ def test_an_empty_sweep_is_refused(name):
         ({"arms": ["registers", "registers"]}, "arms names registers more than once"),
         ({"at_best": ["registers"]}, "arms and at_best together names registers more than once"),
         ({"arms": ["baseline"], "at_best": ["sep_copies"]}, "at_best needs the arm 'registers'"),
-        ({"arms": ["baseline", "registers", "warm_up_all"]}, r"base\.warm_up\.steps is 0"),
+        ({"base": {"methods": {"linear_probe": {}}}}, r"base\.methods=\['linear_probe'\]: name an arm that uses them"),
+        ({"own_arms": {"mine": {"lora_": {}}}, "arms": ["baseline", "registers", "mine"]}, "Unknown method 'lora_'"),
+        (
+            {"own_arms": {"mine": {"warm_up": {"stepps": 3}}}, "arms": ["baseline", "registers", "mine"]},
+            r"Unknown setting in methods\.warm_up: 'stepps'\. Did you mean 'steps'\?",
+        ),
         ({"training_sets": {"t": []}}, r"training_sets\.t names no data set"),
         ({"training_sets": ["embedded:train"]}, "must hold settings of its own"),
         ({"evaluation_sets": "embedded:dev"}, "must be a list of texts"),
@@ -176,7 +183,8 @@ def test_the_controls_recipe_shares_its_cells_and_its_folder_with_the_grid(tmp_p
 def test_every_arm_that_the_question_needs_exists():
     assert set(ARMS) == {
         *("baseline", "registers", "frozen_random", "sep_copies", "mask_copies", "every_layer"),
-        *("registers_only", "prompt_tuning", "warm_up_all", "warm_up_registers", "warm_up_control"),
+        *("registers_only", "prompt_tuning", "linear_probe"),
+        *("warm_up_all", "warm_up_registers", "warm_up_control"),
     }
 
 
@@ -194,5 +202,5 @@ def test_the_recipes_that_come_with_regtune_hold_the_promised_grids():
         best = dict.fromkeys(full.training_sets, 8)
         assert len(full.cells()) == 9 * 10
         assert len(full.cells(best)) == (9 + 9) * 10
-        assert full.base == dataclasses.replace(cpu.base, warm_up=full.base.warm_up)
-        assert full.base.warm_up != WarmUpConfig()
+        assert full.base == cpu.base
+        assert full.methods["warm_up"]["steps"] == 500

@@ -104,7 +104,7 @@ def test_the_seed_decides_the_registers_start(config):
 
 
 def test_a_frozen_backbone_leaves_head_and_registers_to_learn(config):
-    frozen = dataclasses.replace(config, training=dataclasses.replace(config.training, freeze_backbone=True))
+    frozen = dataclasses.replace(config, methods={"linear_probe": {}})
     names = {name for name, p in build_model(frozen)[0].named_parameters() if p.requires_grad}
     assert names == {"qa_outputs.weight", "qa_outputs.bias", "bert.registers.tokens", "bert.registers.positions"}
 

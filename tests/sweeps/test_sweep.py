@@ -13,7 +13,6 @@ import time
 
 import pytest
 
-from regtune.config import WarmUpConfig
 from regtune.errors import CheckpointError, DataError
 from regtune.records import load_record, read_json
 from regtune.sweeps import run as experiment
@@ -75,7 +74,7 @@ def test_a_cell_in_a_sweep_gives_what_the_run_alone_gives(tmp_path):
 
 def test_warm_up_arms_run_and_leave_no_weights_of_the_warm_up(tmp_path):
     sweep = tiny_sweep(tmp_path, arms=("warm_up_all", "warm_up_registers", "warm_up_control"), keep_models="none")
-    sweep = with_base(sweep, warm_up=WarmUpConfig(steps=2, batch_size=2))
+    sweep = dataclasses.replace(sweep, methods={"warm_up": {"steps": 2, "batch_size": 2}})
     outcome = run_sweep(sweep, tmp_path / "s", progress=False)
     assert len(outcome.finished) == 3
     assert all(finished_record(tmp_path / "s", cell).training["warm_up"]["steps"] == 2 for cell in outcome.finished)

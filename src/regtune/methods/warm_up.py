@@ -14,8 +14,9 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regtune.config import RunConfig
+from regtune.config import RunConfig, TrainConfig, require
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
+from regtune.interfaces import Method, Stage
 from regtune.models.loading import quiet_transformers, resolve_model
 from regtune.models.precision import autocast, device_of, resolve_precision
 from regtune.registers.saving import from_pretrained
@@ -39,8 +41,43 @@ WARM_UP_FILE = "warm_up.safetensors"
 _LOGGED = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class WarmUpSettings:
+    """A short continuation of masked-language-model pretraining on the training passages, before fine-tuning."""
+
+    steps: int = 500
+    """Optimiser steps."""
+    trainable: Literal["registers", "all"] = "all"
+    """What learns meanwhile: the registers (and the new masked-LM head) alone, or all weights."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of all weights but the registers'."""
+    register_learning_rate: float = 1e-3
+    """Peak learning rate of the registers."""
+    batch_size: int = 16
+    """Passages in a step."""
+    mask_probability: float = 0.15
+    """Share of tokens to predict (BERT's)."""
+
+    def __post_init__(self) -> None:
+        require(self.steps > 0, f"warm_up.steps={self.steps} must be at least 1.")
+        require(self.batch_size > 0, f"warm_up.batch_size={self.batch_size} must be at least 1.")
+        require(
+            0 < self.mask_probability < 1,
+            f"warm_up.mask_probability={self.mask_probability} must lie between 0 and 1.",
+        )
+        for name in ("learning_rate", "register_learning_rate"):
+            value = getattr(self, name)
+            require(value >= 0 and math.isfinite(value), f"warm_up.{name}={value} must be 0 or more.")
+
+
 def warm_up(
-    model: nn.Module, texts: Sequence[str], tokenizer: Any, *, config: RunConfig, folder: Path
+    model: nn.Module,
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    settings: WarmUpSettings,
+    config: RunConfig,
+    folder: Path,
 ) -> dict[str, Any]:
     """Warms a model's backbone and registers up, in place; head and random state stay as they were.
 
@@ -51,7 +88,8 @@ def warm_up(
         model: a question-answering model, with registers or (for the control) without.
         texts: the training passages; each one counts once.
         tokenizer: the model's.
-        config: the run; `warm_up`, `data.max_length`, `training.seed` and `training.data_seed` matter.
+        settings: how.
+        config: the run; `data.max_length`, `training.seed` and `training.data_seed` matter.
         folder: the run directory.
 
     Returns:
@@ -66,16 +104,16 @@ def warm_up(
     path, backbone = folder / WARM_UP_FILE, backbone_of(model)
     if path.is_file():
         return _restore(backbone, path)
-    if config.warm_up.trainable == "registers" and not any(p.requires_grad for p in register_parameters(model)):
+    if settings.trainable == "registers" and not any(p.requires_grad for p in register_parameters(model)):
         raise ConfigError(
             f"warm_up.trainable='registers', but this model has {num_registers(model)} registers and none that learn. "
             "Use warm_up.trainable='all'."
         )
     passages = cut_passages(texts, tokenizer, max_length=config.data.max_length - register_positions(model))
-    with preserved_random_state(), _trainable(model, config.warm_up.trainable):
+    with preserved_random_state(), _trainable(model, settings.trainable):
         torch.manual_seed(config.training.seed)
         masked = masked_lm_on(model, config)
-        facts = _train(masked, passages, tokenizer, config)
+        facts = _train(masked, passages, tokenizer, settings, config)
     model.eval()
     _save(backbone, path, facts)
     return facts
@@ -146,13 +184,15 @@ def mask_tokens(
     return inputs, torch.where(chosen, ids, -100)
 
 
-def _train(masked: Any, passages: list[list[int]], tokenizer: Any, config: RunConfig) -> dict[str, Any]:
+def _train(
+    masked: Any, passages: list[list[int]], tokenizer: Any, warm: WarmUpSettings, config: RunConfig
+) -> dict[str, Any]:
     from tqdm import tqdm
     from transformers import get_linear_schedule_with_warmup
 
     if tokenizer.mask_token_id is None:
         raise UnsupportedModelError(f"The tokenizer of {config.model} has no [MASK] token, so nothing can be masked.")
-    warm, device = config.warm_up, device_of(masked)
+    device = device_of(masked)
     rates = dataclasses.replace(
         config.training, learning_rate=warm.learning_rate, register_learning_rate=warm.register_learning_rate
     )
@@ -164,7 +204,7 @@ def _train(masked: Any, passages: list[list[int]], tokenizer: Any, config: RunCo
     tokens, began = 0, time.perf_counter()
     masked.train()
     for step, batch in enumerate(
-        tqdm(_batches(passages, tokenizer, config), total=warm.steps, unit="step", disable=None)
+        tqdm(_batches(passages, tokenizer, warm, config), total=warm.steps, unit="step", disable=None)
     ):
         tokens += int(batch["attention_mask"].sum())
         with FastCpuDropout() if device.type == "cpu" else contextlib.nullcontext():
@@ -193,9 +233,10 @@ def _train(masked: Any, passages: list[list[int]], tokenizer: Any, config: RunCo
     }
 
 
-def _batches(passages: list[list[int]], tokenizer: Any, config: RunConfig) -> Iterator[dict[str, Tensor]]:
+def _batches(
+    passages: list[list[int]], tokenizer: Any, warm: WarmUpSettings, config: RunConfig
+) -> Iterator[dict[str, Tensor]]:
     """As many masked batches as there are steps; they depend on the passages and the seeds alone."""
-    warm = config.warm_up
     order = BatchOrder([len(ids) for ids in passages], warm.batch_size, data_seed=config.training.data_seed)
     special = torch.tensor(sorted(tokenizer.all_special_ids))
     step = epoch = 0
@@ -254,3 +295,19 @@ def _restore(backbone: nn.Module, path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} can't be used ({error}). Delete it, and the warm-up is done again.") from error
     return facts
+
+
+class WarmUp(Method):
+    """Masked-language-model pretraining goes on for a while before fine-tuning (see the head of this file)."""
+
+    name = "warm_up"
+    title = "masked-LM pretraining on the training texts before fine-tuning"
+    settings = WarmUpSettings
+
+    def stages(self, settings: WarmUpSettings, training: TrainConfig) -> tuple[Stage, ...]:
+        """The one before fine-tuning."""
+        return (Stage(name=self.name, steps=settings.steps, task="masked_lm"),)
+
+    def label(self, settings: WarmUpSettings) -> str:
+        """Who learnt."""
+        return "warm-up of the registers" if settings.trainable == "registers" else "warm-up"

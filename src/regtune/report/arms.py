@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
+from regtune.recipes import upgraded
 from regtune.records import RunRecord, file_name
 
 BASELINE, REGISTERS = "baseline", "registers"
@@ -103,7 +104,7 @@ def default_config() -> dict[str, Any]:
 def filled(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with today's defaults for settings that did not exist yet when it was written."""
     plain = default_config()
-    for key, value in config.items():
+    for key, value in upgraded(config).items():
         both = isinstance(value, Mapping) and isinstance(plain.get(key), dict)
         plain[key] = plain[key] | dict(value) if both else value
     return plain
@@ -142,16 +143,17 @@ def _without(config: Mapping[str, Any], names: tuple[tuple[str, ...], ...]) -> d
 
 
 def _kind(config: Mapping[str, Any]) -> str:
-    registers, warm_up = config["registers"], config["warm_up"]
+    registers, methods = config["registers"], config["methods"]
     count = registers["num_registers"]
     words = [_tokens(registers) if count else ""]
-    if config["training"]["freeze_backbone"] and _is_prompt(registers):
+    if "linear_probe" in methods and _is_prompt(registers):
         words = ["prompt tuning"]
-    elif config["training"]["freeze_backbone"]:
+    elif "linear_probe" in methods:
         words.append("backbone frozen" if count else "head only, backbone frozen")
-    if warm_up["steps"]:
-        who = " of the registers" if warm_up["trainable"] == "registers" else ""
+    if "warm_up" in methods:
+        who = " of the registers" if methods["warm_up"].get("trainable") == "registers" else ""
         words.append(f"after a warm-up{who}" if count else "warm-up without registers")
+    words += [name for name in methods if name not in ("linear_probe", "warm_up")]
     return ", ".join(word for word in words if word) or BASELINE
 
 

@@ -40,8 +40,8 @@ def plan_cells(cells: Sequence[Cell], folder: Path) -> tuple[PlannedCell, ...]:
 def estimate(cell: Cell, finished: Sequence[tuple[Cell, RunRecord]]) -> float | None:
     """Seconds that a cell will take: training tokens over measured tokens per second, and the rest as measured.
 
-    The finished cells with the same training set and the nearest N are the measure; their warm-up is left out unless
-    the cell has one too. None if there are none.
+    The finished cells with the same training set and the nearest N are the measure; those with the same
+    methods first. None if there are none.
     """
     alike = [pair for pair in finished if pair[0].training_set == cell.training_set]
     if not alike:
@@ -49,9 +49,9 @@ def estimate(cell: Cell, finished: Sequence[tuple[Cell, RunRecord]]) -> float | 
     own = [record for other, record in alike if other.key == cell.key]
     if own:
         return own[0].seconds
-    warm = [pair for pair in alike if bool(pair[0].config.warm_up.steps) == bool(cell.config.warm_up.steps)] or alike
-    nearest = min(abs(other.num_registers - cell.num_registers) for other, _ in warm)
-    times = [_seconds(record) for other, record in warm if abs(other.num_registers - cell.num_registers) == nearest]
+    same = [pair for pair in alike if pair[0].config.methods.keys() == cell.config.methods.keys()] or alike
+    nearest = min(abs(other.num_registers - cell.num_registers) for other, _ in same)
+    times = [_seconds(record) for other, record in same if abs(other.num_registers - cell.num_registers) == nearest]
     return sum(times) / len(times)
 
 

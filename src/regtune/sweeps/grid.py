@@ -11,7 +11,7 @@ from typing import Any, Literal
 from regtune.config import DataConfig, RunConfig, TrainConfig, config_hash
 from regtune.errors import ConfigError
 from regtune.records import file_name
-from regtune.sweeps.arms import apply_arm, arm_named
+from regtune.sweeps.arms import Arm, Methods, apply_arm, arm_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,10 @@ class SweepConfig:
     """More arms that run only at the N whose `registers` cells score best (first set, mean F1), once these are done."""
     learning_rates: Mapping[str, LearningRates] = field(default_factory=dict)
     """Rates of single arms where they differ from the base config's."""
+    own_arms: Mapping[str, Methods] = field(default_factory=dict)
+    """Arms of this sweep's own: a name, and the methods with their settings."""
+    methods: Methods = field(default_factory=dict)
+    """Settings of methods other than registers, for all arms that use them and don't set them."""
     search: SearchConfig | None = None
     """What `--search` tries."""
     keep_models: Literal["none", "first_seed", "all"] = "first_seed"
@@ -111,8 +115,8 @@ class SweepConfig:
 
     def _check_arms(self) -> None:
         for name in (*self.arms, *self.at_best, *self.learning_rates):
-            arm_named(name)
-        with_registers = [name for name in self.arms if arm_named(name).has_registers]
+            self.arm(name)
+        with_registers = [name for name in self.arms if self.arm(name).has_registers]
         if with_registers and not any(self.num_registers):
             raise ConfigError(
                 f"The arm {with_registers[0]!r} has registers, but num_registers={list(self.num_registers)} holds no "
@@ -131,6 +135,11 @@ class SweepConfig:
             raise ConfigError(
                 f"base.data.eval={list(plain.eval)} and evaluation_sets={list(self.evaluation_sets)}: every arm has to "
                 "be scored on the same sets, so name them once, under evaluation_sets."
+            )
+        if self.base.methods:
+            raise ConfigError(
+                f"base.methods={sorted(self.base.methods)}: name an arm that uses them, under own_arms, and settings "
+                "that all arms share under methods."
             )
         if (self.base.training.seed, self.base.training.data_seed) != (TrainConfig().seed, TrainConfig().data_seed):
             raise ConfigError("base.training.seed and data_seed come from seeds; take them out of base.")
@@ -160,8 +169,12 @@ class SweepConfig:
             extra = [(arm, [best[training_set]]) for arm in self.at_best if training_set in best]
             for seed in self.seeds:
                 for arm, sizes in [*((arm, positive) for arm in self.arms), *extra]:
-                    for n in sizes if arm_named(arm).has_registers else [0]:
+                    for n in sizes if self.arm(arm).has_registers else [0]:
                         yield self.cell(arm, n, seed=seed, training_set=training_set)
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return arm_named(name, self.own_arms)
 
     def cell(self, arm: str, num_registers: int, *, seed: int, training_set: str) -> Cell:
         """One cell with its resolved config."""
@@ -174,7 +187,7 @@ class SweepConfig:
             self.base.data, train=tuple(self.training_sets[training_set]), eval=tuple(self.evaluation_sets)
         )
         base = dataclasses.replace(self.base, output_dir=Path("."), data=data, training=training)
-        config = apply_arm(base, arm, num_registers)
+        config = apply_arm(base, self.arm(arm), num_registers, self.methods)
         return Cell(
             arm=arm,
             num_registers=num_registers,

@@ -13,7 +13,8 @@ from torch import nn
 
 from regtune.config import RunConfig, config_hash, to_dict
 from regtune.errors import CheckpointError, ConfigError
-from regtune.methods.warm_up import warm_up
+from regtune.methods.used import methods_of
+from regtune.methods.warm_up import WarmUpSettings, warm_up
 from regtune.models.precision import best_device, device_of, resolve_precision
 from regtune.records import (
     CONFIG_FILE,
@@ -29,11 +30,10 @@ from regtune.records import (
     write_json,
 )
 from regtune.registers.surgery import (
-    add_registers,
-    backbone_of,
     max_text_length,
     register_parameters,
 )
+from regtune.session import Session
 from regtune.sweeps.grid import set_name
 from regtune.sweeps.shared_inputs import SharedInputs, tokenise
 from regtune.tasks.qa.answers import Prediction
@@ -92,7 +92,10 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
     ]
     write_json(run_dir / CONFIG_FILE, resolved(config))  # only now: a mistyped path must not claim the directory
     texts = [example.context for example in train.examples]
-    warmed = warm_up(model, texts, tokenizer, config=config, folder=run_dir) if config.warm_up.steps else None
+    warmed = None
+    for used in methods_of(config):
+        if isinstance(used.settings, WarmUpSettings):
+            warmed = warm_up(model, texts, tokenizer, settings=used.settings, config=config, folder=run_dir)
 
     def evaluate(candidate: nn.Module) -> Mapping[str, float]:
         predictions = predict(candidate, sets[0], tokenizer, config, progress=progress)
@@ -193,23 +196,16 @@ def build_model(config: RunConfig, inputs: SharedInputs | None = None) -> tuple[
     tokenizer = inputs.tokenizer(config)
     set_seed(config.training.seed)
     model = inputs.model(config)
-    add_registers(model, config.registers, sep_token_id=tokenizer.sep_token_id, mask_token_id=tokenizer.mask_token_id)
+    session = Session(name=config.model, model=model, reader=tokenizer)
+    for used in methods_of(config):
+        used.method.attach(session, used.settings)
     limit = max_text_length(model)
     if limit is not None and config.data.max_length > limit:
         raise ConfigError(
             f"data.max_length={config.data.max_length} is more than the {limit} text tokens that {config.model} has "
             f"positions for beside {config.registers.num_registers} registers. Set --data.max-length {limit} or less."
         )
-    if config.training.freeze_backbone:
-        freeze_backbone(model)
     return model.to(best_device()), tokenizer
-
-
-def freeze_backbone(model: nn.Module) -> None:
-    """Leaves the head and trainable registers to learn."""
-    own = {id(parameter): parameter.requires_grad for parameter in register_parameters(model)}
-    for parameter in backbone_of(model).parameters():
-        parameter.requires_grad_(own.get(id(parameter), False))
 
 
 def load_evaluation_set(name: str, tokenizer: Any, model: nn.Module, config: RunConfig) -> EvaluationSet:

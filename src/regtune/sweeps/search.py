@@ -10,7 +10,6 @@ from typing import Any
 
 from regtune.errors import TrainingError
 from regtune.records import machine, read_json, write_json
-from regtune.sweeps.arms import arm_named
 from regtune.sweeps.cell_run import failure, finished_record, locked, run_cell
 from regtune.sweeps.grid import Cell, LearningRates, SearchConfig, SweepConfig
 
@@ -109,7 +108,7 @@ def _prepare(
 
 def _cells(sweep: SweepConfig, settings: SearchConfig) -> Iterator[tuple[Cell, LearningRates]]:
     for arm in (*sweep.arms, *sweep.at_best):
-        kind = arm_named(arm)
+        kind = sweep.arm(arm)
         own: tuple[float | None, ...] = settings.register_learning_rates if kind.learns_registers else (None,)
         for rate in settings.learning_rates:
             for register_rate in own:

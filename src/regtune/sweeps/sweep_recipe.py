@@ -58,11 +58,15 @@ def sweep_to_dict(sweep: SweepConfig) -> dict[str, Any]:
     return plain
 
 
-def _convert(key: str, value: Any, where: str) -> Any:
+def _convert(key: str, value: Any, where: str) -> Any:  # noqa: PLR0911
     if key == "base":
         return config_from_dict(_mapping(value, where), where)
     if key == "training_sets":
         return {str(name): _list(sets, str, f"{where}.{name}") for name, sets in _mapping(value, where).items()}
+    if key == "own_arms":
+        return {str(name): _methods(given, f"{where}.{name}") for name, given in _mapping(value, where).items()}
+    if key == "methods":
+        return _methods(value, where)
     if key == "learning_rates":
         rates = _mapping(value, where).items()
         return {str(arm): _rates(LearningRates, given, f"{where}.{arm}") for arm, given in rates}
@@ -87,6 +91,10 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{where} is {value!r}, but must hold settings of its own, indented below it.")
     return value
+
+
+def _methods(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    return {str(name): _mapping(settings, f"{where}.{name}") for name, settings in _mapping(value, where).items()}
 
 
 def _number(value: Any) -> Any:

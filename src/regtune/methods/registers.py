@@ -1,0 +1,68 @@
+"""Registers as a method: learned vectors beside the text in every layer; and, frozen or copied, their controls."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regtune.config import RegisterConfig, TrainConfig
+from regtune.interfaces import Attached, Group, Method
+from regtune.registers.saving import save_registers
+from regtune.registers.surgery import add_registers, disable_registers, register_parameters, remove_registers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from regtune.session import Session
+
+
+class AttachedRegisters(Attached):
+    """Registers on a model."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def detach(self) -> None:
+        """The model with its original state dict."""
+        remove_registers(self.model)
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Inside, the model computes bit for bit as without registers."""
+        return disable_registers(self.model)
+
+    def save(self, folder: Path) -> None:
+        """The registers alone; `regtune.load_registers` reads them."""
+        save_registers(self.model, folder)
+
+
+class RegistersMethod(Method):
+    """Registers (RegBERT, 2024; Darcet 2024 for vision)."""
+
+    name = "registers"
+    title = "learned vectors beside the text, in every layer's attention; dropped before the head"
+    settings = RegisterConfig
+
+    def attach(self, session: Session, settings: RegisterConfig) -> AttachedRegisters:
+        """Adds the registers; nothing where N = 0."""
+        ids = {name: getattr(session.reader, name, None) for name in ("sep_token_id", "mask_token_id")}
+        add_registers(session.model, settings, **ids)
+        return AttachedRegisters(session.model)
+
+    def groups(self, model: nn.Module, settings: RegisterConfig, training: TrainConfig) -> list[Group]:
+        """Registers start from nothing and see some hundred steps: a rate of their own, and no weight decay."""
+        learning = tuple(p for p in register_parameters(model) if p.requires_grad)
+        return [Group(name=self.name, parameters=learning, learning_rate=training.register_learning_rate)]
+
+    def label(self, settings: RegisterConfig) -> str:
+        """What they are and how many: `registers, N = 8`, `[SEP] copies, N = 4`."""
+        return f"{_kind(settings)}, N = {settings.num_registers}"
+
+
+def _kind(settings: RegisterConfig) -> str:
+    copies = {"sep": "[SEP] copies", "mask": "[MASK] copies"}.get(settings.init)
+    if copies:
+        name = f"registers from {copies}" if settings.trainable else copies
+    else:
+        name = "registers" if settings.trainable else "frozen random vectors"
+    return f"{name} in every layer" if settings.depth == "every_layer" else name
