@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from regtune.errors import CheckpointError
 from regtune.models.minilm import minilm_folder
+from regtune.models.safety import needs_code
 from regtune.registers.saving import from_pretrained
 
 MINILM = "minilm"
@@ -48,13 +49,12 @@ def load_question_answering_model(
     from transformers import AutoModelForQuestionAnswering
 
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
-    try:
-        with quiet_transformers():  # the report on the new head's weights is expected, not news
-            return from_pretrained(
-                AutoModelForQuestionAnswering, resolve_model(name), trust_remote_code=trust_remote_code, **options
-            )
-    except ValueError as error:
-        raise CheckpointError(f"{name} can't be loaded for question answering: {error}") from error
+    source = resolve_model(name)
+    with quiet_transformers():  # the report on the new head's weights is expected, not news
+        model: PreTrainedModel = from_pretrained(
+            AutoModelForQuestionAnswering, source, trust_remote_code=trust_remote_code, **options
+        )
+    return model
 
 
 @contextlib.contextmanager
@@ -73,11 +73,19 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
+Need = Literal["pad", "sep"]
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, needs: tuple[Need, ...] = ()) -> Any:
     """The model's fast tokenizer.
 
+    Args:
+        name: as `resolve_model` takes it.
+        trust_remote_code: run code from the repository; off unless asked for.
+        needs: special tokens that the task can't do without.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, it would run code, or it lacks one of these tokens.
     """
     from transformers import AutoTokenizer
 
@@ -85,6 +93,8 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
         source = resolve_model(name)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(needs_code(name)) from error
         raise CheckpointError(f"{name} has no tokenizer that can be loaded: {error}") from error
     files = {"tokenizer.json", *getattr(tokenizer, "vocab_files_names", {}).values()}
     if Path(source).is_dir() and not any(Path(source, file).is_file() for file in files):
@@ -92,4 +102,20 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
         raise CheckpointError(
             f"{name} has no tokenizer files ({', '.join(sorted(files))}). Save the tokenizer there too."
         )
+    for need in needs:
+        if getattr(tokenizer, f"{need}_token_id") is None:
+            raise CheckpointError(_LACKS[need].format(name=name))
     return tokenizer
+
+
+_LACKS = {
+    "pad": (
+        "The tokenizer of {name} has no padding token, so texts of different lengths make no batch. Give it one that "
+        "the model knows and save it beside the model: tokenizer.pad_token = tokenizer.eos_token; "
+        "tokenizer.save_pretrained(folder)."
+    ),
+    "sep": (
+        "The tokenizer of {name} has no separator token, so a model can't tell question from context. Name the one "
+        "that the model was trained with (tokenizer.sep_token = ...) and save it beside the model, or take another."
+    ),
+}

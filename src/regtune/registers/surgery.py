@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regtune.config import RegisterConfig
-from regtune.errors import ConfigError, UnsupportedModelError
+from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import Family, submodule
 from regtune.registers.hooks import RegisterHooks
@@ -86,8 +86,12 @@ def remove_registers(model: ModelT) -> ModelT:
 
 @contextmanager
 def disable_registers(model: nn.Module) -> Iterator[None]:
-    """Inside the context the model runs as if it had no registers, bit for bit. Does nothing without registers."""
-    registers = find_registers(model)
+    """Inside the context the model runs as if it had no registers, bit for bit. Does nothing without registers.
+
+    Raises:
+        CheckpointError: the registers were lost when the model was loaded without regtune.
+    """
+    registers = find_registers(model) or _refuse_lost(model)
     if registers is None:
         yield
         return
@@ -156,8 +160,12 @@ def find_registers(model: nn.Module) -> Registers | None:
 
 
 def num_registers(model: nn.Module) -> int:
-    """How many registers a model has; 0 if none."""
-    registers = find_registers(model)
+    """How many registers a model has; 0 if none.
+
+    Raises:
+        CheckpointError: its config speaks of registers that were lost when it was loaded without regtune.
+    """
+    registers = find_registers(model) or _refuse_lost(model)
     return 0 if registers is None else registers.num_registers
 
 
@@ -187,11 +195,29 @@ def require_registers(model: nn.Module) -> Registers:
 
     Raises:
         UnsupportedModelError: it has none.
+        CheckpointError: they were lost when the model was loaded without regtune.
     """
-    registers = find_registers(model)
+    registers = find_registers(model) or _refuse_lost(model)
     if registers is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no registers; call add_registers(model, ...) first.")
     return registers
+
+
+def _refuse_lost(model: nn.Module) -> Registers | None:
+    """Refuses a model without registers whose config, or that of a part, speaks of some: plain transformers read it."""
+    parts = list(model.modules())
+    if any(isinstance(part, Registers) for part in parts):
+        return None
+    for part in parts:
+        settings = getattr(getattr(part, "config", None), CONFIG_KEY, None)
+        if settings:
+            number = settings.get("num_registers") if isinstance(settings, dict) else settings
+            raise CheckpointError(
+                f"{type(part).__name__} was loaded without regtune: its config speaks of {number} registers and it has "
+                "none, so it computes without what it was trained with. Load it with regtune.from_pretrained(...); to "
+                f"use it without them on purpose: del model.config.{CONFIG_KEY}."
+            )
+    return None
 
 
 def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:

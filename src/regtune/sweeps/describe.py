@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,13 +34,18 @@ def _model_facts(target: Target) -> dict[str, Any]:
 
     from regtune.families import family_of
     from regtune.models.loading import resolve_model
+    from regtune.models.safety import needs_code, read_model_config
     from regtune.registers.surgery import CONFIG_KEY
 
     location = resolve_model(target.model)
     try:
-        config: Any = AutoConfig.from_pretrained(location)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{target.name} can't be loaded: {error}") from error
+        read_model_config(location)  # says what is wrong with a config that is none
+        config: Any = AutoConfig.from_pretrained(location, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        unread = (
+            needs_code(target.name) if "trust_remote_code" in str(error) else f"{target.name} can't be loaded: {error}"
+        )
+        raise CheckpointError(unread) from error
     try:
         family = family_of(config).name
     except TypeError as error:  # UnsupportedModelError: telling what it is must work for any model
@@ -63,11 +67,11 @@ def _parameters(folder: Path) -> dict[str, int] | None:
     """Numbers in a local folder's safetensors files, all and the registers'; None for a hub name."""
     from safetensors import SafetensorError, safe_open
 
-    from regtune.registers.saving import refuse_pointers
+    from regtune.models.safety import check_model_files
 
     if not folder.is_dir():
         return None
-    refuse_pointers(folder)
+    check_model_files(folder)
     total = registers = 0
     file = folder
     try:

@@ -131,7 +131,7 @@ def _load(target: Target, config: RunConfig) -> tuple[Any, Any, RunConfig]:
             max_question_length=min(config.data.max_question_length, limit // 2),
         )
         config = dataclasses.replace(config, data=data)
-    return model.to(best_device()).eval(), load_tokenizer(target.model), config
+    return model.to(best_device()).eval(), load_tokenizer(target.model, needs=("pad", "sep")), config
 
 
 def language_averages(sets: Sequence[SetScores]) -> dict[str, dict[str, float]]:

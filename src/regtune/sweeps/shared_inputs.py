@@ -36,7 +36,9 @@ class SharedInputs:
         """The model's tokenizer."""
         if config.model not in self._tokenizers:
             trusted = config.trust_remote_code == config.model
-            self._tokenizers[config.model] = load_tokenizer(config.model, trust_remote_code=trusted)
+            self._tokenizers[config.model] = load_tokenizer(
+                config.model, trust_remote_code=trusted, needs=("pad", "sep")
+            )
         return self._tokenizers[config.model]
 
     def model(self, config: RunConfig) -> Any:
@@ -90,7 +92,9 @@ class _Base:
         from regtune.training.trainer import preserved_random_state
 
         with preserved_random_state(), quiet_transformers():
-            _, report = self.kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **self.options)
+            _, report = self.kind.from_pretrained(
+                name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **self.options
+            )
         return set(report["missing_keys"])
 
     def fresh(self) -> Any:

@@ -139,7 +139,7 @@ def build_classifier(config: SentimentConfig) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification
 
     attention = None if config.training.attention == "auto" else config.training.attention
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, needs=("pad",))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         try:

@@ -82,8 +82,8 @@ class QuestionAnswerer:
 
         source = resolve_model(name)
         model = from_pretrained(AutoModelForQuestionAnswering, source, trust_remote_code=trust_remote_code)
-        model.to(torch.device(device) if device is not None else best_device())  # type: ignore[arg-type]
-        return cls(model, load_tokenizer(name, trust_remote_code=trust_remote_code), **settings)
+        model.to(torch.device(device) if device is not None else best_device())
+        return cls(model, load_tokenizer(name, trust_remote_code=trust_remote_code, needs=("pad", "sep")), **settings)
 
     @overload
     def __call__(self, *, question: str, context: str) -> Prediction: ...
