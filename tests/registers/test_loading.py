@@ -204,7 +204,7 @@ def test_a_config_object_of_ones_own_is_used(tmp_path):
 def test_plain_transformers_names_the_registers_in_its_report(tmp_path, caplog, monkeypatch):
     with_registers().save_pretrained(tmp_path)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="transformers"):  # its own default
         AutoModelForQuestionAnswering.from_pretrained(tmp_path)
     for key in ("bert.registers.tokens", "bert.registers.positions"):
         assert any(key in line and "UNEXPECTED" in line for line in caplog.text.splitlines())
