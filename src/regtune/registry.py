@@ -114,7 +114,25 @@ def _origin(item: Any) -> str:
 
 
 TASKS: Final = Registry("task", "tasks", {})
-FAMILIES: Final = Registry("family", "families", {})
+FAMILIES: Final = Registry(
+    "family",
+    "families",
+    {
+        "ALBERT": "regtune.families.albert:ALBERT",
+        "BERT": "regtune.families.bert:BERT",
+        "DeBERTa-v2": "regtune.families.deberta_v2:DEBERTA_V2",
+        "DistilBERT": "regtune.families.distilbert:DISTILBERT",
+        "ELECTRA": "regtune.families.electra:ELECTRA",
+        "GPT-2": "regtune.families.gpt2:GPT2",
+        "Llama": "regtune.families.llama:LLAMA",
+        "ModernBERT": "regtune.families.modernbert:MODERNBERT",
+        "MPNet": "regtune.families.mpnet:MPNET",
+        "Qwen2": "regtune.families.qwen:QWEN2",
+        "Qwen3": "regtune.families.qwen:QWEN3",
+        "RoBERTa": "regtune.families.roberta:ROBERTA",
+        "XLM-R": "regtune.families.roberta:XLM_ROBERTA",
+    },
+)
 METHODS: Final = Registry(
     "method",
     "methods",

@@ -238,3 +238,16 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(run, monkeypatch, name, hin
     assert code == 130
     assert "Interrupted." in err
     assert ("same command continues" in err) is hint
+
+
+def test_a_plugin_file_is_run_before_the_command(run, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("print('hello from the plugin')")
+    for arguments in (("--plugin", str(file), "--version"), ("--version", f"--plugin={file}")):
+        code, out, _ = run(*arguments)
+        assert code == 0
+        assert "regtune 0." in out
+    assert run("--version", "--plugin")[0] == 2
+    code, _, err = run("--plugin", str(tmp_path / "none.py"), "--version")
+    assert code == 2
+    assert "is no Python file" in err

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or os.environ.get("REGTUNE_DEBUG", "0") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        return _dispatch(_load_plugins(arguments))
     except KeyboardInterrupt:
         resume = " The same command continues the run." if arguments[:1] in (["train"], ["demo"], ["sweep"]) else ""
         print(f"\nInterrupted.{resume}", file=sys.stderr)
@@ -50,6 +50,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) else 1
 
 
+def _load_plugins(arguments: list[str]) -> list[str]:
+    """Runs the files of `--plugin FILE` (it may stand anywhere, more than once) and gives the other arguments."""
+    from regtune.registry import load_plugin
+
+    left: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        name, equals, path = argument.partition("=")
+        if name != "--plugin":
+            left.append(argument)
+            continue
+        path = path if equals else next(given, "")
+        if not path:
+            raise ConfigError("--plugin names no file. Give a Python file: --plugin mine.py")
+        load_plugin(path)
+    return left
+
+
 def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
@@ -61,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"regtune {version('regtune')}")
         return 0
     if name not in COMMANDS:
-        options = ("--help", "--version", "--debug")
+        options = ("--help", "--version", "--debug", "--plugin")
         raise unknown_name("option", name, options) if name.startswith("-") else unknown_name("command", name, COMMANDS)
     try:
         return COMMANDS[name].run(arguments[1:])
@@ -74,7 +92,9 @@ def _overview() -> str:
     lines = ["usage: regtune COMMAND [OPTIONS]", "", "Register-augmented fine-tuning of pretrained encoders.", ""]
     lines += ["Commands (regtune COMMAND --help tells all its options):"]
     lines += [f"  {name:<{width}}  {command.sentence}" for name, command in COMMANDS.items()]
-    lines += ["", "Options:", "  --version  Print the version.", "  --debug    Show the traceback of an error."]
+    lines += ["", "Options:", "  --version      Print the version."]
+    lines += ["  --debug        Show the traceback of an error."]
+    lines += ["  --plugin FILE  Run a Python file that registers tasks, families, methods or analyses of your own."]
     lines += ["", "Exit codes: 0 done, 1 it failed, 2 used wrongly, 130 interrupted.", "", "Examples:"]
     return "\n".join(lines + [f"  {command.examples[0]}" for command in COMMANDS.values()])
 

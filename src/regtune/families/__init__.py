@@ -1,38 +1,13 @@
-"""The table of known architectures: one declarative file each."""
+"""The known architectures: one declarative file each, and those of plugins (`regtune.registry`)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from regtune.errors import UnsupportedModelError
+from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families._family import Family
-from regtune.families.albert import ALBERT
-from regtune.families.bert import BERT
-from regtune.families.deberta_v2 import DEBERTA_V2
-from regtune.families.distilbert import DISTILBERT
-from regtune.families.electra import ELECTRA
-from regtune.families.gpt2 import GPT2
-from regtune.families.llama import LLAMA
-from regtune.families.modernbert import MODERNBERT
-from regtune.families.mpnet import MPNET
-from regtune.families.qwen import QWEN2, QWEN3
-from regtune.families.roberta import ROBERTA, XLM_ROBERTA
-
-FAMILIES: tuple[Family, ...] = (
-    ALBERT,
-    BERT,
-    DEBERTA_V2,
-    DISTILBERT,
-    ELECTRA,
-    GPT2,
-    LLAMA,
-    MODERNBERT,
-    MPNET,
-    QWEN2,
-    QWEN3,
-    ROBERTA,
-    XLM_ROBERTA,
-)
+from regtune.registry import FAMILIES
 
 _REFUSALS = {
     "registers": "Registers are not supported for model_type={}.",
@@ -41,10 +16,28 @@ _REFUSALS = {
 }
 
 
+def known_families() -> Iterator[Family]:
+    """Every family: built in first, then those from outside.
+
+    Raises:
+        ConfigError: one from outside claims a `model_type` that another has.
+    """
+    claimed: dict[str, str] = {}
+    for name in FAMILIES:
+        family: Family = FAMILIES.get(name)
+        for model_type in family.model_types:
+            if claimed.setdefault(model_type, name) != name:
+                raise ConfigError(
+                    f"The family {name!r} ({FAMILIES.origin(name)}) claims model_type={model_type!r}, which is "
+                    f"{claimed[model_type]!r}'s. Take it out of its model_types."
+                )
+        yield family
+
+
 def find_family(config: Any) -> Family | None:
     """The family of a Hugging Face config's `model_type`, whatever it supports; None if there is none."""
     model_type = getattr(config, "model_type", None)
-    return next((family for family in FAMILIES if model_type in family.model_types), None)
+    return next((family for family in known_families() if model_type in family.model_types), None)
 
 
 def family_of(config: Any, need: Literal["registers", "relevance", "parts"] = "registers") -> Family:
@@ -59,7 +52,7 @@ def family_of(config: Any, need: Literal["registers", "relevance", "parts"] = "r
     """
     family = find_family(config)
     if family is None or not _has(family, need):
-        known = ", ".join(f"{one.name} ({', '.join(one.model_types)})" for one in FAMILIES if _has(one, need))
+        known = ", ".join(f"{one.name} ({', '.join(one.model_types)})" for one in known_families() if _has(one, need))
         refusal = _REFUSALS[need].format(repr(getattr(config, "model_type", None)))
         raise UnsupportedModelError(f"{refusal} Supported: {known}.")
     if need == "registers":

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from regtune.analyses.attention.tap import registers_first
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
-from regtune.families import FAMILIES, find_family
+from regtune.families import find_family, known_families
 from regtune.families._family import modules_at
 from regtune.registers.surgery import backbone_of, find_registers
 from regtune.token_classes import TokenClass, is_content
@@ -64,7 +64,7 @@ def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
     known = None if family is None else tuple(modules_at(backbone, *family.within_layers()))
     blocks = _listed_blocks(backbone) if known is None else known
     if not blocks or getattr(backbone.config, "is_encoder_decoder", False):
-        names = ", ".join(family.name for family in FAMILIES)
+        names = ", ".join(family.name for family in known_families())
         raise UnsupportedModelError(
             f"The blocks of {type(backbone).__name__} (model_type={getattr(backbone.config, 'model_type', None)!r}) "
             f"can't be found. Supported: {names}, and any other encoder or decoder that keeps its num_hidden_layers "
