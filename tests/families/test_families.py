@@ -37,5 +37,5 @@ def test_a_family_from_outside_is_found(outside):
 
 def test_a_family_from_outside_cannot_take_a_model_type_that_is_taken(outside):
     outside.add(dataclasses.replace(BERT, name="My BERT"))
-    with pytest.raises(ConfigError, match=r"'My BERT' .* claims model_type='bert', which is 'BERT's"):
+    with pytest.raises(ConfigError, match=r"'My BERT' .* claims model_type='bert', which is 'BERT''s"):
         find_family(Config())
