@@ -91,11 +91,11 @@ class DataConfig:
     stride: int = 128
     """Overlap between two windows of one context, in tokens."""
     max_question_length: int = 64
-    """Longer questions are refused (or cut, with `on_long_question=truncate`)."""
-    on_long_question: Literal["refuse", "truncate"] = "refuse"
-    """What to do with a question longer than `max_question_length` tokens."""
-    on_bad_record: Literal["raise", "skip"] = "raise"
-    """Stop at the first bad record, or leave it out, count it and list it."""
+    """Longer questions are cut and counted (or refused, with `on_long_question=refuse`)."""
+    on_long_question: Literal["refuse", "truncate"] = "truncate"
+    """What to do with a question longer than `max_question_length` tokens: stop, or cut it and count it."""
+    on_bad_record: Literal["raise", "skip", "mend"] = "raise"
+    """Stop at the first bad record; leave it out, count it and list it; or also move near offsets to their answer."""
     max_train_examples: int | None = None
     """Use only the first so many training questions (for a quick look)."""
     max_eval_examples: int | None = None

@@ -157,11 +157,9 @@ def test_a_cell_that_a_spreadsheet_would_run_is_made_text(tmp_path):
 
 
 def test_question_and_gold_are_shown_where_the_file_can_be_read(tmp_path):
-    from regtune.tasks.qa.data.embedded import SOURCE  # the embedded set is always at hand
     from regtune.tasks.qa.data.sources import load_questions
 
     examples = load_questions(["embedded:dev"]).examples
-    assert SOURCE.prefix == "embedded"
     cells = write_sweep(
         tmp_path / "sweep", counts=(0, 4), seeds=(0, 1), sets=("embedded:dev",), questions=30, effects={0: -0.5, 4: 0.5}
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,6 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from regtune.cli.parsing import CommandHelp, context_of, parse, quiet
+from regtune.errors import printable
 
 HELP = CommandHelp(
     name="ask",
@@ -48,6 +51,11 @@ def run(argv: Sequence[str]) -> int:
     from regtune.tasks.qa.ask import answers_text
     from regtune.tasks.qa.ask import ask as put_question
 
-    prediction = put_question(args.target, args.question, context, top_k=args.top_k)
-    print(json.dumps(prediction.to_json(), ensure_ascii=False) if args.json else answers_text(prediction))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prediction = put_question(args.target, args.question, context, top_k=args.top_k)
+    if prediction.question_cut:
+        print("note: the question was too long for the model's windows and was cut.", file=sys.stderr)
+    text = json.dumps(prediction.to_json(), ensure_ascii=False) if args.json else answers_text(prediction)
+    print(printable(text))
     return 0

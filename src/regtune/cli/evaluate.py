@@ -41,10 +41,12 @@ class EvaluateArgs:
     """Where the results go: `evaluation` in the run directory, or runs/evaluation for other models."""
     max_length: int = 384
     """Longest window in text tokens."""
-    stride: int = 128
-    """Overlap between two windows of one context, in tokens."""
-    on_bad_record: Literal["raise", "skip"] = "raise"
-    """Stop at the first bad record, or leave it out, count it and list it."""
+    stride: int | None = None
+    """Overlap between two windows of one context, in tokens; the run's own, or a third of a shorter window."""
+    max_question_length: int | None = None
+    """Longer questions, in tokens, are cut and counted; the run's own, or half of a shorter window."""
+    on_bad_record: Literal["raise", "skip", "mend"] = "raise"
+    """Stop at the first bad record; leave it out, count it and list it; or also move near offsets to their answer."""
     max_examples: int | None = None
     """Use only the first so many questions of each set."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -65,7 +67,6 @@ def run(argv: Sequence[str]) -> int:
     default = EvaluateArgs(
         target=str(target),
         max_length=base.data.max_length,
-        stride=base.data.stride,
         on_bad_record=base.data.on_bad_record,
         max_examples=base.data.max_eval_examples,
         precision=base.training.precision,
@@ -74,12 +75,15 @@ def run(argv: Sequence[str]) -> int:
     args = parse(HELP, EvaluateArgs, argv, default)
     quiet()
     from regtune.sweeps.evaluate import evaluate as run_evaluation
-    from regtune.sweeps.evaluate import evaluation_text
+    from regtune.sweeps.evaluate import evaluation_text, shorter
 
+    fitted = base.data if args.max_length >= base.data.max_length else shorter(base.data, args.max_length)
     data = dataclasses.replace(
-        base.data,
+        fitted,
         max_length=args.max_length,
-        stride=args.stride,
+        stride=fitted.stride if args.stride is None else args.stride,
+        max_question_length=args.max_question_length or fitted.max_question_length,
+        on_long_question="truncate",
         on_bad_record=args.on_bad_record,
         max_eval_examples=args.max_examples,
     )

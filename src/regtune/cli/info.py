@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from regtune.cli.parsing import CommandHelp, parse, quiet
+from regtune.errors import printable
 
 HELP = CommandHelp(
     name="info",
@@ -39,5 +40,5 @@ def run(argv: Sequence[str]) -> int:
     from regtune.sweeps.describe import describe, describe_text
 
     facts = describe(args.target)
-    print(json.dumps(facts, ensure_ascii=False, indent=1) if args.json else describe_text(facts))
+    print(printable(json.dumps(facts, ensure_ascii=False, indent=1) if args.json else describe_text(facts)))
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from regtune.cli import ask, compare, demo, diagnose, doctor, evaluate, explain, info, inside, report, sweep, train
-from regtune.errors import ConfigError, RegtuneError, unknown_name
+from regtune.errors import ConfigError, RegtuneError, bounded, unknown_name
 
 
 class Command(NamedTuple):
@@ -102,10 +102,10 @@ def _overview() -> str:
 def _message(error: Exception) -> str:
     if isinstance(error, RegtuneError):
         return f"error: {error}"
-    kind = type(error).__name__
+    kind, text = type(error).__name__, bounded(str(error))
     if isinstance(error, OSError) and error.strerror:
-        return f"error: {error.strerror}: {error.filename or kind}"
-    return f"error: {kind}: {error} (this is not one of regtune's own errors; --debug shows where it comes from)"
+        return f"error: {error.strerror}: {bounded(str(error.filename or kind))}"
+    return f"error: {kind}: {text} (this is not one of regtune's own errors; --debug shows where it comes from)"
 
 
 if __name__ == "__main__":

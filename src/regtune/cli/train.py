@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -47,10 +48,13 @@ def run(argv: Sequence[str]) -> int:
     if args.recipe != recipe:
         raise ConfigError(f"Put the recipe first: regtune train {args.recipe} ...")
     quiet()
+    from regtune.errors import printable
     from regtune.sweeps.describe import scores_text
-    from regtune.sweeps.run import run_experiment
+    from regtune.sweeps.run import data_lines, run_experiment
 
     record = run_experiment(args.config)
+    for line in data_lines(record.data):
+        print(printable(f"note: {line}", keep=""), file=sys.stderr)
     print(scores_text(record.metrics))
     print(f"Run directory: {args.config.output_dir}")
     return 0

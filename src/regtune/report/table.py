@@ -8,6 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from regtune.errors import printable
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a cell starts with that a spreadsheet runs; the last four are their wide forms."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -34,7 +39,7 @@ class Table:
         """The header and the rows; cells that a spreadsheet would run as a formula are made text."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(self.header)
+        writer.writerow([_harmless(cell) for cell in self.header])
         writer.writerows([[_harmless(cell) for cell in row] for row in self.rows])
         return stream.getvalue()
 
@@ -52,10 +57,11 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _harmless(text: str) -> str:
-    """A number keeps its sign; words that start like a formula get an apostrophe."""
-    if text[:1] in ("=", "+", "-", "@", "\t") and not _is_number(text):
-        return f"'{text}"
-    return text
+    """A number keeps its sign; words that start like a formula get an apostrophe, and a cell has one line."""
+    plain = printable(" ".join(text.splitlines()), keep="\t")
+    if plain.lstrip(" ")[:1] in _FORMULA and not _is_number(plain):
+        return f"'{plain}"
+    return plain
 
 
 def _is_number(text: str) -> bool:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regtune.config import RunConfig, to_dict
+from regtune.config import DataConfig, RunConfig, to_dict
+from regtune.errors import printable
 from regtune.records import now, versions, write_json
 from regtune.session import Target, open_target, require_answering_head
+from regtune.tasks.qa.windows import fitting
 
 EVALUATION_FILE = "evaluation.json"
 _COLUMNS = {
@@ -35,9 +37,12 @@ class SetScores:
     """The name or file that was given."""
     language: str
     questions: int
+    """Scored questions."""
     metrics: dict[str, float]
     predictions: str
     """The file with every question's n-best, relative to the evaluation's folder."""
+    account: dict[str, Any] = field(default_factory=dict)
+    """How many questions were read, left out, mended, converted and cut, and which; `lines` say it in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,7 @@ def evaluate(
         ConfigError: two sets with the same short name, or settings that don't fit the model.
         DataError: as reading the sets.
     """
-    from regtune.sweeps.run import evaluate_sets, load_evaluation_set, refuse_same_names
+    from regtune.sweeps.run import data_facts, evaluate_sets, load_evaluation_set, refuse_same_names
     from regtune.tasks.qa.data.sources import dataset_info
 
     target = open_target(name)
@@ -99,6 +104,7 @@ def evaluate(
             questions=len(part.data.examples),
             metrics=metrics[part.name],
             predictions=files[part.name],
+            account=data_facts(part.data, part.windows),
         )
         for each, part in parts.items()
     )
@@ -124,14 +130,14 @@ def _load(target: Target, config: RunConfig) -> tuple[Any, Any, RunConfig]:
     model: Any = load_question_answering_model(target.model, attention=config.training.attention)
     limit = max_text_length(model)
     if limit is not None and config.data.max_length > limit:
-        data = dataclasses.replace(
-            config.data,
-            max_length=limit,
-            stride=min(config.data.stride, limit // 3),
-            max_question_length=min(config.data.max_question_length, limit // 2),
-        )
-        config = dataclasses.replace(config, data=data)
+        config = dataclasses.replace(config, data=shorter(config.data, limit))
     return model.to(best_device()).eval(), load_tokenizer(target.model, needs=("pad", "sep")), config
+
+
+def shorter(data: DataConfig, max_length: int) -> DataConfig:
+    """The same settings with windows of `max_length` tokens; stride and questions are made to fit where they don't."""
+    stride, question = fitting(max_length, data.stride, data.max_question_length)
+    return dataclasses.replace(data, max_length=max_length, stride=stride, max_question_length=question)
 
 
 def language_averages(sets: Sequence[SetScores]) -> dict[str, dict[str, float]]:
@@ -147,14 +153,19 @@ def language_averages(sets: Sequence[SetScores]) -> dict[str, dict[str, float]]:
 
 
 def evaluation_text(found: Evaluation) -> str:
-    """The table that a person reads; ratios in percent."""
+    """The table that a person reads, ratios in percent, and below it what was left out, mended, converted or cut."""
     columns = [key for key in _COLUMNS if any(key in part.metrics for part in found.sets)]
     head = ["set", "language", "questions", *(_COLUMNS[key] for key in columns)]
-    rows = [
-        [part.name, part.language or "?", str(part.questions), *_cells(part.metrics, columns)] for part in found.sets
-    ]
+    rows = [[part.name, part.language or "?", _of(part), *_cells(part.metrics, columns)] for part in found.sets]
     rows += [[f"mean, {name}", "", "", *_cells(metrics, columns)] for name, metrics in found.averages.items()]
-    return table(head, rows)
+    notes = [f"{part.name}: {line}" for part in found.sets for line in part.account.get("lines", ())]
+    return "\n".join([printable(table(head, rows)), *(printable(note, keep="") for note in notes)])
+
+
+def _of(part: SetScores) -> str:
+    """Scored questions, of how many where some are missing."""
+    read = part.account.get("questions_read", part.questions)
+    return f"{part.questions} of {read}" if read > part.questions else str(part.questions)
 
 
 def _cells(metrics: Mapping[str, float], columns: Sequence[str]) -> list[str]:

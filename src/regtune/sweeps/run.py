@@ -120,7 +120,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
         config_hash=fingerprint,
         metrics=metrics,
         training=_training_facts(result) | ({"warm_up": warmed} if warmed else {}),
-        data={"train": _data_facts(train, train_windows)} | {s.name: _data_facts(s.data, s.windows) for s in sets},
+        data={"train": data_facts(train, train_windows)} | {s.name: data_facts(s.data, s.windows) for s in sets},
         parameters=count_parameters(model),
         versions=versions(),
         machine=machine(),
@@ -209,9 +209,16 @@ def build_model(config: RunConfig, inputs: SharedInputs | None = None) -> tuple[
 
 
 def load_evaluation_set(name: str, tokenizer: Any, model: nn.Module, config: RunConfig) -> EvaluationSet:
-    """Reads and tokenises one evaluation set."""
-    data = load_questions([name], on_bad_record=config.data.on_bad_record, max_examples=config.data.max_eval_examples)
-    return EvaluationSet(name, set_name(name), data, tokenise(data, tokenizer, model, config, for_training=False))
+    """Reads and tokenises one evaluation set; settings are called as `regtune evaluate` has them."""
+    data = load_questions(
+        [name],
+        on_bad_record=config.data.on_bad_record,
+        max_examples=config.data.max_eval_examples,
+        for_training=False,
+    )
+    flags = {key: f"--{key.replace('_', '-')}" for key in ("max_length", "stride", "max_question_length")}
+    windows = tokenise(data, tokenizer, model, config, for_training=False, called=flags)
+    return EvaluationSet(name, set_name(name), data, windows)
 
 
 def predict(
@@ -275,9 +282,11 @@ def _training_facts(result: TrainingResult) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(result).items() if key != "curve"}
 
 
-def _data_facts(data: SquadData, windows: WindowSet) -> dict[str, Any]:
-    return {
-        "questions": len(data.examples),
-        "windows": len(windows.windows),
-        "skipped": [dataclasses.asdict(record) for record in data.skipped],
-    } | windows.accounting
+def data_facts(data: SquadData, windows: WindowSet) -> dict[str, Any]:
+    """The account of a set for a record: what was read, left out, mended, converted and cut, with `lines` to print."""
+    return data.facts | windows.accounting | {"lines": [*data.lines, *windows.lines]}
+
+
+def data_lines(data: Mapping[str, Any]) -> list[str]:
+    """What a record's `data` has to say to a person, a line each behind the name of its set."""
+    return [f"{name}: {line}" for name, facts in data.items() for line in facts.get("lines", ())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,7 +69,9 @@ class SharedInputs:
         cutting = (data.max_length, data.stride, data.max_question_length, data.on_long_question)
         key = (config.model, *reading, *cutting, register_positions(model))
         if key not in self._questions:
-            found = load_questions(list(names), on_bad_record=data.on_bad_record, max_examples=limit)
+            found = load_questions(
+                list(names), on_bad_record=data.on_bad_record, max_examples=limit, for_training=for_training
+            )
             windows = tokenise(found, self.tokenizer(config), model, config, for_training=for_training)
             self._questions[key] = (found, windows)
         return self._questions[key]
@@ -107,8 +109,20 @@ class _Base:
         return model
 
 
-def tokenise(data: SquadData, tokenizer: Any, model: nn.Module, config: RunConfig, *, for_training: bool) -> WindowSet:
-    """The windows of a data set as the config asks for."""
+_RECIPE = {name: f"data.{name}" for name in ("max_length", "stride", "max_question_length", "on_long_question")}
+"""How the settings are called in a recipe and, behind two dashes, as flags of `regtune train`."""
+
+
+def tokenise(
+    data: SquadData,
+    tokenizer: Any,
+    model: nn.Module,
+    config: RunConfig,
+    *,
+    for_training: bool,
+    called: Mapping[str, str] = _RECIPE,
+) -> WindowSet:
+    """The windows of a data set as the config asks for; `called` as in `make_windows`."""
     return make_windows(
         data.examples,
         tokenizer,
@@ -118,4 +132,5 @@ def tokenise(data: SquadData, tokenizer: Any, model: nn.Module, config: RunConfi
         on_long_question=config.data.on_long_question,
         extra_positions=register_positions(model),
         for_training=for_training,
+        called=called,
     )

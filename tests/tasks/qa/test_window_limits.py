@@ -30,9 +30,9 @@ def test_a_stride_without_room_is_refused_at_exactly_the_last_token(kind):
     made = cut([short, example(LONG)], tokenizer, max_length=40, extra_positions=5, stride=room - 1)
     assert [window.example for window in made.windows][-1] == 1
     with pytest.raises(ConfigError) as caught:
-        cut([short, example(LONG)], tokenizer, max_length=40, extra_positions=5, stride=room)
+        cut([short, example(LONG)], tokenizer, max_length=40, extra_positions=5, stride=room, on_long_question="refuse")
     message = str(caught.value)
-    assert "'q0'" in message
+    assert "question 'q0'" in message
     assert f"stride={room} leaves no room" in message
     assert "max_length=40, 5 for registers" in message
     assert f"Set stride below {room}" in message
@@ -41,7 +41,7 @@ def test_a_stride_without_room_is_refused_at_exactly_the_last_token(kind):
 def test_a_question_longer_than_the_window_is_refused_not_looped_over():
     asked = example("the cat sat", question="what is the cat " * 30)
     with pytest.raises(ConfigError, match=r"stride=8 leaves no room: beside question 'q0'.*only 0 context tokens"):
-        cut([asked], tokenizer_of("bert-wordpiece"), max_question_length=500)
+        cut([asked], tokenizer_of("bert-wordpiece"), max_question_length=500, on_long_question="refuse")
 
 
 def test_a_long_question_is_refused_with_its_length():
@@ -50,7 +50,7 @@ def test_a_long_question_is_refused_with_its_length():
         DataError,
         match=r"1 of 1 questions have more than max_question_length=24.*'q0', has 26.*Set max_question_length",
     ):
-        cut([asked], tokenizer_of("bert-wordpiece"))
+        cut([asked], tokenizer_of("bert-wordpiece"), on_long_question="refuse")
 
 
 def test_a_long_question_can_be_truncated_and_is_accounted_for():

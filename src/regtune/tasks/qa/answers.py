@@ -56,6 +56,8 @@ class Prediction:
     """Logit of "no answer": the smallest start + end logit of the null position over all windows; None if not asked."""
     null_probability: float | None = None
     """Share of "no answer" among all answers."""
+    question_cut: bool = False
+    """Whether the model saw only the start of the question."""
 
     @property
     def n_best(self) -> tuple[AnswerSpan, ...]:
@@ -84,6 +86,8 @@ class Prediction:
         }
         if self.null_score is not None:
             plain |= {"null_score": self.null_score, "null_probability": self.null_probability}
+        if self.question_cut:
+            plain["question_cut"] = True
         return plain
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from regtune.errors import printable
 from regtune.session import open_target, require_answering_head
 from regtune.tasks.qa.answers import Prediction
 from regtune.tasks.qa.question_answerer import QuestionAnswerer
@@ -43,5 +44,5 @@ def answers_text(prediction: Prediction) -> str:
     if prediction.null_probability is not None:
         spans.append(("(no answer)", prediction.null_probability))
         spans.sort(key=lambda pair: -pair[1])
-    rows = [[f"{probability:.3f}", " ".join(text.split())] for text, probability in spans]
+    rows = [[f"{probability:.3f}", printable(" ".join(text.split()), keep="")] for text, probability in spans]
     return "\n".join(["probability  answer", *(f"{share:>11}  {text}" for share, text in rows)])

@@ -10,10 +10,13 @@ from jaxtyping import Int32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """A gold answer: its text and where it starts in the context, in characters (code points)."""
+    """A gold answer: its text, which metrics compare with, and where it starts in the context.
+
+    `start` counts characters (code points); it is None where the place is not known: nothing can be trained on it.
+    """
 
     text: str
-    start: int
+    start: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

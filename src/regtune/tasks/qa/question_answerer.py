@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from regtune.config import AnswerConfig
-from regtune.errors import DataError
+from regtune.errors import DataError, shown
 from regtune.models.loading import load_tokenizer, resolve_model
 from regtune.models.precision import best_device, device_of, resolve_precision
 from regtune.registers.saving import from_pretrained
@@ -18,7 +20,7 @@ from regtune.registers.surgery import max_text_length, register_positions
 from regtune.tasks.qa.answers import Prediction
 from regtune.tasks.qa.examples import QAExample
 from regtune.tasks.qa.predict import answer_questions
-from regtune.tasks.qa.windows import make_windows
+from regtune.tasks.qa.windows import fitting, make_windows
 
 
 class QuestionAnswerer:
@@ -55,7 +57,8 @@ class QuestionAnswerer:
         self.config = config or AnswerConfig()
         limit = max_text_length(model)
         self.max_length = max_length if limit is None else min(max_length, limit)
-        self.stride = stride if self.max_length == max_length else min(stride, self.max_length // 3)
+        fitted, self.max_question_length = fitting(self.max_length, stride, self.max_length)
+        self.stride = stride if self.max_length == max_length else fitted
         self.precision = resolve_precision(precision, device_of(model))
 
     @classmethod
@@ -94,6 +97,8 @@ class QuestionAnswerer:
     def __call__(self, *, question: str | list[str], context: str | list[str]) -> Prediction | list[Prediction]:
         """Answers one question, or a list of them about one context or a list of contexts.
 
+        A question longer than half a window is cut; a warning says how many were, and `Prediction.question_cut` which.
+
         Returns:
             A `Prediction` (text, n-best with probabilities and character offsets), or a list of them.
 
@@ -108,20 +113,29 @@ class QuestionAnswerer:
             )
         examples = [self._example(index, *pair) for index, pair in enumerate(zip(questions, contexts, strict=True))]
         predictions = self.answer(examples) if examples else []
+        cut = [number for number, prediction in enumerate(predictions, 1) if prediction.question_cut]
+        if cut:
+            warnings.warn(
+                f"{len(cut)} of {len(predictions)} questions were longer than {self.max_question_length} tokens and "
+                f"were cut (number {', '.join(map(str, cut[:5]))}{' …' if len(cut) > 5 else ''}).",
+                stacklevel=2,
+            )
         return predictions[0] if isinstance(question, str) else predictions
 
     def answer(self, examples: Sequence[QAExample], *, progress: bool = False) -> list[Prediction]:
-        """Answers examples that have ids already, in order."""
+        """Answers examples that have ids already, in order; long questions are cut (`Prediction.question_cut`)."""
         found = make_windows(
             examples,
             self.tokenizer,
             max_length=self.max_length,
             stride=self.stride,
-            max_question_length=self.max_length - 1,
+            max_question_length=self.max_question_length,
+            on_long_question="truncate",
             extra_positions=register_positions(self.model),
             for_training=False,
         )
-        return answer_questions(
+        cut = set(found.truncated_questions)
+        predictions = answer_questions(
             self.model,
             found.windows,
             examples,
@@ -130,10 +144,11 @@ class QuestionAnswerer:
             precision=self.precision,
             progress=progress,
         )
+        return [dataclasses.replace(one, question_cut=True) if one.id in cut else one for one in predictions]
 
     @staticmethod
     def _example(index: int, question: str, context: str) -> QAExample:
         for name, text in (("question", question), ("context", context)):
             if not isinstance(text, str) or not text.strip():
-                raise DataError(f"{name} {index + 1} is empty ({text!r}); there is nothing to read.")
+                raise DataError(f"{name} {index + 1} is empty ({shown(text)}); there is nothing to read.")
         return QAExample(id=str(index), question=question, context=context, answers=())

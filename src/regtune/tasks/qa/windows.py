@@ -8,15 +8,15 @@ panic where a stride leaves no room.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from regtune.errors import ConfigError, DataError
-from regtune.tasks.qa.data.squad_record import is_unicode
-from regtune.tasks.qa.examples import Answer, QAExample, Window
+from regtune.errors import ConfigError, DataError, shown
+from regtune.tasks.qa.data.records import is_unicode
+from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.offsets import check_spans, token_range
 from regtune.tasks.qa.pairs import PairTemplate, TokenisedText, pair_template, require_fast_tokenizer, tokenise
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OnLongQuestion = Literal["refuse", "truncate"]
 
+_SETTINGS = ("max_length", "stride", "max_question_length", "on_long_question")
 _CHECKED_TAIL = 8
 """Tokens at the end of each context that are decoded for the check; a drift of offsets is largest there."""
 
@@ -36,9 +37,11 @@ class WindowSet:
     windows: list[Window]
     examples: tuple[QAExample, ...]
     truncated_questions: tuple[str, ...] = ()
-    """Ids of questions that were cut to `max_question_length`."""
+    """Ids of questions that were cut to `max_question_length`, or further where the stride needs the room."""
     answers_without_window: tuple[str, ...] = ()
-    """Ids of examples whose first gold answer lies whole in none of their windows; all of them are labelled null."""
+    """Ids of examples whose gold answer lies whole in none of their windows; all of them are labelled null."""
+    answers_without_place: tuple[str, ...] = ()
+    """Ids of examples with answers, of which none has a place. In training they have no windows."""
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -52,7 +55,18 @@ class WindowSet:
             "longest_window": max(len(window.input_ids) for window in self.windows),
             "truncated_questions": len(self.truncated_questions),
             "answers_without_window": len(self.answers_without_window),
+            "answers_without_place": len(self.answers_without_place),
         }
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What was cut, for a person; empty where nothing was."""
+        cut = len(self.truncated_questions)
+        if not cut:
+            return ()
+        return (
+            f"{cut} of {len(self.examples)} questions were too long and cut, the first: {self.truncated_questions[0]}",
+        )
 
 
 def make_windows(
@@ -62,14 +76,15 @@ def make_windows(
     max_length: int,
     stride: int,
     max_question_length: int,
-    on_long_question: OnLongQuestion = "refuse",
+    on_long_question: OnLongQuestion = "truncate",
     extra_positions: int = 0,
     for_training: bool,
+    called: Mapping[str, str] | None = None,
 ) -> WindowSet:
     """Cuts every example's context into windows of at most `max_length` tokens, question and special tokens included.
 
-    Labels are the smallest token range that covers the first gold answer, or `null_position` twice where the answer is
-    not whole in the window. No example is ever left out.
+    Labels are the smallest token range that covers the first gold answer whose place is known, or `null_position` twice
+    where it is not whole in the window. No example is left out, but in training those whose answers have no place.
 
     Args:
         examples: the questions, with ids that occur once.
@@ -77,45 +92,67 @@ def make_windows(
         max_length: longest window, in tokens.
         stride: tokens that two neighbouring windows of a context share.
         max_question_length: longest question, in tokens without special ones.
-        on_long_question: "refuse" a longer question or "truncate" it (and account for it).
+        on_long_question: "truncate" a longer question (and account for it), also one that would leave no room for more
+            context than the stride, or "refuse" it.
         extra_positions: positions of `max_length` that registers take up, in models that count them (0 for most).
         for_training: every example needs an answer or `is_impossible`; otherwise labels are made where there is one.
+        called: how a setting is called where the messages are read, for example `max_length` to `--max-length`.
 
     Raises:
         UnsupportedModelError: a slow tokenizer, or one without [CLS] or with an unknown way to join two texts.
-        ConfigError: a setting that cannot work; above all a stride that leaves no room beside the longest question.
+        ConfigError: a setting that cannot work; above all a stride that leaves no room beside a question.
         DataError: no examples, an id that occurs twice, a long question (refused), a context without a single token,
             an example without an answer in training, or offsets that do not give the text back.
     """
     require_fast_tokenizer(tokenizer)
     _check_settings(max_length, stride, max_question_length, on_long_question, extra_positions)
     _check_examples(examples, for_training)
+    names = {name: (called or {}).get(name, name) for name in _SETTINGS}
     contexts = tokenise([example.context for example in examples], tokenizer)
     questions = tokenise([example.question for example in examples], tokenizer)
     template = _template(examples, tokenizer, questions, contexts)
-    long = [index for index, question in enumerate(questions) if len(question.ids) > max_question_length]
+    free = max_length - extra_positions - template.num_special
+    budget = f"{names['max_length']}={max_length}, {extra_positions} for registers"
+    longest = max_question_length
+    if on_long_question == "truncate":
+        longest = min(longest, free - stride - 1)
+        if longest < 1:
+            raise _no_room(stride, free - 1, "question of one token", budget, names)
+    long = [index for index, question in enumerate(questions) if len(question.ids) > longest]
     if long and on_long_question == "refuse":
-        raise _long_question(examples, questions, long, max_question_length)
-    question_ids = [question.ids[:max_question_length] for question in questions]
-    rooms = max_length - extra_positions - template.num_special - np.array([len(ids) for ids in question_ids])
-    _check_room(examples, rooms, stride, f"max_length={max_length}, {extra_positions} for registers")
+        raise _long_question(examples, questions, long, longest, names)
+    question_ids = [question.ids[:longest] for question in questions]
+    rooms = free - np.array([len(ids) for ids in question_ids])
+    if rooms.min() <= stride:
+        raise _no_room(stride, int(rooms.min()), f"question {shown(examples[int(rooms.argmin())].id)}", budget, names)
+    golds = [_gold_range(example, context) for example, context in zip(examples, contexts, strict=True)]
     _check_offsets(tokenizer, examples, contexts)
 
     windows: list[Window] = []
-    lost = []
-    for index, context in enumerate(contexts):
-        answers = examples[index].answers
-        gold = _answer_range(answers[0], context) if answers else None
-        made = list(_cut(index, question_ids[index], context, gold, int(rooms[index]), stride, template))
+    lost, unplaced = [], []
+    for index, (example, context) in enumerate(zip(examples, contexts, strict=True)):
+        if example.answers and all(answer.start is None for answer in example.answers):
+            unplaced.append(example.id)
+            if for_training:
+                continue
+        made = list(_cut(index, question_ids[index], context, golds[index], int(rooms[index]), stride, template))
         windows.extend(made)
-        if answers and all(window.start_position == window.null_position for window in made):
-            lost.append(examples[index].id)
+        if example.answers and all(window.start_position == window.null_position for window in made):
+            lost.append(example.id)
+    if not windows:
+        raise DataError("No question has an answer whose place is known, so there is nothing to train on.")
     return WindowSet(
         windows=windows,
         examples=tuple(examples),
         truncated_questions=tuple(examples[index].id for index in long),
         answers_without_window=tuple(lost),
+        answers_without_place=tuple(unplaced),
     )
+
+
+def fitting(max_length: int, stride: int, max_question_length: int) -> tuple[int, int]:
+    """A stride and a longest question that windows of `max_length` tokens have room for: a third and a half at most."""
+    return min(stride, max_length // 3), max(1, min(max_question_length, max_length // 2))
 
 
 def _cut(
@@ -149,10 +186,15 @@ def _cut(
         )
 
 
-def _answer_range(answer: Answer, context: TokenisedText) -> tuple[int, int] | None:
+def _answer_range(text: str, start: int, context: TokenisedText) -> tuple[int, int] | None:
     """Tokens of a gold answer, spaces at its ends left out: most tokenizers have no token for them."""
-    start = answer.start + len(answer.text) - len(answer.text.lstrip())
-    return token_range(context.offsets, start, answer.start + len(answer.text.rstrip()))
+    return token_range(context.offsets, start + len(text) - len(text.lstrip()), start + len(text.rstrip()))
+
+
+def _gold_range(example: QAExample, context: TokenisedText) -> tuple[int, int] | None:
+    """Tokens of the first answer whose place is known."""
+    placed = [(answer.text, answer.start) for answer in example.answers if answer.start is not None]
+    return _answer_range(*placed[0], context) if placed else None
 
 
 def _check_settings(
@@ -176,13 +218,15 @@ def _check_examples(examples: Sequence[QAExample], for_training: bool) -> None:
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
-            raise DataError(f"The id {example.id!r} occurs twice. Answers are kept by id; give every example its own.")
+            raise DataError(
+                f"The id {shown(example.id)} occurs twice. Answers are kept by id; give every example its own."
+            )
         seen.add(example.id)
         if for_training and not example.answers and not example.is_impossible:
-            raise DataError(f"Example {example.id!r} has no answer to train on. Give one, or set is_impossible.")
+            raise DataError(f"Example {shown(example.id)} has no answer to train on. Give one, or set is_impossible.")
         if not is_unicode(example.question) or not is_unicode(example.context):
             raise DataError(
-                f"Example {example.id!r} holds half a surrogate pair, which is no valid Unicode. Remove it."
+                f"Example {shown(example.id)} holds half a surrogate pair, which is no valid Unicode. Remove it."
             )
 
 
@@ -195,39 +239,42 @@ def _template(
     for example, context in zip(examples, contexts, strict=True):
         if not len(context.ids):
             raise DataError(
-                f"The context of example {example.id!r} ({example.context[:40]!r}) gives not one token with this "
-                "tokenizer, so the example would be lost. Remove it, or use a model made for its script."
+                f"The context of example {shown(example.id)} ({shown(example.context, 40)}) gives not one token with "
+                "this tokenizer, so the example would be lost. Remove it, or use a model made for its script."
             )
     probe = next((index for index, question in enumerate(questions) if len(question.ids)), None)
     if probe is None:
-        raise DataError(f"No question gives a token (the first: {examples[0].question[:40]!r}). Use another tokenizer.")
+        raise DataError(
+            f"No question gives a token (the first: {shown(examples[0].question, 40)}). Use another tokenizer."
+        )
     return pair_template(
         tokenizer, examples[probe].question, examples[probe].context, (questions[probe], contexts[probe])
     )
 
 
 def _long_question(
-    examples: Sequence[QAExample], questions: Sequence[TokenisedText], long: Sequence[int], limit: int
+    examples: Sequence[QAExample],
+    questions: Sequence[TokenisedText],
+    long: Sequence[int],
+    limit: int,
+    names: Mapping[str, str],
 ) -> DataError:
     worst = max(long, key=lambda index: len(questions[index].ids))
     length = len(questions[worst].ids)
     return DataError(
-        f"{len(long)} of {len(questions)} questions have more than max_question_length={limit} tokens; the longest, "
-        f"{examples[worst].id!r}, has {length} ({examples[worst].question[:60]!r}…). Set max_question_length to "
-        f"{length}, or on_long_question=truncate."
+        f"{len(long)} of {len(questions)} questions have more than {names['max_question_length']}={limit} tokens; the "
+        f"longest, {shown(examples[worst].id)}, has {length} ({shown(examples[worst].question, 60)}). Set "
+        f"{names['max_question_length']} to {length}, or {names['on_long_question']} to truncate."
     )
 
 
-def _check_room(examples: Sequence[QAExample], rooms: np.ndarray, stride: int, budget: str) -> None:
-    worst = int(rooms.argmin())
-    room = int(rooms[worst])
-    if room <= stride:
-        raise ConfigError(
-            f"stride={stride} leaves no room: beside question {examples[worst].id!r} and the special tokens only "
-            f"{max(room, 0)} context tokens fit into a window ({budget}), and they must be more than the stride. "
-            f"Set stride below {max(room, 1)}, raise max_length by {stride - room + 1} or more, or cut long questions "
-            "(max_question_length with on_long_question=truncate)."
-        )
+def _no_room(stride: int, room: int, question: str, budget: str, names: Mapping[str, str]) -> ConfigError:
+    lower = f"Set {names['stride']} below {room} or raise" if room > 0 else "Raise"
+    return ConfigError(
+        f"{names['stride']}={stride} leaves no room: beside {question} and the special tokens only {max(room, 0)} "
+        f"context tokens fit into a window ({budget}), and they must be more than the stride. {lower} "
+        f"{names['max_length']} by {stride - room + 1} or more."
+    )
 
 
 def _check_offsets(
@@ -237,7 +284,8 @@ def _check_offsets(
     spans: dict[tuple[str, tuple[int, int] | None], TokenisedText] = {}
     for example, context in zip(examples, contexts, strict=True):
         for answer in example.answers:
-            spans[example.context, _answer_range(answer, context)] = context
+            if answer.start is not None:
+                spans[example.context, _answer_range(answer.text, answer.start, context)] = context
         tail = int(context.offsets[-_CHECKED_TAIL:, 0][0])
         spans[example.context, token_range(context.offsets, tail, len(example.context))] = context
     ids, texts = [], []

@@ -6,11 +6,9 @@ import os
 import pytest
 
 from regtune.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
-from regtune.tasks.qa.data import hub
-from regtune.tasks.qa.data.hub import collect_rows
-from regtune.tasks.qa.data.sources import DATASETS, dataset_info, language_of, load_questions
+from regtune.tasks.qa.data.records import RecordCollector
+from regtune.tasks.qa.data.sources import DATASETS, collect_rows, dataset_info, language_of, load_questions
 from regtune.tasks.qa.data.squad import write_squad
-from regtune.tasks.qa.data.squad_record import RecordCollector
 from regtune.tasks.qa.examples import Answer, QAExample
 
 CONTEXT = "Helsinki on Suomen pääkaupunki."
@@ -97,8 +95,8 @@ def test_empty_answers_are_impossible_in_v2_and_bad_in_v1(fake_hub):
     ("changes", "reason"),
     [
         ({"id": None}, "id must be text"),
-        ({"answers": {"text": ["Helsinki"], "answer_start": []}}, "answers must be a list"),
-        ({"answers": {"text": ["Helsinki"], "answer_start": [1]}}, "the text occurs at 0"),
+        ({"answers": {"text": ["Helsinki"], "answer_start": []}}, "answers has 1 texts, but as answer_start a list"),
+        ({"answers": {"text": ["Helsinki"], "answer_start": [1]}}, r"the text occurs at 0 \(off by 1\)"),
         ({"answers": None}, "answers must be a list"),
         ({"question": ""}, "question is empty"),
     ],
@@ -136,7 +134,7 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", no_datasets)
     with pytest.raises(MissingExtraError, match=r"regtune\[hub\]"):
-        hub.collect_hub(RecordCollector(), "google/xquad", config="xquad.en", split="validation")
+        DATASETS["xquad"].load({"language": "en"}, RecordCollector())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,180 @@
+"""From a path to JSON values: every way in which a file can be broken gets a message of its own."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from regtune.errors import ConfigError, DataError, shown
+
+MAX_UNPACKED = 512 * 2**20
+"""Most bytes that a gzip file may unpack to (SQuAD v2.0's training set has 42 million)."""
+
+_CHUNK = 2**20
+_GZIP_MAGIC = b"\x1f\x8b"
+_LFS_POINTER = b"version https://git-lfs"
+
+
+class Parsed(NamedTuple):
+    """What a file holds: one JSON value, or one a line (JSON Lines)."""
+
+    values: list[tuple[str, Any]]
+    """Each value behind its place, `line 3`; the place is empty where the file is one value."""
+    broken: list[tuple[str, str]]
+    """Lines that are no JSON: their place and what is wrong."""
+    repeated: int
+    """Objects in which a field occurs twice; the last one counts."""
+
+
+def read_json(path: Path, max_bytes: int = MAX_UNPACKED) -> Parsed:
+    """The JSON in a `.json`, `.jsonl`, `.json.gz` or `.jsonl.gz` file.
+
+    Args:
+        path: the file.
+        max_bytes: most bytes that a gzip file may unpack to; it is read piece by piece and never unpacked further.
+
+    Raises:
+        ConfigError: `max_bytes` below 1.
+        DataError: the file is missing, a folder, unreadable, a Git-LFS pointer, broken gzip, too large, not UTF-8 or
+            not JSON.
+    """
+    if max_bytes < 1:
+        raise ConfigError(f"max_bytes={max_bytes} must be at least 1.")
+    try:
+        return parse_json(_unpack(_read_bytes(path), path, max_bytes), str(path))
+    except MemoryError as error:
+        raise DataError(f"{path} does not fit into this machine's memory. Split it into smaller files.") from error
+
+
+def parse_json(raw: bytes, name: str) -> Parsed:
+    """The JSON in these bytes (UTF-8, with or without a byte order mark); `name` is for messages.
+
+    Raises:
+        DataError: the bytes are empty, a Git-LFS pointer, not UTF-8 or not JSON.
+    """
+    _refuse_lfs_pointer(raw, name)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x} ({error.reason}). "
+            "Convert the file to UTF-8 (for example with iconv)."
+        ) from error
+    if not text.strip():
+        raise DataError(f"{name} is empty. Download or write it again.")
+    decoder = _Decoder()
+    try:
+        return Parsed([("", decoder.decode(text))], [], decoder.repeated)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            lines = _parse_lines(text, decoder)
+            if lines is not None:
+                return lines
+        raise DataError(
+            f"{name} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}, near "
+            f"{shown(text[max(0, error.pos - 20) : error.pos + 20])}. Was it cut short? One JSON value is needed, or "
+            "one a line."
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{name} is JSON that cannot be read: it is nested too deep. Write the file again.") from error
+    except ValueError as error:
+        raise DataError(f"{name} is JSON that cannot be read: {error}. Write the file again.") from error
+
+
+class _Decoder(json.JSONDecoder):
+    """Counts objects that name a field twice."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object)
+        self.repeated = 0
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        self.repeated += len(made) < len(pairs)
+        return made
+
+
+def _parse_lines(text: str, decoder: _Decoder) -> Parsed | None:
+    """JSON Lines; None if the first line is no JSON value, so that it can't be meant."""
+    decoder.repeated = 0
+    found = Parsed([], [], 0)
+    for number, line in enumerate(_lines(text), 1):
+        if not line.strip():
+            continue
+        place = f"line {number}"
+        try:
+            found.values.append((place, decoder.decode(line)))
+        except (ValueError, RecursionError) as error:
+            if not found.values:
+                return None
+            found.broken.append((place, f"this line is no JSON ({error}). Was the file cut short?"))
+    return found._replace(repeated=decoder.repeated)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines at line feeds alone (JSON may hold the other separators), one at a time."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield text[start:end]
+        start = end + 1
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.{_nearby(path)} Check the path.") from error
+    except IsADirectoryError as error:
+        files = sorted(file.name for file in path.iterdir() if ".json" in file.name)
+        listed = ", ".join(files[:10]) if files else "no .json or .json.gz file"
+        raise DataError(f"{path} is a folder. Name the file to read; it holds {listed}.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error}. Check the path and its permissions.") from error
+
+
+def _nearby(path: Path) -> str:
+    try:
+        names = [file.name for file in path.parent.iterdir()]
+    except OSError:
+        return f" Its folder {path.parent} does not exist either."
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f" Did you mean {str(path.parent / close[0])!r}?" if close else ""
+
+
+def _unpack(raw: bytes, path: Path, max_bytes: int) -> bytes:
+    _refuse_lfs_pointer(raw, str(path))
+    packed = raw.startswith(_GZIP_MAGIC)
+    if path.suffix == ".gz" and not packed:
+        raise DataError(
+            f"{path} is no gzip file (it starts with {raw[:8]!r}). If it is already unpacked, drop the .gz."
+        )
+    if path.suffix != ".gz" and packed:
+        raise DataError(f"{path} is a gzip file. Unpack it, or rename it to {path.name}.gz.")
+    if not packed:
+        return raw
+    unpacked = bytearray()
+    try:
+        with gzip.open(path) as stream:
+            while piece := stream.read(_CHUNK):
+                unpacked += piece
+                if len(unpacked) > max_bytes:
+                    raise DataError(
+                        f"{path} ({len(raw):,} bytes) unpacks to more than {max_bytes:,} bytes, which is refused: it "
+                        "could fill the memory. If you trust it, unpack it yourself (gunzip) and name the .json file, "
+                        "or raise max_bytes in regtune.read_squad."
+                    )
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is broken gzip: {error}. It was cut short or damaged; download it again.") from error
+    return bytes(unpacked)
+
+
+def _refuse_lfs_pointer(raw: bytes, name: str) -> None:
+    if raw.startswith(_LFS_POINTER):
+        raise DataError(f"{name} is a Git-LFS pointer, not the data itself. Fetch the data with: git lfs pull")
