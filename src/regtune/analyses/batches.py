@@ -31,11 +31,12 @@ def question_batches(
     batch_size: int = 16,
     limit: int | None = None,
     windows: Literal["gold", "all"] = "gold",
+    max_question_length: int = 64,
 ) -> list[Batch]:
     """Windows of questions, in batches of similar length.
 
     Args:
-        examples: the questions; those that are too long are cut to 64 tokens.
+        examples: the questions.
         tokenizer: a fast tokenizer.
         max_length: longest window in text tokens.
         stride: overlap of two windows of one context, in tokens.
@@ -43,6 +44,7 @@ def question_batches(
         limit: use only the first so many questions.
         windows: `gold` takes one window for each question, the first that holds its answer (its first window if
             none does); `all` takes them all.
+        max_question_length: longer questions are cut to so many tokens.
 
     Returns:
         Batches with `input_ids`, `attention_mask`, `token_type_ids` (where there are any), `token_classes` int8,
@@ -60,7 +62,7 @@ def question_batches(
         tokenizer,
         max_length=max_length,
         stride=stride,
-        max_question_length=64,
+        max_question_length=max_question_length,
         on_long_question="truncate",
         for_training=False,
     ).windows

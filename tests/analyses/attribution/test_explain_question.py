@@ -105,9 +105,10 @@ def ask_long(folder, text):
     return answerer(question=QUESTION, context=text).n_best[0].score
 
 
-def test_a_question_longer_than_the_window_is_refused(plain):
-    with pytest.raises(DataError, match="max_question_length"):
-        explain_question(plain, "who lives in the house " * 20, CONTEXT, methods=LEDGER)
+def test_a_question_longer_than_the_window_is_cut_alike_for_the_answer_and_its_explanation(plain):
+    (model,) = explain_question(plain, "who lives in the house " * 20, CONTEXT, methods=LEDGER).models
+    assert any("only its start was read" in note for note in model.notes)
+    assert sum(one.value for _, one in model.attributions) == pytest.approx(model.answer.score, abs=1e-4)
 
 
 def test_no_answer_is_said_and_the_best_answer_is_explained_against_it(plain, monkeypatch):

@@ -15,7 +15,7 @@ from regtune.analyses.attribution.explain import METHODS, explain
 from regtune.analyses.attribution.targets import Answer, EndLogit, StartLogit, Target
 from regtune.analyses.batches import Batch, question_batches
 from regtune.config import AnswerConfig
-from regtune.errors import DataError, MissingExtraError, UnknownNameError, unknown_name
+from regtune.errors import DataError, MissingExtraError, UnknownNameError, shown, unknown_name
 from regtune.models.precision import device_of
 from regtune.registers.surgery import num_registers, register_positions
 from regtune.session import open_target, require_answering_head
@@ -139,7 +139,7 @@ def explain_question(
 
 def _text(what: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"The {what} is {value!r}; give it as text with at least one word.")
+        raise DataError(f"The {what} is {shown(value)}; give it as text with at least one word.")
     return value
 
 
@@ -159,6 +159,8 @@ def _explain_one(
     answer = prediction.n_best[0]
     inputs, place = _window(answerer, question, context, answer)
     notes = [*_window_notes(inputs, place, context, question), *_null_notes(prediction, config.answers)]
+    if prediction.question_cut:
+        notes.append("The question is too long for the model's windows: only its start was read and is explained.")
     if config.answers.null_answers and not prediction.text:
         targets = (NO_ANSWER,)
     goals = [_goal(asked, place, config.answers.max_answer_tokens) for asked in targets]
@@ -205,6 +207,7 @@ def _window(
         max_length=answerer.max_length - register_positions(answerer.model),
         stride=answerer.stride,
         windows="all",
+        max_question_length=answerer.max_question_length,
     )
     holding = [found for batch in batches for found in _rows_with_answer(answerer, batch)]
     if not holding:
