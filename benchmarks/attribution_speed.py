@@ -34,11 +34,11 @@ from regtune.analyses.attribution.baselines import baseline_embeddings, word_emb
 from regtune.analyses.attribution.batch import Batch, make_batch
 from regtune.analyses.attribution.explain import explain
 from regtune.analyses.attribution.given_embeddings import given_embeddings
-from regtune.analyses.attribution.targets import values_of
 from regtune.analyses.batches import question_batches
 from regtune.families import family_of
 from regtune.models.loading import load_question_answering_model, load_tokenizer
 from regtune.registers.surgery import num_registers
+from regtune.targets import values_of
 from regtune.tasks.qa.data.squad import read_squad
 
 TYDIQA = Path("../shared/data/tydiqa-goldp/en.dev.json.gz")

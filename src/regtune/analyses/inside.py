@@ -23,7 +23,6 @@ from regtune.analyses.attention.text import attention_text
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import explain
 from regtune.analyses.attribution.explain_question import explain_question
-from regtune.analyses.attribution.targets import Answer as AnswerTarget
 from regtune.analyses.batches import Batch
 from regtune.analyses.faithfulness.compare import faithfulness_text
 from regtune.analyses.faithfulness.measure import measure_faithfulness
@@ -39,6 +38,7 @@ from regtune.errors import ConfigError, unknown_name
 from regtune.records import machine, now, versions, write_json
 from regtune.registers.surgery import num_registers
 from regtune.session import open_target
+from regtune.targets import Answer as AnswerTarget
 from regtune.token_classes import is_content
 
 INSIDE = "inside"

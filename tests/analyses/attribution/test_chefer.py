@@ -11,10 +11,10 @@ from regtune.analyses.attribution.chefer_rules import CheferRules
 from regtune.analyses.attribution.explain import explain
 from regtune.analyses.attribution.ledger import Ledger
 from regtune.analyses.attribution.lrp import STATES, relevance_rules
-from regtune.analyses.attribution.targets import Answer, ClassLogit, StartLogit
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.families import family_of
 from regtune.families._family import modules_at
+from regtune.targets import Answer, ClassLogit, StartLogit
 
 CASES = pytest.mark.parametrize(("family", "registers"), [(family, n) for family in CHEFER for n in (0, 3)])
 

@@ -10,7 +10,7 @@ import tiny
 from analyses.attribution.explained import decoder, encoder
 from regtune.analyses.attribution.attribution import ConservationError
 from regtune.analyses.attribution.explain import explain
-from regtune.analyses.attribution.targets import (
+from regtune.targets import (
     Answer,
     ClassLogit,
     EndLogit,

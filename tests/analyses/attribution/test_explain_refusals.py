@@ -10,7 +10,8 @@ import tiny
 from analyses.attribution.explained import encoder
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import explain
-from regtune.analyses.attribution.targets import (
+from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from regtune.targets import (
     Answer,
     ClassLogit,
     EndLogit,
@@ -18,7 +19,6 @@ from regtune.analyses.attribution.targets import (
     StartLogit,
     TargetError,
 )
-from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from analyses.attribution.explained import CASES, encoder, shared_model
 from analyses.attribution.test_lrp import linear_model
 from regtune.analyses.attribution.attribution import ConservationError
 from regtune.analyses.attribution.explain import explain
-from regtune.analyses.attribution.targets import StartLogit
 from regtune.errors import ConfigError, MissingExtraError, UnknownNameError
+from regtune.targets import StartLogit
 
 START = StartLogit(position=5)
 
@@ -163,7 +163,7 @@ def test_special_tokens_are_held_where_they_are_known():
 
 @pytest.mark.parametrize(("family", "registers"), [case for case in CASES if case[1] or case[0] in ("llama", "gpt2")])
 def test_registers_move_in_every_family(family, registers):
-    from regtune.analyses.attribution.targets import NextToken
+    from regtune.targets import NextToken
 
     model, batch = shared_model(family, registers), small(family=family)
     target = START if registers else NextToken(position=5, token_id=7)

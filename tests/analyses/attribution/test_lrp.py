@@ -23,8 +23,8 @@ from regtune.analyses.attribution.explain import explain
 from regtune.analyses.attribution.ledger import Ledger
 from regtune.analyses.attribution.lrp import relevance_rules
 from regtune.analyses.attribution.lrp_rules import AttnLRP
-from regtune.analyses.attribution.targets import Answer, Row, StartLogit
 from regtune.errors import UnsupportedModelError
+from regtune.targets import Answer, Row, StartLogit
 
 ANYTHING = {"tolerance": float("inf")}
 EVERY = pytest.mark.parametrize(("family", "registers"), CASES)
@@ -70,7 +70,7 @@ def test_the_ledger_closes(family, registers, method):
 @pytest.mark.parametrize("family", ["bert", "modernbert", "mpnet"])
 @pytest.mark.parametrize("head", ["sequence-classification", "token-classification"])
 def test_the_ledger_closes_through_other_heads(family, head):
-    from regtune.analyses.attribution.targets import TokenTag
+    from regtune.targets import TokenTag
 
     target = TokenTag(position=2) if head.startswith("token") else "class"
     for one in explain(encoder(family, head, num_registers=2), tiny.inputs(family, pad=4), target=target):

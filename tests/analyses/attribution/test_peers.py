@@ -10,9 +10,9 @@ from analyses.attribution.explained import CASES, DECODERS, any_model, encoder, 
 from analyses.attribution.test_lrp import linear_model, state_of, training_gradients
 from regtune.analyses.attribution.explain import METHODS, explain
 from regtune.analyses.attribution.explain_checks import PEERS
-from regtune.analyses.attribution.targets import Answer, ClassLogit, NextToken, StartLogit, TargetError
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.registers.surgery import disable_registers, mask_registers
+from regtune.targets import Answer, ClassLogit, NextToken, StartLogit, TargetError
 
 MOVED = {"special_tokens": "moved"}
 OPTIONS = {"integrated-gradients": {**MOVED, "baseline": "zero"}, "occlusion": MOVED}
@@ -146,7 +146,7 @@ def shrinking(attention, kept, token, change):
 
 
 def test_a_class_is_read_from_the_first_token_of_an_encoder_and_the_last_of_a_decoder():
-    from regtune.analyses.attribution.target_rows import Row
+    from regtune.targets import Row
 
     text = torch.tensor([1, 1, 1, 0]).bool().numpy()
     logits = {"logits": torch.tensor([0.0, 1.0]).numpy()}

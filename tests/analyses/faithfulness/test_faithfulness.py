@@ -20,7 +20,6 @@ from analyses.attribution.bag_of_words import (
     random_scores,
 )
 from analyses.attribution.explained import encoder
-from regtune.analyses.attribution.targets import ClassLogit
 from regtune.analyses.batches import question_batches, text_batches
 from regtune.analyses.faithfulness.faithfulness import (
     ERASER_FRACTIONS,
@@ -33,6 +32,7 @@ from regtune.analyses.faithfulness.faithfulness import (
 from regtune.analyses.faithfulness.model import PerturbedModel, perturbed
 from regtune.analyses.faithfulness.texts import perturbable_texts
 from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from regtune.targets import ClassLogit
 from tiny_tokenizer import examples, tiny_tokenizer
 
 WEIGHTS = np.random.default_rng(0).normal(size=40)

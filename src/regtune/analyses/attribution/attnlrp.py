@@ -15,8 +15,8 @@ from regtune.analyses.attribution.ledger import BIASES, POSITIONS, SOFTMAX, Ledg
 from regtune.analyses.attribution.lrp import REGISTERS, TOKENS, TYPES, relevance_rules
 from regtune.analyses.attribution.lrp_rules import RULES, AttnLRP
 from regtune.analyses.attribution.scores import Scores
-from regtune.analyses.attribution.targets import Resolved, values_of
 from regtune.errors import unknown_name
+from regtune.targets import Resolved, values_of
 
 
 def attnlrp_scores(

@@ -10,9 +10,9 @@ from typing import Any
 from jaxtyping import Bool, Int8
 from torch import Tensor, nn
 
-from regtune.analyses.attribution.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
 from regtune.errors import ConfigError
 from regtune.families._family import Family
+from regtune.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
 from regtune.token_classes import TokenClass, token_classes
 
 _FORWARDED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")

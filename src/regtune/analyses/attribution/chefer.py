@@ -20,9 +20,9 @@ from regtune.analyses.attribution.lrp import STATES, relevance_rules
 from regtune.analyses.attribution.lrp_rules import PlainGradient
 from regtune.analyses.attribution.rollout import fresh_rows, read_from
 from regtune.analyses.attribution.scores import Scores
-from regtune.analyses.attribution.targets import Resolved, values_of
 from regtune.errors import ConfigError
 from regtune.registers.surgery import find_registers
+from regtune.targets import Resolved, values_of
 
 
 def chefer_scores(

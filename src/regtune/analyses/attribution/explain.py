@@ -23,10 +23,10 @@ from regtune.analyses.attribution.integrated_gradients import integrated_gradien
 from regtune.analyses.attribution.occlusion import occlusion_scores
 from regtune.analyses.attribution.rollout import attention_gradient_scores, attention_scores, rollout_scores
 from regtune.analyses.attribution.scores import Scores
-from regtune.analyses.attribution.targets import Target
 from regtune.errors import ConfigError, unknown_name
 from regtune.families._family import Family
 from regtune.registers.surgery import backbone_of
+from regtune.targets import Target
 
 
 def _attnlrp(batch: Batch, *, without: Sequence[str] = ()) -> Scores:
@@ -83,7 +83,7 @@ def explain(
         method: `attnlrp` (Achtibat 2024), `cp-lrp` (Ali 2022), `chefer` (Chefer 2021), `integrated-gradients`,
             `gradient-input`, `occlusion`, `rollout`, `attention`, `attention-gradient` or `random`.
         target: one target for all rows or one for each, by name or as an object of
-            `regtune.analyses.attribution.targets`; by default the answer, the predicted class, the next
+            `regtune.targets`; by default the answer, the predicted class, the next
             token or the token at [MASK], whichever the head gives.
         tokenizer: gives the tokens their text, without it they are ids; and says which tokens are special.
         tolerance: largest residual. For relevance propagation it is a share of the sum of the parts' sizes (at least

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regtune.analyses.attribution.targets import Target
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
 from regtune.families import family_of
 from regtune.families._family import Family
 from regtune.models.precision import device_of, has_bfloat16
 from regtune.registers.surgery import backbone_of
+from regtune.targets import Target
 
 PEERS = (
     "attention",

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import METHODS, explain
-from regtune.analyses.attribution.targets import Answer, EndLogit, StartLogit, Target
 from regtune.analyses.batches import Batch, question_batches
 from regtune.config import AnswerConfig
 from regtune.errors import DataError, MissingExtraError, UnknownNameError, shown, unknown_name
 from regtune.models.precision import device_of
 from regtune.registers.surgery import num_registers, register_positions
 from regtune.session import open_target, require_answering_head
+from regtune.targets import Answer, EndLogit, StartLogit, Target
 from regtune.tasks.qa.answers import AnswerSpan, Prediction
 from regtune.tasks.qa.examples import Answer as GoldAnswer
 from regtune.tasks.qa.examples import QAExample

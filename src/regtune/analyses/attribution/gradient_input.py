@@ -10,8 +10,8 @@ from regtune.analyses.attribution.ledger import Ledger, relevance_of
 from regtune.analyses.attribution.lrp import REGISTERS, TOKENS, relevance_rules
 from regtune.analyses.attribution.lrp_rules import PlainGradient
 from regtune.analyses.attribution.scores import Scores, lawless
-from regtune.analyses.attribution.targets import values_of
 from regtune.registers.surgery import find_registers
+from regtune.targets import values_of
 
 
 def gradient_input_scores(batch: Batch) -> Scores:

@@ -24,9 +24,9 @@ from regtune.analyses.attribution.baselines import baseline_embeddings, word_emb
 from regtune.analyses.attribution.batch import Batch
 from regtune.analyses.attribution.given_embeddings import GivenEmbeddings, given_embeddings
 from regtune.analyses.attribution.scores import Scores
-from regtune.analyses.attribution.targets import Resolved, values_of
 from regtune.analyses.reversible import freeze, only_reader
 from regtune.errors import ConfigError, MissingExtraError, unknown_name
+from regtune.targets import Resolved, values_of
 
 _FIRST_CUTS = (0.0, 0.19, 0.54, 1.0)
 _POINTS = 2

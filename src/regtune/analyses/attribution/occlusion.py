@@ -11,9 +11,9 @@ from regtune.analyses.attribution.baselines import baseline_embeddings, word_emb
 from regtune.analyses.attribution.batch import Batch
 from regtune.analyses.attribution.given_embeddings import given_embeddings
 from regtune.analyses.attribution.scores import Scores, lawless
-from regtune.analyses.attribution.targets import values_of
 from regtune.errors import ConfigError
 from regtune.registers.surgery import mask_registers
+from regtune.targets import values_of
 
 
 def occlusion_scores(

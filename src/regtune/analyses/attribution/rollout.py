@@ -20,11 +20,11 @@ from regtune.analyses.attribution.baselines import word_embeddings
 from regtune.analyses.attribution.batch import Batch
 from regtune.analyses.attribution.given_embeddings import given_embeddings
 from regtune.analyses.attribution.scores import Scores, lawless
-from regtune.analyses.attribution.targets import LOGITS, Resolved, TargetError, values_of
 from regtune.analyses.reversible import freeze
 from regtune.errors import unknown_name
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of, find_registers
+from regtune.targets import LOGITS, Resolved, TargetError, values_of
 
 
 def rollout_scores(batch: Batch) -> Scores:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regtune.analyses.attribution.targets import Resolved
+from regtune.targets import Resolved
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 
-from regtune.analyses.attribution.targets import END, LOGITS, START
 from regtune.analyses.faithfulness.texts import PerturbableText, outputs_of, refuse_training_mode
 from regtune.errors import ConfigError, unknown_name
 from regtune.models.precision import Precision, autocast, device_of
+from regtune.targets import END, LOGITS, START
 
 How = Literal["mask", "remove"]
 HOWS: tuple[How, ...] = get_args(How)

@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float64
 
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import explain
-from regtune.analyses.attribution.targets import Target
 from regtune.analyses.batches import Batch
 from regtune.analyses.faithfulness.faithfulness import measure_orders, orders_of
 from regtune.analyses.faithfulness.inputs import MeasuredTexts, content_of, rows_of
@@ -22,6 +21,7 @@ from regtune.analyses.faithfulness.rationales import AGREEMENTS, agreement
 from regtune.analyses.faithfulness.settings import FaithfulnessSettings
 from regtune.analyses.faithfulness.texts import PerturbableText, explained_target, perturbable_texts
 from regtune.errors import DataError
+from regtune.targets import Target
 
 Found = dict[str, Any]
 """Fields of `Faithfulness`."""

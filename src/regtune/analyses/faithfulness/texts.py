@@ -13,9 +13,9 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from regtune.analyses.attribution.attribution import Attribution
-from regtune.analyses.attribution.targets import END, LOGITS, START, Answer, ClassLogit, Row, Target, TargetError
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
 from regtune.models.precision import device_of
+from regtune.targets import END, LOGITS, START, Answer, ClassLogit, Row, Target, TargetError
 from regtune.token_classes import is_content
 
 _FORWARDED = ("input_ids", "attention_mask", "token_type_ids")
