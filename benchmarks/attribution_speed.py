@@ -30,10 +30,8 @@ import torch
 from record import write_result
 from torch import Tensor
 
-from regtune.analyses.attribution.baselines import baseline_embeddings, word_embeddings
-from regtune.analyses.attribution.batch import Batch, make_batch
+from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given_embeddings, make_batch, word_embeddings
 from regtune.analyses.attribution.explain import explain
-from regtune.analyses.attribution.given_embeddings import given_embeddings
 from regtune.analyses.batches import question_batches
 from regtune.families import family_of
 from regtune.models.loading import load_question_answering_model, load_tokenizer
@@ -69,7 +67,7 @@ def propagation(model: Any, tensors: dict[str, Tensor], tokenizer: Any, rounds: 
         targets = batch.resolve(batch.run())
 
     def plain() -> None:
-        with given_embeddings(model, batch.family) as given:
+        with given_embeddings(batch) as given:
             given.words = word_embeddings(batch).requires_grad_()
             torch.autograd.grad(values_of(batch.run(), targets).sum(), given.words)
 
@@ -125,7 +123,7 @@ class Question:
         """The smallest number of points that comes to 1 %, and the error of every number from 1."""
         shares = (1 - np.cos(np.pi * np.arange(CURVE + 1) / CURVE)) / 2
         values: list[float] = []
-        with torch.no_grad(), given_embeddings(self.batch.model, self.batch.family) as given:
+        with torch.no_grad(), given_embeddings(self.batch) as given:
             for part in np.array_split(shares, CURVE // 8):
                 share = torch.tensor(part, dtype=self.end.dtype, device=self.end.device).view(-1, 1, 1)
                 values += self.value(given, self.start + share * (self.end - self.start)).tolist()
@@ -140,7 +138,7 @@ class Question:
     def captum(self, points: int) -> Tensor:
         from captum.attr import IntegratedGradients
 
-        with given_embeddings(self.batch.model, self.batch.family) as given:
+        with given_embeddings(self.batch) as given:
             method = IntegratedGradients(lambda words: self.value(given, words))
             return method.attribute(self.end, self.start, n_steps=points, method="gausslegendre").sum(-1)[0]
 

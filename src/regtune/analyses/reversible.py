@@ -117,3 +117,13 @@ def attention_operands(
     if attention_mask is None and causal:
         attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     return key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling
+
+
+def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Adds an additive mask, or hides what a boolean one says is not seen."""
+    if mask is None:
+        return scores
+    mask = mask[..., : scores.shape[-1]]
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 import tiny
 from analyses.attribution.explained import CHEFER, encoder
-from regtune.analyses.attribution.chefer_rules import CheferRules
+from regtune.analyses.attribution import chefer
+from regtune.analyses.attribution.attribution import ConservationError
+from regtune.analyses.attribution.chefer import CheferRules
 from regtune.analyses.attribution.explain import explain
-from regtune.analyses.attribution.ledger import Ledger
 from regtune.analyses.attribution.lrp import STATES, relevance_rules
+from regtune.analyses.attribution.rules import Ledger
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.families import family_of
 from regtune.families._family import modules_at
@@ -106,13 +110,53 @@ def test_the_default_rolls_out_all_blocks():
     assert abs(default - last).max() > 1e-6
 
 
-def test_contrasts_have_no_relevance_in_sum_and_still_conserve():
-    for head, target in (
-        ("question-answering", Answer(minus="null")),
-        ("sequence-classification", ClassLogit(minus=0, label=1)),
-    ):
-        for one in explain(encoder("bert", head), tiny.inputs("bert"), method="chefer", target=target):
-            assert abs(one.residual) < 1e-8
+def shares(model, batch, target, **options):
+    found = explain(model, batch, method="chefer", target=target, options=options)
+    return np.array([[*one.registers, *one.relevance] for one in found])
+
+
+@pytest.mark.parametrize("start_layer", [0, 2])
+def test_a_contrast_is_the_difference_of_its_two_sides(start_layer):
+    model, batch = encoder("bert", "sequence-classification", num_registers=2), tiny.inputs("bert")
+    by_hand = shares(model, batch, ClassLogit(label=1), start_layer=start_layer)
+    by_hand -= shares(model, batch, ClassLogit(label=0), start_layer=start_layer)
+    found = shares(model, batch, ClassLogit(label=1, minus=0), start_layer=start_layer)
+    assert abs(found).max() == pytest.approx(abs(by_hand).max(), rel=1e-9)
+    assert abs(by_hand).max() > 1e-4
+    for one, other in zip(found, by_hand, strict=True):
+        assert spearmanr(one, other).statistic == pytest.approx(1)
+    assert found == pytest.approx(by_hand, abs=1e-12)
+
+
+@pytest.mark.parametrize("minus", ["null", "runner-up"])
+def test_an_answer_and_what_is_subtracted_are_propagated_apart(minus):
+    model, batch = encoder("bert", num_registers=2), tiny.inputs("bert")
+    (best, *_) = explain(model, batch, method="attnlrp", target="answer")
+    start, end = (int(word) for word in best.target.split() if word.isdigit())
+    first = {name: value[:1] for name, value in batch.items()}
+    found = shares(model, first, Answer(start=start, end=end, minus=minus))
+    (contrast,) = explain(model, first, target=Answer(start=start, end=end, minus=minus))
+    other = (0, 0) if minus == "null" else tuple(int(word) for word in contrast.target.split()[-3:] if word.isdigit())
+    by_hand = shares(model, first, Answer(start=start, end=end)) - shares(
+        model, first, Answer(start=other[0], end=other[1])
+    )
+    assert found == pytest.approx(by_hand, abs=1e-12)
+    assert abs(found.sum()) < 1e-9
+    assert abs(found).max() > 0.01
+
+
+def test_relevance_that_vanished_is_no_good_law(monkeypatch):
+    """Both sides at once, as it was: the sum starts at 0, the skip rule hands out nothing, and the law holds."""
+
+    def together(target):
+        return [(target, 1.0)]
+
+    model, batch = encoder("bert", "sequence-classification"), tiny.inputs("bert")
+    monkeypatch.setattr(chefer, "sides_of", together)
+    with pytest.raises(ConservationError, match="chefer"):
+        explain(model, batch, method="chefer", target=ClassLogit(label=1, minus=0), tolerance=2.0)
+    with pytest.warns(RuntimeWarning, match=r"lost its relevance: .* a share of .* of what it started from"):
+        explain(model, batch, method="chefer", target=ClassLogit(label=1, minus=0), tolerance=2.0, on_residual="warn")
 
 
 def test_a_block_that_does_not_exist_is_refused():

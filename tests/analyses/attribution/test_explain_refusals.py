@@ -136,7 +136,7 @@ def test_whole_numbers_where_embeddings_belong_are_refused(qa, batch):
 
 def test_bfloat16_weights_are_refused_on_a_cpu_that_has_none(monkeypatch, batch):
     model = encoder("bert").bfloat16()
-    monkeypatch.setattr("regtune.analyses.attribution.explain_checks.has_bfloat16", lambda _device: False)
+    monkeypatch.setattr("regtune.analyses.attribution.explain.has_bfloat16", lambda _device: False)
     with pytest.raises(UnsupportedModelError, match=r"word_embeddings.weight is bfloat16.*model\.float\(\)"):
         explain(model, batch)
     assert len(explain(model.float(), batch)) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def calm(num_registers=0, **registers):
 def test_the_scores_and_the_baselines_value_add_up_to_the_value(mode, baseline):
     for one in integrated(calm(3), small(), baseline=baseline, registers=mode):
         assert one.value == pytest.approx(one.total + one.residual, abs=1e-9)
-        assert abs(one.residual) <= 0.01 * max(abs(one.value - one.baseline), 0.01)
+        assert abs(one.residual) <= 0.001 * max(abs(one.value - one.baseline), 0.01)
         assert (one.positions, one.types, one.biases, one.softmax) == (0, 0, 0, 0)
         assert bool(abs(one.registers).sum() > 0) == (mode == "moved")
         assert len(one.registers) == 3
@@ -112,20 +113,46 @@ def turning(factor):
 
 @pytest.mark.parametrize("factor", [8.0, 16.0])
 def test_few_steps_are_enough(factor):
-    """Together at most 1.3 times the fewest that any fixed rule needs, which is known only after a search."""
+    """With those that tell the error, at most 3.5 times the fewest of any fixed rule, which a search alone tells."""
     model, batch = turning(factor), small(pad=0, rows=6)
     found = integrated(model, batch, baseline="zero")
     changes, fewest = [one.value - one.baseline for one in found], [0] * 6
+    fine = fixed_rule(model, batch, 100, "zero")
     for points in range(1, 60):
-        sums = fixed_rule(model, batch, points, "zero").sum(1).tolist()
+        scores = fixed_rule(model, batch, points, "zero")
         for row, change in enumerate(changes):
-            if not fewest[row] and abs(sums[row] - change) <= 0.01 * abs(change):
+            complete = abs(float(scores[row].sum()) - change) <= 0.001 * abs(change)
+            close = abs(scores[row] - fine[row]).max() <= 0.01 * abs(fine[row]).max()
+            if not fewest[row] and complete and close:
                 fewest[row] = points
         if all(fewest):
             break
     assert all(fewest)
     assert min(fewest) > 3
-    assert sum(one.steps for one in found) <= 1.3 * sum(fewest), (fewest, [one.steps for one in found])
+    assert sum(one.steps for one in found) <= 3.5 * sum(fewest), (fewest, [one.steps for one in found])
+
+
+@pytest.mark.parametrize("factor", [4.0, 8.0, 16.0])
+def test_no_token_is_further_off_than_is_printed(factor):
+    """Where the sum is right to a hundredth, tokens may be wrong by a tenth: each has an error of its own."""
+    model, batch = turning(factor), small(pad=0, rows=6)
+    fine = fixed_rule(model, batch, 100, "zero")
+    for tolerance in (0.01, None):
+        for row, one in enumerate(integrated(model, batch, baseline="zero", tolerance=tolerance)):
+            wrong = abs(one.relevance - fine[row].numpy()).max() / abs(fine[row]).max()
+            assert wrong <= one.error <= 10 * (tolerance or 0.001)
+
+
+def test_a_rule_that_was_not_compared_has_no_known_error_and_takes_no_more_steps_than_it_may():
+    model, batch = calm(), small()
+    with pytest.warns(RuntimeWarning, match="isn't exact: a score of row 0 .* may be off by inf of the largest"):
+        found = integrated(model, batch, max_steps=2, tolerance=10.0, on_residual="warn")
+    assert [(one.steps, one.error) for one in found] == [(2, float("inf"))] * 2
+    for most in (5, 6, 17, 18, 40):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = integrated(turning(16.0), batch, max_steps=most, tolerance=1e-7, on_residual="warn")
+        assert all(one.steps <= most for one in found), most
 
 
 def test_of_a_linear_model_the_score_is_weight_times_the_change_of_the_input():
@@ -135,7 +162,7 @@ def test_of_a_linear_model_the_score_is_weight_times_the_change_of_the_input():
     expected = (change[:, 5] @ model.qa_outputs.weight[0].detach()).tolist()
     found = integrated(model, batch)
     assert [one.relevance[5] for one in found] == pytest.approx(expected, rel=1e-6)
-    assert [one.steps for one in found] == [2, 2, 2]
+    assert [one.steps for one in found] == [6, 6, 6]
 
 
 @pytest.mark.parametrize("mode", ["held", "moved"])
@@ -177,14 +204,14 @@ def test_a_text_that_is_its_own_baseline_has_no_scores_and_is_complete():
     (one,) = integrated(calm(), batch, StartLogit(position=2))
     assert abs(one.relevance).max() == 0
     assert one.baseline == pytest.approx(one.value, abs=1e-12)
-    assert one.steps == 2
+    assert (one.steps, one.error) == (6, 0.0)
 
 
 def test_a_tighter_tolerance_takes_more_steps_and_one_that_is_not_reached_is_refused():
     model, batch = turning(4.0), small()
-    loose, tight = integrated(model, batch), integrated(model, batch, tolerance=1e-4)
+    loose, tight = integrated(model, batch), integrated(model, batch, tolerance=1e-5)
     assert sum(one.steps for one in tight) > sum(one.steps for one in loose)
-    assert all(abs(one.residual) <= 1e-4 * max(abs(one.value - one.baseline), 0.01) for one in tight)
+    assert all(abs(one.residual) <= 1e-5 * max(abs(one.value - one.baseline), 0.01) for one in tight)
     with pytest.raises(ConservationError, match="integrated-gradients doesn't conserve"):
         integrated(model, batch, tolerance=1e-4, max_steps=6)
     with pytest.warns(RuntimeWarning, match="doesn't conserve"):

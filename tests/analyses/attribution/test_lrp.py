@@ -18,13 +18,11 @@ from analyses.attribution.explained import (
     tolerance,
     without_biases,
 )
-from regtune.analyses.attribution.attnlrp import attnlrp_scores
 from regtune.analyses.attribution.explain import explain
-from regtune.analyses.attribution.ledger import Ledger
 from regtune.analyses.attribution.lrp import relevance_rules
-from regtune.analyses.attribution.lrp_rules import AttnLRP
+from regtune.analyses.attribution.rules import AttnLRP, Ledger
 from regtune.errors import UnsupportedModelError
-from regtune.targets import Answer, Row, StartLogit
+from regtune.targets import Answer, StartLogit
 
 ANYTHING = {"tolerance": float("inf")}
 EVERY = pytest.mark.parametrize(("family", "registers"), CASES)
@@ -259,21 +257,45 @@ def test_a_context_answer_is_the_best_span_inside_it():
     model, batch = encoder("bert"), tiny.inputs("bert")
     with torch.no_grad():
         output = model(**batch)
-    scores = attnlrp_scores(
-        model,
-        lambda: model(**batch),
-        lambda out: [
-            Answer(context=(6, 12)).resolve(
-                Row(
-                    logits={n: out[n][row].detach().numpy() for n in ("start_logits", "end_logits")},
-                    text=batch["attention_mask"][row].bool().numpy(),
-                )
-            )
-            for row in range(3)
-        ],
-    )
+    found = explain(model, batch, target=Answer(context=(6, 12)))
     for row in range(3):
         spans = [
             float(output.start_logits[row, i] + output.end_logits[row, j]) for i in range(6, 12) for j in range(i, 12)
         ]
-        assert float(scores.values[row]) == pytest.approx(max(spans), abs=1e-10)
+        assert found[row].value == pytest.approx(max(spans), abs=1e-10)
+
+
+@pytest.mark.parametrize(("family", "registers"), [*CASES, ("bert", 2)])
+@pytest.mark.parametrize("by", ["layer", "head", "neuron"])
+def test_relevance_inside_the_model_adds_up_at_every_depth(family, registers, by):
+    """Relevance of states, and all that joins or is lost behind them, is the value; heads and neurons carry theirs."""
+    model = encoder(family, num_registers=2, depth="every_layer") if registers == 2 else shared_model(family, registers)
+    batch = tiny.inputs(family, pad=4)
+    for method in ("attnlrp", "cp-lrp"):
+        for row, one in enumerate(explain(model, batch, method=method, by=by)):
+            places = registers + (16 if row == 1 else 20)
+            neurons = 128 if family == "gpt2" else 48
+            shape = {"layer": (4, places), "head": (3, 4, places), "neuron": (3, neurons)}[by]
+            assert (one.by, one.inner.shape, one.inner_residual.shape) == (by, shape, (4 if by == "layer" else 3,))
+            assert abs(one.inner_residual).max() < 100 * tolerance(family) * max(1, abs(one.inner).sum(-1).max())
+            assert abs(one.inner).max() > 1e-6
+
+
+def test_the_relevance_of_a_head_is_gone_where_the_head_is():
+    model, batch = encoder("bert"), tiny.inputs("bert")
+    with torch.no_grad():
+        model.bert.encoder.layer[1].attention.output.dense.weight[:, 8:16] = 0  # head 1 writes nothing
+        model.bert.encoder.layer[2].output.dense.weight[:, 7] = 0
+    heads = explain(model, batch, by="head")[0].inner
+    assert abs(heads[1, 1]).max() == 0
+    assert (abs(heads[1, [0, 2, 3]]).max(-1) > 0).all()
+    neurons = explain(model, batch, by="neuron")[0].inner
+    assert neurons[2, 7] == 0
+    assert (abs(neurons[2, :7]) > 0).all()
+
+
+def test_a_rule_left_out_shows_at_the_depths_below_it():
+    model, batch = encoder("bert"), tiny.inputs("bert")
+    (one, *_) = explain(model, batch, by="layer", options={"without": ["activation"]}, on_residual="warn", **ANYTHING)
+    assert abs(one.inner_residual[-1]) < 1e-8  # nothing but the linear head is behind the last depth
+    assert (abs(one.inner_residual[:-1]) > 1e-3).all()

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from regtune.analyses.attribution.chefer_rules import CheferRules
-from regtune.analyses.attribution.ledger import BIASES, SOFTMAX, Ledger
-from regtune.analyses.attribution.lrp_rules import AttnLRP
+from regtune.analyses.attribution.chefer import CheferRules
+from regtune.analyses.attribution.rules import BIASES, SOFTMAX, AttnLRP, Ledger
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 

@@ -8,8 +8,7 @@ import torch
 import tiny
 from analyses.attribution.explained import CASES, DECODERS, any_model, encoder, shared_model
 from analyses.attribution.test_lrp import linear_model, state_of, training_gradients
-from regtune.analyses.attribution.explain import METHODS, explain
-from regtune.analyses.attribution.explain_checks import PEERS
+from regtune.analyses.attribution.explain import METHODS, PEERS, explain
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.registers.surgery import disable_registers, mask_registers
 from regtune.targets import Answer, ClassLogit, NextToken, StartLogit, TargetError

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from regtune.analyses.attribution.lrp_rules import masked
 from regtune.analyses.reversible import (
     attention_operands,
+    masked,
     only_reader,
     replace_forward,
     require_eval_mode,

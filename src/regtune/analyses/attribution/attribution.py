@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+from torch import Tensor
 
 from regtune.errors import DataError, RegtuneError
+from regtune.targets import Resolved
 
 SCHEMA_VERSION = 1
 """Of `Attribution.to_json`."""
@@ -26,9 +28,10 @@ class Attribution:
 
     For the ledger methods (`attnlrp`, `cp-lrp`) and for `integrated-gradients` the parts are in the units of `value`
     (logits) and `value = total + residual`. For `chefer` the scores of tokens and registers are shares of a
-    probability that sum to 1, the other parts are 0 and `residual` is what its relevance lost or gained on the way
-    to the embeddings. For `rollout` and `attention` they are shares as well. These two, `attention-gradient`,
-    `gradient-input`, `occlusion` and `random` have no law that could be broken: their residual is 0 and says nothing.
+    probability that sum to 1 (of a contrast: the shares of its first side less those of its second, which sum to 0),
+    the other parts are 0 and `residual` is what a side's relevance lost or gained on the way to the embeddings. For
+    `rollout` and `attention` they are shares as well. These two, `attention-gradient`, `gradient-input`, `occlusion`
+    and `random` have no law that could be broken: their residual is 0 and says nothing.
     """
 
     method: str
@@ -58,6 +61,21 @@ class Attribution:
     """How far the method's own law is from holding; 0 is perfect."""
     steps: int | None = None
     """Integrated gradients: points of the path at which gradients were taken for these scores."""
+    error: float | None = None
+    """Integrated gradients: the largest error of a token's or register's score, a share of the largest score; an
+    estimate from two rules. None for other methods; infinite where `max_steps` left no room for an estimate."""
+    options: Mapping[str, str | int | float | None] = field(default_factory=dict)
+    """The method's options, those that were left at their defaults among them."""
+    read_from: tuple[int, ...] = ()
+    """Tokens whose last states the target is read from; empty where that is no token of this text."""
+    by: str | None = None
+    """What `inner` is about: `layer`, `head` or `neuron`."""
+    inner: Float64[np.ndarray, ...] | None = None
+    """`layer`: `[depths, registers + tokens]`, relevance of what each layer reads, the last one's output too. `head`:
+    `[layers, heads, registers + tokens]`, of what each head writes. `neuron`: `[layers, neurons]`."""
+    inner_residual: Float64[np.ndarray, " depths"] | None = None
+    """How far each depth's own law is from holding. `layer`: relevance there and all that joins or is lost behind it
+    add up to `value`. `head`, `neuron`: they and their projection's bias add up to what it hands on."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.relevance):
@@ -90,18 +108,20 @@ class Attribution:
             "schema_version": SCHEMA_VERSION,
             "kind": "attribution",
             "method": self.method,
+            "options": dict(self.options),
             "target": self.target,
             "tokens": list(self.tokens),
             "offsets": None if self.offsets is None else [list(pair) for pair in self.offsets],
-            "relevance": [_plain(score) for score in self.relevance.tolist()],
-            "registers": [_plain(score) for score in self.registers.tolist()],
-            **{name: _plain(getattr(self, name)) for name in _NUMBERS},
+            "read_from": list(self.read_from),
+            **{name: _plain(getattr(self, name)) for name in (*_NUMBERS, *_ARRAYS)},
             "steps": self.steps,
+            "error": None if self.error is None else _plain(self.error),
+            "by": self.by,
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Attribution:
-        """Reads what `to_json` wrote; every number comes back as it was.
+        """Reads what `to_json` wrote; every number comes back as it was, but infinite ones as NaN.
 
         Raises:
             DataError: not such a record, or one of a later version.
@@ -113,30 +133,67 @@ class Attribution:
             )
         try:
             offsets = record["offsets"]
+            numbers: dict[str, Any] = {name: _number(record[name]) for name in _NUMBERS}
+            numbers |= {name: _array(record[name]) for name in ("relevance", "registers")}
+            numbers |= {name: _array(record.get(name)) for name in ("inner", "inner_residual")}
             return cls(
                 method=record["method"],
                 target=record["target"],
                 tokens=tuple(record["tokens"]),
                 offsets=None if offsets is None else tuple((int(start), int(end)) for start, end in offsets),
-                relevance=_array(record["relevance"]),
-                registers=_array(record["registers"]),
                 steps=record["steps"],
-                **{name: _number(record[name]) for name in _NUMBERS},
+                error=None if record.get("error") is None else float(record["error"]),
+                options=dict(record.get("options") or {}),
+                read_from=tuple(map(int, record.get("read_from") or ())),
+                by=record.get("by"),
+                **numbers,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"This attribution can't be read: {error!r}. Explain the text again.") from error
 
 
 _NUMBERS = ("value", "positions", "types", "biases", "softmax", "baseline", "residual")
+_ARRAYS = ("relevance", "registers", "inner", "inner_residual")
 
 
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_plain(one) for one in value.tolist()]
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value if value is None or math.isfinite(value) else None
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _array(values: list[float | None]) -> Float64[np.ndarray, " places"]:
-    return np.array([_number(value) for value in values], dtype=np.float64)
+def _array(values: Any) -> Any:
+    return None if values is None else np.array(values, dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """What a method hands back for one batch, before it becomes one `Attribution` a row."""
+
+    targets: Sequence[Resolved]
+    values: Tensor
+    """`[batch]`, as all below unless they say more."""
+    tokens: Tensor
+    """`[batch, seq]`, padding included."""
+    registers: Tensor
+    """`[batch, registers]`."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else the method's law counts, by the name that it has in `Attribution`."""
+    residual: Tensor | None = None
+    """None: the method has no law."""
+    scale: Tensor | None = None
+    """What the residual is to be small against."""
+    kept: Tensor | None = None
+    """The sizes of all relevance together, as a share of what it started from. A law can hold while the result is
+    nothing; where this is next to nothing, the residual says nothing."""
+    steps: Sequence[int] | None = None
+    error: Tensor | None = None
+    inner: Tensor | None = None
+    """`[batch, ...]`, registers first."""
+    inner_residual: Tensor | None = None

@@ -1,21 +1,33 @@
-"""One batch of texts as a method sees it: how to run the model on it, also changed or in part, and what is wanted."""
+"""One batch of texts as a method sees it: how to run the model on it, in part or on other embeddings, what is wanted.
+
+Given embeddings replace the output of the table of word embeddings, by a hook: `inputs_embeds` would lose RoBERTa's
+positions, which depend on the ids, and not every model takes it. Positions and types stay those of the text. Nothing
+here needs to know the architecture, so the methods without rules explain any Hugging Face model that embeds tokens.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Bool, Int8
+import torch
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor, nn
 
-from regtune.errors import ConfigError
-from regtune.families._family import Family
+from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
+from regtune.families import family_of
+from regtune.families._family import Family, modules_at
+from regtune.registers.registers import Registers
+from regtune.registers.surgery import backbone_of, find_registers
 from regtune.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
 from regtune.token_classes import TokenClass, token_classes
 
-_FORWARDED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+BASELINES = ("mask", "pad", "zero")
+_LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
+_DECODER = "decoder_"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,9 +35,11 @@ class Batch:
     """Texts of one length, padded on the right, and one target for each."""
 
     model: nn.Module
-    family: Family
+    family: Family | None
+    """None for an architecture that isn't in the table."""
     inputs: Mapping[str, Tensor]
-    """`[batch, seq]` each, on the model's device: what the model takes and `attention_mask`."""
+    """On the model's device: what the model takes, `attention_mask` among it; the decoder's inputs begin with
+    `decoder_`, all others that are `[batch, seq]` long are the text's."""
     wanted: Sequence[str | Target | None]
     tolerance: float
     """Largest residual that is allowed, as a share."""
@@ -40,33 +54,57 @@ class Batch:
         """Where there is text, not padding."""
         return self.inputs["attention_mask"].bool()
 
-    def run(self) -> Any:
-        """The model's outputs for the batch."""
-        return self.run_rows(None)
+    @property
+    def causal(self) -> bool:
+        """Whether the model is a decoder, whose tokens see earlier ones alone."""
+        if self.family is not None:
+            return self.family.causal
+        backbone = backbone_of(self.model)
+        return not backbone.config.is_encoder_decoder and (
+            bool(getattr(backbone.config, "is_decoder", False))
+            or type(self.model).__name__.endswith(("CausalLM", "LMHeadModel"))
+            or any(getattr(part, "is_causal", False) is True for part in backbone.modules())
+        )
 
-    def run_rows(self, rows: Tensor | None, length: int | None = None) -> Any:
+    @property
+    def decodes(self) -> bool:
+        """Whether a decoder with tokens of its own is asked, as in T5: the text is what its encoder reads."""
+        return f"{_DECODER}input_ids" in self.inputs
+
+    def run(self, **more: Any) -> Any:
+        """The model's outputs for the batch."""
+        return self.run_rows(None, **more)
+
+    def run_rows(self, rows: Tensor | None, length: int | None = None, **more: Any) -> Any:
         """The outputs for the named rows, in that order and with repetitions, cut to a length that holds their text."""
         accepted = inspect.signature(self.model.forward).parameters
+        seq = self.inputs["input_ids"].shape[1]
         arguments: dict[str, Any] = {name: value for name, value in self.inputs.items() if name in accepted}
         if rows is not None:
-            arguments = {name: value[rows, :length] for name, value in arguments.items()}
+            for name, value in arguments.items():
+                cut = value.dim() > 1 and value.shape[1] == seq and not name.startswith(_DECODER)
+                arguments[name] = value[rows, :length] if cut else value[rows]
         if "use_cache" in accepted:
             arguments["use_cache"] = False
-        return self.model(**arguments, return_dict=True)
+        return self.model(**arguments, return_dict=True, **more)
 
     def resolve(self, outputs: Mapping[str, Tensor]) -> list[Resolved]:
         """The rows' targets with everything filled in."""
         names = [name for name in (START, END, LOGITS) if name in outputs]
         logits = {name: outputs[name].detach().double().cpu().numpy() for name in names}
-        text, mask_id = self.text.cpu().numpy(), self.token_ids["mask"]
-        ids = self.inputs["input_ids"].cpu().numpy()
+        text, mask_id = self.text, self.token_ids["mask"]
+        masks = None if mask_id is None else (text & (self.inputs["input_ids"] == mask_id)).cpu().numpy()
+        if self.decodes:
+            text = self.inputs.get(f"{_DECODER}attention_mask", self.inputs[f"{_DECODER}input_ids"] * 0 + 1).bool()
+            masks = None
+        read = text.cpu().numpy()
         found = []
         for index, target in enumerate(self.wanted):
             row = Row(
                 logits={name: value[index] for name, value in logits.items()},
-                text=text[index],
-                masks=None if mask_id is None else text[index] & (ids[index] == mask_id),
-                causal=self.family.causal,
+                text=read[index],
+                masks=None if masks is None else masks[index],
+                causal=self.causal,
             )
             found.append(target_named(self._default(row) if target is None else target).resolve(row))
         return found
@@ -98,16 +136,16 @@ class Batch:
             raise TargetError("This model has no head, so it gives no logits to explain. Load it with a task's head.")
         if row.logits[LOGITS].ndim == 1:
             return "class"
-        if self.family.causal:
+        if self.causal or self.decodes:
             return "next-token"
-        if row.logits[LOGITS].shape[-1] == self.model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
+        if row.logits[LOGITS].shape[-1] == word_table(self.model).weight.shape[0]:
             return "masked-token"
         raise TargetError("This head gives tags for every token; name one: target=TokenTag(position=...).")
 
 
 def make_batch(
     model: nn.Module,
-    family: Family,
+    family: Family | None,
     tensors: Mapping[str, Tensor],
     wanted: Sequence[str | Target | None],
     *,
@@ -118,22 +156,43 @@ def make_batch(
 
     Args:
         model: the model.
-        family: its family.
-        tensors: `input_ids`, `attention_mask` and what else there is, `[batch, seq]` each.
+        family: its family, if it is known.
+        tensors: `input_ids`, `attention_mask` and what else there is; a row of each is a text's. A model that writes
+            text from text (T5) is explained at the tokens of `decoder_input_ids`, or at its first one without them.
         wanted: a target for each row, None for the default.
         tolerance: largest residual that is allowed, as a share.
         tokenizer: says which ids are special, unless `token_classes` are given.
     """
     device = next(model.parameters()).device
+    known = {*inspect.signature(model.forward).parameters, "attention_mask"} - set(_LABELS)
+    inputs = {name: value.to(device) for name, value in tensors.items() if name in known}
+    if f"{_DECODER}input_ids" not in inputs and _writes(model):
+        first = _decoder_start(model)
+        inputs[f"{_DECODER}input_ids"] = torch.full((len(inputs["input_ids"]), 1), first, device=device)
     return Batch(
         model=model,
         family=family,
-        inputs={name: tensors[name].to(device) for name in _FORWARDED if name in tensors},
+        inputs=inputs,
         wanted=wanted,
         tolerance=tolerance,
         token_classes=tensors.get("token_classes"),
         tokenizer=tokenizer,
         token_ids={name: _token_id(name, model, tokenizer) for name in ("pad", "mask")},
+    )
+
+
+def _writes(model: Any) -> bool:
+    """Whether it is an encoder-decoder with a language-model head."""
+    return bool(model.config.is_encoder_decoder) and bool(getattr(model, "can_generate", lambda: False)())
+
+
+def _decoder_start(model: Any) -> int:
+    for source in (model.config, getattr(model, "generation_config", None)):
+        found = getattr(source, "decoder_start_token_id", None)
+        if found is not None:
+            return int(found)
+    raise ConfigError(
+        f"{type(model).__name__} doesn't say which token its decoder starts with; give decoder_input_ids."
     )
 
 
@@ -143,3 +202,176 @@ def _token_id(name: str, model: nn.Module, tokenizer: Any) -> int | None:
         if found is not None:
             return int(found)
     return None
+
+
+# Embeddings
+
+
+def word_table(model: nn.Module) -> Any:
+    """The module that embeds the text's tokens: of an encoder-decoder, the encoder's.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    return _tables(model)[0]
+
+
+def _tables(model: nn.Module) -> list[Any]:
+    """The text's table, and a decoder's where it has one of its own."""
+    backbone = backbone_of(model)
+    parts = [backbone]
+    if getattr(backbone.config, "is_encoder_decoder", False):
+        parts = [backbone.get_encoder(), backbone.get_decoder()]
+    try:
+        return [part.get_input_embeddings() for part in parts]
+    except (AttributeError, NotImplementedError):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no table of word embeddings (get_input_embeddings), so there are no tokens "
+            "to explain."
+        ) from None
+
+
+def word_embeddings(batch: Batch) -> Float[Tensor, "batch seq width"]:
+    """The text's own word embeddings."""
+    found: Tensor = word_table(batch.model)(batch.inputs["input_ids"]).detach()
+    return found
+
+
+def baseline_embeddings(
+    batch: Batch, baseline: str | Tensor, *, special_tokens: str = "held"
+) -> Float[Tensor, "batch seq width"]:
+    """The word embeddings of a text that says nothing.
+
+    Args:
+        batch: the texts.
+        baseline: `pad` or `mask`, the embedding of that token at every place; `zero`; or a vector `[width]`.
+        special_tokens: `held` leaves special tokens as they are, so that they get no score: the text's frame is
+            part of both ends of the path. `moved` treats them like all others. Padding always stays.
+
+    Raises:
+        UnknownNameError: another baseline.
+        ConfigError: the id of the token is unknown, whole numbers where an embedding is needed, a vector of another
+            width, or special tokens that nobody named.
+    """
+    if special_tokens not in ("held", "moved"):
+        raise unknown_name("treatment of special_tokens", special_tokens, ("held", "moved"))
+    text = word_embeddings(batch)
+    absent = _absent(batch, baseline, text)
+    return torch.where(batch.held(special_tokens).unsqueeze(-1), text, absent)
+
+
+def _absent(batch: Batch, baseline: Any, text: Tensor) -> Tensor:
+    if isinstance(baseline, Tensor):
+        if not baseline.is_floating_point():
+            raise ConfigError(
+                f"baseline is {baseline.dtype} {list(baseline.shape)}, but gradients need an embedding: give a "
+                f"floating-point vector [{text.shape[-1]}], or one of {', '.join(BASELINES)}."
+            )
+        if baseline.shape != text.shape[-1:]:
+            raise ConfigError(f"baseline is {list(baseline.shape)}; word embeddings here are [{text.shape[-1]}].")
+        return baseline.to(text)
+    if baseline not in BASELINES:
+        raise unknown_name("baseline", str(baseline), BASELINES)
+    if baseline == "zero":
+        return torch.zeros_like(text[0, 0])
+    token = batch.token_ids[baseline]
+    if token is None:
+        raise ConfigError(
+            f"baseline={baseline!r} needs the id of the {baseline} token, which neither the model's config nor a "
+            "tokenizer gives. Pass tokenizer=... or use baseline='zero'."
+        )
+    found: Tensor = word_table(batch.model)(torch.tensor([token], device=text.device)).detach()[0]
+    return found
+
+
+class GivenEmbeddings:
+    """What stands in for the model's own embeddings in the passes inside `given_embeddings`."""
+
+    def __init__(self, registers: Registers | None, known: Tensor | None = None) -> None:
+        self.active = None if registers is None or not registers.enabled else registers
+        self.known = known
+        """The batch's token ids, to see that an unknown architecture looks up what is thought."""
+        self.words: Tensor | None = None
+        """`[batch, seq, width]`, or None for the model's own."""
+        self.registers: Sequence[Tensor] = ()
+        """For each depth at which registers join, `[batch, registers, width]`; empty for the model's own."""
+        self._calls = 0
+
+    def learned_registers(self) -> list[Tensor]:
+        """The registers' own vectors, `[registers, width]` for each depth at which they join."""
+        if self.active is None:
+            return []
+        deep = [] if self.active.deep is None else list(self.active.deep.detach())
+        return [self.active(1)[0].detach(), *deep]
+
+    def _restart(self, _module: nn.Module, _args: tuple) -> None:
+        self._calls = 0
+
+    def _finish(self, module: nn.Module, _args: tuple, _output: Any) -> None:
+        if self.words is not None and not self._calls:
+            raise UnsupportedModelError(f"{type(module).__name__} looks no tokens up in its table of word embeddings.")
+
+    def _give_words(self, ids: Tensor, output: Tensor, shifted: bool) -> Tensor | None:
+        self._calls += 1
+        words = self.words
+        if words is None or self._calls > (2 if shifted else 1):  # GPT-2 looks its token types up there too
+            return None
+        if self._calls == 1 and self.known is not None and not _are_rows(ids, self.known, words.shape[1]):
+            raise UnsupportedModelError(
+                "This architecture embeds its tokens in another order than [rows, seq], so their embeddings can't be "
+                "exchanged. Use random, attention or rollout, which leave them as they are."
+            )
+        if self._calls == 2:  # a decoder that reads the text itself, behind its start token
+            words = torch.cat([output[:, :1], words[:, :-1]], dim=1)
+        return torch.cat([words, output[:, words.shape[1] :]], dim=1)  # some models pad their text further
+
+    def _give_registers(self, _module: nn.Module, _args: tuple, _output: Tensor) -> Tensor | None:
+        return self.registers[0] if self.registers else None
+
+    def _give_fresh(self, depth: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if self.active is None or not self.registers:
+            return None
+        states = args[0] if args else kwargs["hidden_states"]
+        states = self.active.insert(self.registers[depth], self.active.strip(states))
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+
+@contextmanager
+def given_embeddings(batch: Batch) -> Iterator[GivenEmbeddings]:
+    """Inside the context, passes of the batch's model run on what is set on the yielded object."""
+    backbone = backbone_of(batch.model)
+    known = batch.inputs["input_ids"] if batch.family is None else None
+    given = GivenEmbeddings(find_registers(batch.model), known)
+    tables = {id(table): table for table in _tables(batch.model)}
+    shifted = bool(getattr(backbone.config, "is_encoder_decoder", False)) and not batch.decodes
+    with ExitStack() as stack:
+        stack.callback(backbone.register_forward_pre_hook(given._restart).remove)
+        stack.callback(backbone.register_forward_hook(given._finish).remove)
+        for table in list(tables.values())[: 2 if shifted else 1]:
+            hook = table.register_forward_hook(lambda _, args, output: given._give_words(args[0], output, shifted))
+            stack.callback(hook.remove)
+        if given.active is not None:
+            stack.callback(given.active.register_forward_hook(given._give_registers).remove)
+            if given.active.deep is not None:
+                layers = modules_at(backbone, *family_of(backbone.config).within_layers())
+                for depth, layer in enumerate(list(layers)[1:], start=1):
+                    stack.callback(layer.register_forward_pre_hook(_Fresh(given, depth), with_kwargs=True).remove)
+        yield given
+
+
+def _are_rows(ids: Tensor, known: Tensor, length: int) -> bool:
+    """Whether each row of what is looked up begins like a text of the batch."""
+    if ids.dim() != 2 or ids.shape[1] < length:
+        return False
+    return bool((ids[:, None, :length] == known[None, :, :length]).all(-1).any(-1).all())
+
+
+class _Fresh:
+    """Before a layer: puts the given registers of its depth in the place of the model's."""
+
+    def __init__(self, given: GivenEmbeddings, depth: int) -> None:
+        self.given = given
+        self.depth = depth
+
+    def __call__(self, _layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        return self.given._give_fresh(self.depth, args, kwargs)

@@ -1,11 +1,17 @@
-"""Integrated gradients (Sundararajan, Taly, Yan 2017, arXiv 1703.01365) on Captum, until they are complete.
+"""Integrated gradients (Sundararajan, Taly, Yan 2017, arXiv 1703.01365) on Captum, until every token is known.
 
 The path is the straight line in the word embeddings from a baseline to the text. Its law is completeness:
 F(text) = F(baseline) + sum of scores. Captum integrates with Gauss-Legendre rules of a fixed number of points; one
 rule over the whole path needs very different numbers for different texts, and which one is known only afterwards.
-Here the path is cut into pieces, each with a rule of two points. On a piece the error is known exactly, since its
-scores must add up to the change of F from one of its ends to the other; so the worst piece is halved until the error
-of the whole path is small enough. Pieces of many texts run in one Captum call.
+Here the path is cut into pieces. On each a rule of two points is compared with the same rule on the piece's halves:
+
+- the sum's error is known exactly, since a piece's scores must add up to the change of F between its ends;
+- a token's error is estimated. The error of the rule shrinks with the fourth power of a piece's length, so it is a
+  fifteenth of the difference, which is also taken off (Richardson 1911). Completeness alone would not do: errors of
+  different tokens cancel in the sum.
+
+The worst piece is split, its halves' scores being the next comparison's first rule, until both errors are small
+enough. Pieces of many texts run in one Captum call.
 """
 
 from __future__ import annotations
@@ -18,20 +24,33 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
-from regtune.analyses.attribution.baselines import baseline_embeddings, word_embeddings
-from regtune.analyses.attribution.batch import Batch
-from regtune.analyses.attribution.given_embeddings import GivenEmbeddings, given_embeddings
-from regtune.analyses.attribution.scores import Scores
+from regtune.analyses.attribution.attribution import Scores
+from regtune.analyses.attribution.batch import (
+    Batch,
+    GivenEmbeddings,
+    baseline_embeddings,
+    given_embeddings,
+    word_embeddings,
+)
 from regtune.analyses.reversible import freeze, only_reader
 from regtune.errors import ConfigError, MissingExtraError, unknown_name
 from regtune.targets import Resolved, values_of
 
+TOLERANCE = 0.001
+TOKEN_ERROR = 10.0
+"""How many times the tolerance a token's error may be, as a share of the largest score."""
 _FIRST_CUTS = (0.0, 0.19, 0.54, 1.0)
 _POINTS = 2
 """Of the rule on each piece. Both were chosen on curves of F along the path of fine-tuned MiniLM models, where most
-of the change happens in the first half: fewest gradients in total, discarded ones included."""
+of the change happens in the first half: fewest gradients in total."""
+_WHOLE = 3 * _POINTS
+"""Points of a piece whose error is known: the rule on it, and on each half."""
+_SAFETY = 8.0
+"""By how much the estimate of a score's error is raised, to about half the difference between the two rules: on paths
+as wild as random weights make them, the errors don't shrink as they should yet."""
 _CANCELLATION = 4.0
 """How much larger than the allowed error the pieces' errors may be together, if they cancel each other."""
 _STRAIGHT = 0.1
@@ -39,6 +58,10 @@ _STRAIGHT = 0.1
 _SMALLEST_CHANGE = 0.01
 _TOKENS_AT_ONCE = {"cpu": 2048}
 _TOKENS_ON_ACCELERATORS = 65_536
+
+Ends = tuple[float, float]
+Places = Float64[Tensor, " places"]
+"""A score for each token and then for each register."""
 
 
 def integrated_gradients_scores(
@@ -52,8 +75,9 @@ def integrated_gradients_scores(
 ) -> Scores:
     """Explains one batch; `value = tokens + registers + baseline` up to `batch.tolerance` of the change.
 
-    The error is measured as a share of |F(text) - F(baseline)|. Where that is less than 0.01 of the larger of 1,
-    |F(text)| and |F(baseline)|, a share of it means nothing and that bound takes its place.
+    The error of the sum is measured as a share of |F(text) - F(baseline)|. Where that is less than 0.01 of the larger
+    of 1, |F(text)| and |F(baseline)|, a share of it means nothing and that bound takes its place. The error of the
+    scores is the largest of any token or register, as a share of the largest score; it may be ten times the tolerance.
 
     Args:
         batch: the texts; targets are found once, on the text itself.
@@ -82,28 +106,48 @@ def integrated_gradients_scores(
             outputs = batch.run()
             targets = batch.resolve(outputs)
             values = values_of(outputs, targets).double()
-        given = stack.enter_context(given_embeddings(batch.model, batch.family))
+        given = stack.enter_context(given_embeddings(batch))
         path = _Path(batch, given, targets, internal_batch_size)
         path.lay(baseline_embeddings(batch, baseline, special_tokens=special_tokens), moved=registers == "moved")
-        rows = [_Row(index, batch.tolerance) for index in range(len(targets))]
-        _integrate(path, rows, max_steps)
+        rows = [_Row(index, batch.tolerance, max_steps) for index in range(len(targets))]
+        _integrate(path, rows)
     return _scores(path, rows, values, targets)
 
 
 @dataclass(kw_only=True, eq=False)
 class _Piece:
-    """A part of one row's path, with the scores that it adds."""
+    """A part of one row's path."""
 
-    row: int
-    ends: tuple[float, float]
-    change: float
+    ends: Ends
+    coarse: Places | None = None
+    """Its scores by the rule on it, and by the rule on its halves."""
+    halves: tuple[Places, Places] | None = None
+    change: float = 0.0
     """F at its end less F at its start."""
-    tokens: Tensor
-    registers: Tensor
+
+    @property
+    def cuts(self) -> tuple[Ends, Ends]:
+        start, end = self.ends
+        middle = (start + end) / 2
+        return (start, middle), (middle, end)
+
+    @property
+    def step(self) -> Places:
+        """By how much the scores change on the way from halves to no length at all; also the size of their error."""
+        assert self.coarse is not None
+        if self.halves is None:
+            return torch.full_like(self.coarse, math.inf)
+        return (sum(self.halves) - self.coarse) / 15
+
+    @property
+    def scores(self) -> Places:
+        assert self.coarse is not None
+        return self.coarse if self.halves is None else sum(self.halves) + self.step
 
     @property
     def error(self) -> float:
-        return float(self.tokens.sum() + self.registers.sum()) - self.change
+        """Of the sum."""
+        return float(self.scores.sum()) - self.change
 
 
 @dataclass(eq=False)
@@ -112,53 +156,84 @@ class _Row:
 
     index: int
     tolerance: float
+    max_steps: int
     pieces: list[_Piece] = field(default_factory=list)
     known: dict[float, float] = field(default_factory=dict)
     """F at points of the path, 0 the baseline and 1 the text."""
-
-    @property
-    def steps(self) -> int:
-        return _POINTS * len(self.pieces)
+    steps: int = 0
 
     @property
     def scale(self) -> float:
         start, end = self.known[0.0], self.known[1.0]
         return max(abs(end - start), _SMALLEST_CHANGE * max(1.0, abs(start), abs(end)))
 
-    def first_pieces(self) -> list[tuple[float, float]]:
+    @property
+    def scores(self) -> Places:
+        return torch.stack([piece.scores for piece in self.pieces]).sum(0)
+
+    @property
+    def token_error(self) -> float:
+        """The largest error of a score, as a share of the largest score."""
+        errors = torch.stack([piece.step.abs() for piece in self.pieces]).sum(0)
+        worst, largest = _SAFETY * float(errors.max()), float(self.scores.abs().max())
+        return worst / largest if largest else worst
+
+    def first_pieces(self) -> list[_Piece]:
         """The whole path if F runs along it nearly straight, else what the first cuts make."""
         start, end = self.known[0.0], self.known[1.0]
         bends = [abs(self.known[cut] - start - cut * (end - start)) for cut in _FIRST_CUTS]
-        return [(0.0, 1.0)] if max(bends) <= _STRAIGHT * self.scale else list(pairwise(_FIRST_CUTS))
+        pieces = len(_FIRST_CUTS) - 1
+        if max(bends) <= _STRAIGHT * self.scale or self.max_steps < pieces * _WHOLE:
+            return [_Piece(ends=(0.0, 1.0))]
+        return [_Piece(ends=ends) for ends in pairwise(_FIRST_CUTS)]
 
     def is_complete(self) -> bool:
         errors = [piece.error for piece in self.pieces]
         allowed = 0.99 * self.tolerance * self.scale
-        return abs(sum(errors)) <= allowed and sum(map(abs, errors)) <= _CANCELLATION * allowed
+        sums = abs(sum(errors)) <= allowed and sum(map(abs, errors)) <= _CANCELLATION * allowed
+        return sums and self.token_error <= TOKEN_ERROR * self.tolerance
 
-    def take_worst(self) -> list[_Piece]:
-        """Takes out the pieces whose errors are within a tenth of the largest."""
-        worst = max(abs(piece.error) for piece in self.pieces)
-        taken = [piece for piece in self.pieces if not abs(piece.error) < 0.9 * worst]
-        self.pieces = [piece for piece in self.pieces if piece not in taken]
-        return taken
-
-
-def _integrate(path: _Path, rows: Sequence[_Row], max_steps: int) -> None:
-    path.fill_in([(row, ends) for row in rows for ends in pairwise(_FIRST_CUTS)])
-    wanted = [(row, ends) for row in rows for ends in row.first_pieces()]
-    while wanted:
-        path.fill_in(wanted)
-        for piece, (row, _) in zip(path.integrate(wanted), wanted, strict=True):
-            row.pieces.append(piece)
-        wanted = []
-        for row in rows:
-            if row.is_complete() or row.steps + _POINTS > max_steps or not math.isfinite(row.scale):
+    def split(self) -> list[_Piece]:
+        """Takes out the pieces whose errors are within a tenth of the largest, and gives their halves."""
+        largest = float(self.scores.abs().max()) or 1.0
+        sizes = [
+            max(abs(piece.error) / self.scale, float(piece.step.abs().max()) / largest / TOKEN_ERROR)
+            for piece in self.pieces
+        ]
+        halves: list[_Piece] = []
+        for piece, size in sorted(zip(self.pieces, sizes, strict=True), key=lambda one: -one[1]):
+            room = self.steps + (len(halves) + 2) * 2 * _POINTS <= self.max_steps
+            if piece.halves is None or not room or size < 0.9 * max(sizes):
                 continue
-            for piece in row.take_worst():
-                start, end = piece.ends
-                middle = (start + end) / 2
-                wanted += [(row, (start, middle)), (row, (middle, end))]
+            self.pieces.remove(piece)
+            halves += [_Piece(ends=e, coarse=c) for e, c in zip(piece.cuts, piece.halves, strict=True)]
+        return halves
+
+
+def _integrate(path: _Path, rows: Sequence[_Row]) -> None:
+    path.fill_in([(row, ends) for row in rows for ends in pairwise(_FIRST_CUTS)])
+    new = [(row, piece) for row in rows for piece in row.first_pieces()]
+    while new:
+        path.fill_in([(row, piece.ends) for row, piece in new])
+        wanted = [(row, piece, ends) for row, piece in new for ends in _still_to_do(row, piece)]
+        for (row, piece, ends), scores in zip(wanted, path.integrate([(r, e) for r, _, e in wanted]), strict=True):
+            row.steps += _POINTS
+            if ends == piece.ends:
+                piece.coarse = scores
+            else:
+                piece.halves = (scores, scores) if piece.halves is None else (piece.halves[0], scores)
+        for row, piece in new:
+            piece.change = row.known[piece.ends[1]] - row.known[piece.ends[0]]
+            row.pieces.append(piece)
+        new = [
+            (row, half) for row in rows if math.isfinite(row.scale) and not row.is_complete() for half in row.split()
+        ]
+
+
+def _still_to_do(row: _Row, piece: _Piece) -> list[Ends]:
+    """On what the rule has still to be used."""
+    whole = [piece.ends] if piece.coarse is None else []
+    return whole if row.max_steps < _WHOLE else [*whole, *piece.cuts]
 
 
 class _Path:
@@ -187,7 +262,7 @@ class _Path:
                 self.starts.append(torch.zeros_like(whole))
                 self.ends.append(whole)
 
-    def fill_in(self, wanted: Sequence[tuple[_Row, tuple[float, float]]]) -> None:
+    def fill_in(self, wanted: Sequence[tuple[_Row, Ends]]) -> None:
         """Finds F at the ends of the pieces where it isn't known yet."""
         missing = sorted({(row.index, end) for row, ends in wanted for end in ends if end not in row.known})
         rows = {row.index: row for row, _ in wanted}
@@ -199,9 +274,9 @@ class _Path:
                 for (row, where), value in zip(part, self._values(*at, index).tolist(), strict=True):
                     rows[row].known[where] = value
 
-    def integrate(self, wanted: Sequence[tuple[_Row, tuple[float, float]]]) -> list[_Piece]:
+    def integrate(self, wanted: Sequence[tuple[_Row, Ends]]) -> list[Places]:
         """The scores of pieces, by Captum."""
-        found: dict[int, _Piece] = {}
+        found: dict[int, Places] = {}
         for places in self._groups([row.index for row, _ in wanted], points=_POINTS):
             part = [wanted[place] for place in places]
             index = torch.tensor([row.index for row, _ in part], device=self.starts[0].device)
@@ -213,17 +288,11 @@ class _Path:
                 method="gausslegendre",
                 internal_batch_size=max(len(part), self._rows_at_once(max(self.lengths[i] for i in index.tolist()))),
             )
-            tokens = self._widened(scores[0].sum(-1, dtype=torch.float64))
-            depths = [part.sum(-1, dtype=torch.float64) for part in scores[1:]]
-            registers = torch.stack(depths).sum(0) if depths else tokens[:, :0]
-            for number, (place, (row, ends)) in enumerate(zip(places, part, strict=True)):
-                found[place] = _Piece(
-                    row=row.index,
-                    ends=ends,
-                    change=row.known[ends[1]] - row.known[ends[0]],
-                    tokens=tokens[number],
-                    registers=registers[number],
-                )
+            tokens, *registers = [part.sum(-1, dtype=torch.float64) for part in scores]
+            whole = tokens.new_zeros(len(tokens), self.starts[0].shape[1])
+            whole[:, : tokens.shape[1]] = tokens
+            together = torch.cat([whole, torch.stack(registers).sum(0)], 1) if registers else whole
+            found |= dict(zip(places, together, strict=True))
         return [found[place] for place in range(len(wanted))]
 
     def _groups(self, rows: Sequence[int], *, points: int) -> list[list[int]]:
@@ -259,30 +328,22 @@ class _Path:
         outputs = self.batch.run_rows(index, words.shape[1])
         return values_of(outputs, [self.targets[row] for row in index.tolist()])
 
-    def _widened(self, tokens: Tensor) -> Tensor:
-        whole = tokens.new_zeros(len(tokens), self.starts[0].shape[1])
-        whole[:, : tokens.shape[1]] = tokens
-        return whole
-
 
 def _scores(path: _Path, rows: Sequence[_Row], values: Tensor, targets: Sequence[Resolved]) -> Scores:
-    none = torch.zeros_like(values)
-    tokens = torch.stack([torch.stack([piece.tokens for piece in row.pieces]).sum(0) for row in rows])
-    registers = torch.stack([torch.stack([piece.registers for piece in row.pieces]).sum(0) for row in rows])
+    scores = torch.stack([row.scores for row in rows])
+    seq = path.starts[0].shape[1]
+    tokens, registers = scores[:, :seq], scores[:, seq:]
     if not registers.shape[1] and path.given.active is not None:  # held: they are there, with nothing to their name
-        registers = none.unsqueeze(1).expand(-1, path.given.active.num_registers).clone()
-    starts = torch.tensor([row.known[0.0] for row in rows], dtype=torch.float64).to(values.device)
+        registers = scores.new_zeros(len(rows), path.given.active.num_registers)
+    starts, scales, errors = values.new_tensor([(row.known[0.0], row.scale, row.token_error) for row in rows]).unbind(1)
     return Scores(
         targets=targets,
         values=values,
         tokens=tokens,
         registers=registers,
-        positions=none,
-        types=none,
-        biases=none,
-        softmax=none,
-        residual=values - starts - tokens.sum(1) - registers.sum(1),
-        scale=torch.tensor([row.scale for row in rows], dtype=torch.float64).to(values.device),
-        baselines=starts,
+        parts={"baseline": starts},
+        residual=values - starts - scores.sum(1),
+        scale=scales,
         steps=[row.steps for row in rows],
+        error=errors,
     )

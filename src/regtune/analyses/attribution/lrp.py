@@ -1,7 +1,10 @@
-"""The context in which one model's backward pass follows relevance rules, and outside of which nothing has changed.
+"""AttnLRP and CP-LRP: one forward and one backward pass that follows relevance rules, and the ledger.
+
+`relevance_rules` is the context in which one model's backward pass follows rules, and outside of which nothing has
+changed.
 
 Layer-wise relevance propagation is patented in places, so its authors say; read their licence notes before a
-commercial use. The rules here are written from the papers' equations (see `regtune.analyses.attribution.lrp_rules`).
+commercial use. The rules here are written from the papers' equations (see `rules.py` beside this file).
 
 Everything that is changed is changed on this model's own modules and put back on leaving, also after an exception:
 attention goes through transformers' table of attention functions (the attending modules see a copy of the config
@@ -12,24 +15,191 @@ pass computes no gradient of a weight. No class is touched and no modelling code
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regtune.analyses.attribution.ledger import POSITIONS, Ledger
-from regtune.analyses.attribution.lrp_rules import Rules, RuleScope
+from regtune.analyses.attention.tap import registers_first
+from regtune.analyses.attribution.attribution import Scores
+from regtune.analyses.attribution.batch import Batch
+from regtune.analyses.attribution.rules import (
+    BIASES,
+    POSITIONS,
+    RULES,
+    SOFTMAX,
+    AttnLRP,
+    Ledger,
+    Rules,
+    RuleScope,
+    bias_of,
+    relevance_of,
+)
 from regtune.analyses.reversible import attention_operands, freeze, only_reader, replace_forward, route_attention
+from regtune.errors import unknown_name
 from regtune.families import family_of
 from regtune.families._family import Family, modules_at
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import MODULE_NAME, backbone_of, find_registers
+from regtune.targets import Resolved, values_of
 
 TOKENS, TYPES, REGISTERS, STATES = "tokens", "types", "registers", "states"
+BY = ("head", "layer", "neuron")
+
+
+def attnlrp_scores(
+    batch: Batch, *, constant_attention: bool = False, without: Sequence[str] = (), by: str | None = None
+) -> Scores:
+    """Explains one batch; `value = tokens + registers + positions + types + biases + softmax` up to rounding.
+
+    Args:
+        batch: texts of a model with relevance rules, in eval mode.
+        constant_attention: CP-LRP: attention weights count as constants.
+        without: rules to leave out (of `RULES`), to see that the residual then jumps.
+        by: also the relevance of every `layer`'s, `head`'s or `neuron`'s states; see `Attribution.inner`.
+
+    Raises:
+        UnknownNameError: `without` names no rule, or `by` no part.
+    """
+    for rule in without:
+        if rule not in RULES:
+            raise unknown_name("rule", rule, RULES)
+    if by is not None and by not in BY:
+        raise unknown_name("part to look at (by)", by, BY)
+    ledger = Ledger()
+    rules = AttnLRP(ledger, constant_attention=constant_attention, without=frozenset(without))
+    with relevance_rules(batch.model, rules, ledger), _watched_parts(batch.model, ledger, by) as inner:
+        outputs = batch.run()
+        targets = batch.resolve(outputs)
+        values = values_of(outputs, targets)
+        leaves = [leaf for kind in ledger.leaves.values() for leaf in kind]
+        gradients = iter(torch.autograd.grad(values.sum(), leaves, materialize_grads=True))
+    shares = {
+        kind: [relevance_of(leaf.detach(), next(gradients)) for leaf in group] for kind, group in ledger.leaves.items()
+    }
+    scores = _balance(targets, values.detach().double(), shares, ledger)
+    return scores if by is None else inner.into(scores, shares)
+
+
+def _balance(targets: Sequence[Resolved], values: Tensor, shares: dict[str, list[Tensor]], ledger: Ledger) -> Scores:
+    none = torch.zeros_like(values)
+    tokens = shares[TOKENS][0]
+    registers = torch.stack(shares[REGISTERS]).sum(0) if REGISTERS in shares else tokens[:, :0]
+    parts = {kind: sum((share.sum(1) for share in shares.get(kind, ())), none) for kind in (POSITIONS, TYPES)}
+    parts |= {kind: ledger.sums.get(kind, none) for kind in (BIASES, SOFTMAX)}
+    every = torch.stack([tokens.sum(1), registers.sum(1), *parts.values()])
+    booked = tokens.abs().sum(1) + registers.abs().sum(1) + sum(part.abs() for part in parts.values())
+    return Scores(
+        targets=targets,
+        values=values,
+        tokens=tokens,
+        registers=registers,
+        parts=parts,
+        residual=values - every.sum(0),
+        scale=every.abs().sum(0).clamp(min=1.0),
+        kept=torch.where(values == 0, torch.ones_like(values), booked / values.abs()),
+    )
+
+
+class _Inner:
+    """Relevance of parts inside the model, in the order of the forward pass."""
+
+    def __init__(self, by: str | None, ledger: Ledger, registers: Registers | None, heads: int) -> None:
+        self.by = by
+        self.ledger = ledger
+        self.registers = registers
+        self.heads = heads
+        self.found: list[Tensor] = []
+        self.laws: list[list[Tensor]] = []
+        """For each depth what is to add up to 0, where that can be said on the spot."""
+
+    def watch(self, states: Any) -> None:
+        """`[batch, total, width]`, inputs of what the layers, heads or neurons are read by."""
+        place = len(self.found)
+        self.found.append(torch.empty(0))
+        self.laws.append([])
+        kept = states.detach()
+
+        def book(gradient: Tensor) -> None:
+            product = (kept * gradient).double()
+            if self.by == "neuron":
+                self.found[place] = product.sum(1)
+                return
+            if self.by == "head":
+                by_head = product.reshape(*product.shape[:2], self.heads, -1).sum(-1)
+                self.found[place] = registers_first(by_head, self.registers, 1).transpose(1, 2)
+                return
+            self.found[place] = registers_first(product.sum(-1), self.registers, 1)
+
+        states.register_hook(book)
+
+    def watch_law(self, module: nn.Module, output: Any) -> None:
+        """Of a projection's output: what it hands on, less its bias's share."""
+        law, bias, kept = self.laws[-1], bias_of(module), output.detach()
+
+        def book(gradient: Tensor) -> None:
+            rest = kept if bias is None else kept - bias[0]
+            law.append((rest * gradient).double().flatten(1).sum(1))
+
+        output.register_hook(book)
+
+    def into(self, scores: Scores, shares: dict[str, list[Tensor]]) -> Scores:
+        inner = torch.stack(self.found, 1)
+        sums = inner.flatten(2).sum(2)
+        if self.by == "layer":
+            later = torch.stack([self._joined_behind(depth, scores, shares) for depth in range(len(self.found))], 1)
+            residual = scores.values.unsqueeze(1) - sums - later
+        else:
+            residual = torch.stack([law[0] for law in self.laws], 1) - sums
+        return dataclasses.replace(scores, inner=inner, inner_residual=residual)
+
+    def _joined_behind(self, depth: int, scores: Scores, shares: dict[str, list[Tensor]]) -> Tensor:
+        total = torch.zeros_like(scores.values)
+        for where, rows in self.ledger.booked.items():
+            total = total + rows if where > depth else total
+        for kind, group in shares.items():
+            for where, share in zip(self.ledger.depths[kind], group, strict=True):
+                total = total + share.sum(1) if where > depth else total
+        return total
+
+
+@contextmanager
+def _watched_parts(model: nn.Module, ledger: Ledger, by: str | None) -> Iterator[_Inner]:
+    """Inside the context, which lies inside `relevance_rules`, a pass is watched at the parts that were asked for."""
+    backbone = backbone_of(model)
+    family = family_of(backbone.config, "relevance")
+    registers = find_registers(model)
+    inner = _Inner(by, ledger, registers, int(backbone.config.num_attention_heads))
+
+    def enter(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        inner.watch(args[0] if args else kwargs["hidden_states"])
+        ledger.depth += 1
+
+    with ExitStack() as stack:
+        if by == "layer":
+            layers = list(modules_at(backbone, *family.within_layers()))
+            count = int(backbone.config.num_hidden_layers)
+
+            def leave_layer(_module: nn.Module, _args: tuple, output: Any) -> None:
+                if ledger.depth == count:
+                    inner.watch(output[0] if isinstance(output, tuple) else output)
+                    ledger.depth += 1
+
+            for layer in layers:
+                stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                stack.callback(layer.register_forward_hook(leave_layer).remove)
+        elif by is not None:
+            path = family.attention_out if by == "head" else family.feed_forward_out
+            for part in modules_at(backbone, *family.within_layers(path)):
+                stack.callback(part.register_forward_pre_hook(lambda _part, args: inner.watch(args[0])).remove)
+                hook = part.register_forward_hook(lambda part, _args, output: inner.watch_law(part, output))
+                stack.callback(hook.remove)
+        yield inner
 
 
 @contextmanager

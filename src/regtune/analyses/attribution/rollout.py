@@ -7,8 +7,8 @@ of influence; these are here to compare with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,12 +16,10 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from regtune.analyses.attention.tap import attention_tap
-from regtune.analyses.attribution.baselines import word_embeddings
-from regtune.analyses.attribution.batch import Batch
-from regtune.analyses.attribution.given_embeddings import given_embeddings
-from regtune.analyses.attribution.scores import Scores, lawless
+from regtune.analyses.attribution.attribution import Scores
+from regtune.analyses.attribution.batch import Batch, given_embeddings, word_embeddings
 from regtune.analyses.reversible import freeze
-from regtune.errors import unknown_name
+from regtune.errors import UnsupportedModelError, unknown_name
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of, find_registers
 from regtune.targets import LOGITS, Resolved, TargetError, values_of
@@ -39,7 +37,7 @@ def rollout_scores(batch: Batch) -> Scores:
 
     outputs, targets = _watch(batch, follow)
     tokens, of_registers = read_from(rolled[0], _require_reading(batch, targets), registers)
-    return lawless(targets, values_of(outputs, targets), tokens, of_registers)
+    return Scores(targets=targets, values=values_of(outputs, targets), tokens=tokens, registers=of_registers)
 
 
 def attention_scores(batch: Batch, *, layers: str = "last") -> Scores:
@@ -61,7 +59,7 @@ def attention_scores(batch: Batch, *, layers: str = "last") -> Scores:
     outputs, targets = _watch(batch, follow)
     weights = kept[0] / kept[0].sum(-1, keepdim=True)
     tokens, registers = read_from(weights, _require_reading(batch, targets), find_registers(batch.model))
-    return lawless(targets, values_of(outputs, targets), tokens, registers)
+    return Scores(targets=targets, values=values_of(outputs, targets), tokens=tokens, registers=registers)
 
 
 def attention_gradient_scores(batch: Batch, *, layers: str = "all") -> Scores:
@@ -81,9 +79,8 @@ def attention_gradient_scores(batch: Batch, *, layers: str = "all") -> Scores:
     kept: list[Tensor] = []
     with ExitStack() as stack:
         freeze(batch.model, stack)
-        stack.enter_context(given_embeddings(batch.model, batch.family)).words = word_embeddings(batch).requires_grad_()
-        stack.enter_context(attention_tap(batch.model, lambda _layer, weights, *_: kept.append(weights)))
-        outputs = batch.run()
+        stack.enter_context(given_embeddings(batch)).words = word_embeddings(batch).requires_grad_()
+        outputs = _listen(batch, kept.append)
         targets = batch.resolve(outputs)
         values = values_of(outputs, targets)
         chosen = kept if layers == "all" else kept[-1:]
@@ -92,7 +89,7 @@ def attention_gradient_scores(batch: Batch, *, layers: str = "all") -> Scores:
     total = torch.stack([(weights.detach() * gradient).sum((1, 2), dtype=torch.float64) for weights, gradient in pairs])
     total = total.sum(0)
     tokens, registers = split(total.unsqueeze(-1), find_registers(batch.model))
-    return lawless(targets, values, tokens.squeeze(-1), registers.squeeze(-1))
+    return Scores(targets=targets, values=values, tokens=tokens.squeeze(-1), registers=registers.squeeze(-1))
 
 
 def fresh_rows(joint: Float64[Tensor, "batch total total"], registers: Registers | None) -> Tensor:
@@ -130,12 +127,48 @@ def split(total: Tensor, registers: Registers | None) -> tuple[Tensor, Tensor]:
 
 def _watch(batch: Batch, follow: Callable[[Tensor], None]) -> tuple[Any, list[Resolved]]:
     """Runs the batch and hands on each layer's weights, the mean over heads, `[batch, total, total]`."""
-    with (
-        torch.no_grad(),
-        attention_tap(batch.model, lambda _layer, weights, *_: follow(weights.mean(1, dtype=torch.float64))),
-    ):
-        outputs = batch.run()
+    with torch.no_grad():
+        outputs = _listen(batch, lambda weights: follow(weights.mean(1, dtype=torch.float64)))
     return outputs, batch.resolve(outputs)
+
+
+def _listen(batch: Batch, hear: Callable[[Tensor], None]) -> Any:
+    """Runs the batch and hands on each layer's weights, `[batch, heads, total, total]`."""
+    backbone = backbone_of(batch.model)
+    if backbone.config.is_encoder_decoder:
+        raise TargetError(
+            f"{type(batch.model).__name__} answers through a decoder, which attends to the encoder's states: no token "
+            "of the text is what the target is read from. Use gradient-input, occlusion or integrated-gradients."
+        )
+    if batch.family is not None and batch.family.relevance:
+        with attention_tap(batch.model, lambda _layer, weights, *_: hear(weights)):
+            return batch.run()
+    with _eager(batch.model):
+        outputs = batch.run(output_attentions=True)
+    total = batch.text.shape[1]
+    found = outputs.get("attentions") or ()
+    if not found or any(weights is None or weights.shape[-2:] != (total, total) for weights in found):
+        raise UnsupportedModelError(
+            f"{type(batch.model).__name__} gives no attention weights of every token to every token. Use "
+            "gradient-input, occlusion or integrated-gradients."
+        )
+    for weights in found:
+        hear(weights)
+    return outputs
+
+
+@contextmanager
+def _eager(model: Any) -> Iterator[None]:
+    """Inside the context the model attends by the implementation that hands its weights back."""
+    before = getattr(model.config, "_attn_implementation", None)
+    if before in (None, "eager"):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _check_layers(layers: str) -> None:

@@ -1,12 +1,12 @@
-"""The relevance rules themselves, as modified backward passes; each leaves the forward value bit for bit alone.
+"""The relevance rules of AttnLRP as modified backward passes, and the ledger that says what became of all relevance.
+
+Every rule leaves the forward value bit for bit alone.
 
 AttnLRP: Achtibat et al. 2024 (arXiv 2402.05602). Relevance is carried as R = x·g, where g is the gradient with these
 changes: products of two streams give each factor half (their uniform rule); an activation has slope f(x)/x (identity
 rule); LayerNorm and RMSNorm are linear with their standard deviation held fixed. The softmax rule x(R - s·ΣR) and
 the epsilon rule of linear layers with epsilon = 0 *are* the plain gradient. CP-LRP (Ali et al. 2022) holds the
 attention weights fixed, so queries and keys get nothing.
-
-Chefer 2021: Chefer, Gur, Wolf (arXiv 2012.09838), in `regtune.analyses.attribution.chefer_rules`.
 """
 
 # Every rule set has every rule's signature, and autograd functions have torch's.
@@ -21,7 +21,84 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from regtune.analyses.attribution.ledger import SOFTMAX, Ledger, bias_of
+from regtune.analyses.reversible import masked
+
+BIASES = "biases"
+SOFTMAX = "softmax"
+POSITIONS = "positions"
+
+
+class Ledger:
+    """Leaves whose gradients are asked for, and sums for each row that the backward pass adds up on its way.
+
+    With modified gradients g, the relevance of any tensor x is x·g. A linear layer y = Wx + b passes y·g_y =
+    x·g_x + b·g_y on, so its bias's share is b·g_y; a softmax s of scores x absorbs s·g_s - x·g_x. Both are measured
+    where they arise, by hooks on the tensors; nothing is computed as "the rest", so that a wrong rule anywhere
+    leaves a residual.
+    """
+
+    def __init__(self) -> None:
+        self.leaves: dict[str, list[Tensor]] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.depth = 0
+        """Of the layer that the forward pass is in, from 1; 0 before the first."""
+        self.depths: dict[str, list[int]] = {}
+        """Where each leaf joined."""
+        self.booked: dict[int, Tensor] = {}
+        """The sums once more, of all kinds together, by the depth at which they arose."""
+
+    def leaf(self, kind: str, value: Tensor) -> Tensor:
+        """Makes `value`, `[batch, ...]`, an input of its own whose relevance is booked under `kind`."""
+        leaf = value.detach().clone().requires_grad_()
+        self.leaves.setdefault(kind, []).append(leaf)
+        self.depths.setdefault(kind, []).append(self.depth)
+        return leaf
+
+    def watch(self, kind: str, value: Tensor, sign: float = 1.0) -> None:
+        """Books sign · value·g of every row when the backward pass reaches `value`."""
+        if value.requires_grad:
+            kept = value.detach()
+            self._book(value, kind, lambda gradient: sign * relevance_of(kept, gradient).sum(1))
+
+    def watch_bias(self, output: Tensor, bias: Tensor, axis: int = -1) -> None:
+        """Books b·g of a layer's bias, `[channels]`, which was added along `axis` of its output."""
+        if not output.requires_grad:
+            return
+        kept = bias.detach().double()
+
+        def of(gradient: Tensor) -> Tensor:
+            channels_last = gradient.movedim(axis, -1).flatten(1, -2) if gradient.dim() > 2 else gradient.unsqueeze(1)
+            return channels_last.sum(1, dtype=torch.float64) @ kept
+
+        self._book(output, BIASES, of)
+
+    def _book(self, value: Any, kind: str, share: Callable[[Tensor], Tensor]) -> None:
+        depth = self.depth
+
+        def book(gradient: Tensor) -> None:
+            rows = share(gradient.detach())
+            self.sums[kind] = self.sums.get(kind, 0.0) + rows
+            self.booked[depth] = self.booked.get(depth, 0.0) + rows
+
+        value.register_hook(book)
+
+
+def relevance_of(value: Tensor, gradient: Tensor) -> Tensor:
+    """x·g summed over the last axis and flattened behind the first, `[batch, ...]` to `[batch, places]`, float64.
+
+    Where the gradient is 0 the relevance is 0, also for the infinite scores of masked keys.
+    """
+    product = torch.where(gradient == 0, torch.zeros_like(gradient), value * gradient)
+    return product.sum(-1, dtype=torch.float64).reshape(value.shape[0], -1)
+
+
+def bias_of(module: nn.Module) -> tuple[Tensor, int] | None:
+    """A layer's bias and the axis of its output along which it is added; None if it has none."""
+    bias = getattr(module, "bias", None)
+    if not isinstance(bias, Tensor):
+        return None
+    return bias, 1 if isinstance(module, nn.Conv1d) else -1
+
 
 RULES = ("activation", "attention", "layer_norm", "product", "rms_norm")
 """Rules of AttnLRP that a test may leave out to see that the ledger notices."""
@@ -203,16 +280,6 @@ def run(function: Any, *arguments: Tensor) -> Tensor:
     """Applies a custom autograd function (torch leaves `apply` untyped)."""
     output: Tensor = function.apply(*arguments)
     return output
-
-
-def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Adds an additive mask, or hides what a boolean one says is not seen."""
-    if mask is None:
-        return scores
-    mask = mask[..., : scores.shape[-1]]
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask
 
 
 def _carries(value: Any) -> bool:

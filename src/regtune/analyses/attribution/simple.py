@@ -1,0 +1,128 @@
+"""The simplest explanations: gradient times input, one token hidden at a time, and numbers drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from regtune.analyses.attribution.attribution import Scores
+from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given_embeddings, word_embeddings
+from regtune.analyses.attribution.rules import relevance_of
+from regtune.analyses.reversible import freeze, only_reader
+from regtune.errors import ConfigError
+from regtune.registers.surgery import find_registers, mask_registers
+from regtune.targets import Resolved, values_of
+
+
+def gradient_input_scores(batch: Batch) -> Scores:
+    """Word embedding times the target's gradient with regard to it; for registers their vectors, over all depths.
+
+    Equals the change to first order when the vector shrinks, and the contribution itself where a model is linear.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(only_reader(batch.model))
+        freeze(batch.model, stack)
+        given = stack.enter_context(given_embeddings(batch))
+        given.words = words = word_embeddings(batch).requires_grad_()
+        rows = len(words)
+        given.registers = [
+            learned.expand(rows, -1, -1).clone().requires_grad_() for learned in given.learned_registers()
+        ]
+        outputs = batch.run()
+        targets = batch.resolve(outputs)
+        values = values_of(outputs, targets)
+        leaves = [words, *given.registers]
+        gradients = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
+    found = [relevance_of(leaf.detach(), gradient) for leaf, gradient in zip(leaves, gradients, strict=True)]
+    registers = torch.stack(found[1:]).sum(0) if given.registers else found[0][:, :0]
+    return Scores(targets=targets, values=values, tokens=found[0], registers=registers)
+
+
+def occlusion_scores(
+    batch: Batch,
+    *,
+    baseline: str | Tensor = "pad",
+    special_tokens: str = "held",
+    internal_batch_size: int = 16,
+) -> Scores:
+    """The target's value less its value without the token, one token at a time.
+
+    A token is taken away by putting the baseline's embedding in its place, so that positions and lengths stay. A
+    register is taken away by hiding it from the attention.
+
+    Args:
+        batch: the texts; targets are found once, on the text itself.
+        baseline, special_tokens: see `baseline_embeddings`; tokens that are held score 0.
+        internal_batch_size: changed texts that run together.
+
+    Raises:
+        ConfigError: a baseline or size that cannot work; see `baseline_embeddings`.
+    """
+    if internal_batch_size < 1:
+        raise ConfigError(f"internal_batch_size={internal_batch_size} must be at least 1.")
+    with torch.no_grad():
+        outputs = batch.run()
+        targets = batch.resolve(outputs)
+        values = values_of(outputs, targets).double()
+        found = find_registers(batch.model)
+        count = 0 if found is None or not found.enabled else found.num_registers
+        registers = values.new_zeros(len(targets), count)
+        for number in range(count):
+            with mask_registers(batch.model, [number]):
+                registers[:, number] = values - values_of(batch.run(), targets)
+        absent = baseline_embeddings(batch, baseline, special_tokens=special_tokens)
+        places = (~batch.held(special_tokens)).nonzero()
+        places = places[torch.argsort(batch.text.sum(1)[places[:, 0]], stable=True)]
+        tokens = values.new_zeros(batch.text.shape)
+        for part in torch.split(places, internal_batch_size):
+            rows, columns = part.unbind(1)
+            hidden = torch.zeros_like(batch.text[rows])
+            hidden[torch.arange(len(rows)), columns] = True
+            tokens[rows, columns] = values[rows] - _values_without(batch, targets, absent, rows, hidden)
+    return Scores(targets=targets, values=values, tokens=tokens, registers=registers)
+
+
+def loss_when_hidden(
+    batch: Batch, hidden: Bool[Tensor, "batch seq"], *, baseline: str | Tensor = "pad"
+) -> Float64[Tensor, " batch"]:
+    """The target's value less its value with several tokens of each row hidden at once."""
+    with torch.no_grad():
+        outputs = batch.run()
+        targets = batch.resolve(outputs)
+        absent = baseline_embeddings(batch, baseline, special_tokens="moved")
+        rows = torch.arange(len(targets), device=absent.device)
+        return values_of(outputs, targets).double() - _values_without(batch, targets, absent, rows, hidden)
+
+
+def _values_without(
+    batch: Batch, targets: Sequence[Resolved], absent: Tensor, rows: Tensor, hidden: Tensor
+) -> Float64[Tensor, " rows"]:
+    length = int(batch.text[rows].sum(1).max())
+    words = torch.where(hidden.to(absent.device).unsqueeze(-1), absent[rows], word_embeddings(batch)[rows])
+    with given_embeddings(batch) as given:
+        given.words = words[:, :length]
+        return values_of(batch.run_rows(rows, length), [targets[row] for row in rows.tolist()]).double()
+
+
+def random_scores(batch: Batch, *, seed: int = 0) -> Scores:
+    """Numbers between -1 and 1 that know nothing of the model: what every other method has to beat.
+
+    The same text gets the same scores for the same seed, whatever stands beside it.
+    """
+    with torch.no_grad():
+        outputs = batch.run()
+    targets = batch.resolve(outputs)
+    registers = find_registers(batch.model)
+    count = 0 if registers is None or not registers.enabled else registers.num_registers
+    tokens = torch.zeros(batch.text.shape, dtype=torch.float64)
+    of_registers = torch.zeros(len(targets), count, dtype=torch.float64)
+    for row, text in enumerate(batch.text.cpu()):
+        ids = batch.inputs["input_ids"][row].cpu()[text].tolist()
+        drawn = torch.from_numpy(np.random.default_rng([seed, *ids]).uniform(-1, 1, len(ids) + count))
+        tokens[row, text], of_registers[row] = drawn[: len(ids)], drawn[len(ids) :]
+    return Scores(targets=targets, values=values_of(outputs, targets), tokens=tokens, registers=of_registers)
