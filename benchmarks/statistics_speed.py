@@ -17,7 +17,7 @@ import time
 import numpy as np
 from record import write_result
 
-from regtune.stats.compare import compare_arms
+from regtune.stats.comparison import compare
 
 BUDGET_S = 20.0
 
@@ -38,7 +38,7 @@ def measure(tables: list[np.ndarray], *, resamples: int, paired: bool, repeats: 
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        results = compare_arms(tables[0], arms, resamples=resamples, paired=paired)
+        results = compare(tables[0], arms, resamples=resamples, paired=paired)
         seconds.append(round(time.perf_counter() - start, 2))
         assert len(results) == len(arms)
     return seconds

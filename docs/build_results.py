@@ -23,8 +23,8 @@ import speed_results as speed
 
 from regtune.records import RunRecord, load_record, read_json, read_predictions
 from regtune.report.arms import BASELINE, REGISTERS, arm_of
-from regtune.stats.arm_scores import ArmScores
-from regtune.stats.compare import compare_arms
+from regtune.stats.comparison import compare
+from regtune.stats.scores import ArmScores
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -114,10 +114,10 @@ def comparison(metric: str) -> Any:
             scores=np.stack([values for _, values in found]),
             name=f"N={n}",
             seeds=tuple(seed_of(record) for _, record in mine),
-            questions=tuple(found[0][0]),
+            examples=tuple(found[0][0]),
         )
     (baseline, *others) = arms.values()
-    return compare_arms(baseline, {arm.name: arm for arm in others}, delta=DELTA)[0]
+    return compare(baseline, {arm.name: arm for arm in others}, delta=DELTA)[0]
 
 
 def table_comparison() -> str:

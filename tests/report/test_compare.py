@@ -65,7 +65,7 @@ def test_different_evaluation_sets_are_refused(tmp_path):
 def test_different_questions_of_one_set_are_refused_with_their_ids(tmp_path):
     one = write_cell(tmp_path, config_of("baseline", 0, 0), questions=20)
     other = write_cell(tmp_path, config_of("registers", 4, 0), questions=20, prefix="z")
-    with pytest.raises(DataError, match="lacks questions that baseline has: q0, q1"):
+    with pytest.raises(DataError, match="lacks examples that baseline has: q0, q1"):
         compare_two(one, other)
 
 

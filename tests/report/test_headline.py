@@ -9,7 +9,7 @@ from regtune.config import RegisterConfig, RunConfig, to_dict
 from regtune.records import RunRecord
 from regtune.report.arms import arm_of, told_apart
 from regtune.report.headline import control_sentence, headline
-from regtune.stats.compare import compare_arms
+from regtune.stats.comparison import compare
 from report.synthetic import ARMS, config_of
 
 
@@ -32,7 +32,7 @@ def found(effects, *, questions=800, seeds=6, noise=0.002):
     difficulty = np.random.default_rng(0).uniform(0.3, 0.7, questions)
     shifts = np.random.default_rng(1).normal(0, noise, (len(effects) + 1, seeds, 1))
     rows = [np.clip(difficulty + effect + shift, 0, 1) for effect, shift in zip((0.0, *effects), shifts, strict=True)]
-    results = compare_arms(rows[0], {f"N{i}": row for i, row in enumerate(rows[1:])}, resamples=1000)
+    results = compare(rows[0], {f"N{i}": row for i, row in enumerate(rows[1:])}, resamples=1000)
     names = [arm(config_of("registers", 4 * (i + 1), 0)) for i in range(len(effects))]
     return dict(zip(names, results, strict=True))
 

@@ -7,8 +7,14 @@ import pytest
 from scipy import stats
 
 from regtune.errors import ConfigError, DataError
-from regtune.stats.arm_scores import ArmScores
-from regtune.stats.compare import compare_arms, compare_runs, seed_spread, verdict
+from regtune.stats.comparison import compare, compare_runs, seed_spread
+from regtune.stats.scores import ArmScores
+
+
+def verdict(baseline, arm, *, name="arm", **settings):
+    """The comparison of one arm that was the only one tried."""
+    return compare(baseline, {name: arm}, **settings)[0]
+
 
 SEED_MEANS = np.array([0.61, 0.58, 0.64, 0.60, 0.57])
 OTHER_MEANS = np.array([0.63, 0.62, 0.645, 0.615, 0.60])
@@ -85,14 +91,14 @@ def table():
 
 def test_the_verdicts_are_helps_hurts_and_equivalent(table):
     baseline = table.pop("baseline")
-    results = {result.name: result.verdict for result in compare_arms(baseline, table)}
+    results = {result.name: result.verdict for result in compare(baseline, table)}
     assert results == {"better": "helps", "worse": "hurts", "same": "equivalent"}
 
 
 def test_the_sentence_says_verdict_points_interval_and_size(table):
     result = verdict(table["baseline"], table["better"], name="8 registers")
     assert result.sentence.startswith("8 registers helps: +")
-    for part in ("points against the baseline", "95 % interval +", "p = ", "5 seeds", "2,000 questions"):
+    for part in ("points against the baseline", "95 % interval +", "p = ", "5 seeds", "2,000 examples"):
         assert part in result.sentence
 
 
@@ -120,12 +126,12 @@ def test_when_questions_are_the_limit_it_asks_for_questions_not_seeds():
     baseline = noisy_runs(5, 60, 0.5, noise=0.01, rng=rng)
     result = verdict(baseline, np.clip(baseline + shift, 0, 1))
     assert (result.verdict, result.seeds_needed) == ("cannot tell", None)
-    assert "it takes more questions" in result.sentence
+    assert "it takes more examples" in result.sentence
 
 
 def test_holm_counts_every_arm_that_was_tried(table):
     baseline = table.pop("baseline")
-    results = compare_arms(baseline, table)
+    results = compare(baseline, table)
     smallest = min(results, key=lambda result: result.p_value)
     assert smallest.p_adjusted == pytest.approx(3 * smallest.p_value)
     assert all(result.comparisons == 3 for result in results)
@@ -164,9 +170,9 @@ def test_seeds_and_questions_are_matched_by_their_ids_not_their_order():
     shuffled = ArmScores(
         scores=arm[rows][:, columns],
         seeds=tuple(seeds[i] for i in rows),
-        questions=tuple(questions[i] for i in columns),
+        examples=tuple(questions[i] for i in columns),
     )
-    in_order = verdict(ArmScores(scores=baseline, seeds=seeds, questions=questions), shuffled)
+    in_order = verdict(ArmScores(scores=baseline, seeds=seeds, examples=questions), shuffled)
     assert in_order == verdict(baseline, arm)
 
 
@@ -178,16 +184,16 @@ def test_an_arm_that_lacks_seeds_is_compared_on_those_it_has_and_costs_the_other
         "part": ArmScores(scores=part[[3, 1]], seeds=(3, 1), name="part"),
     }
     baseline = ArmScores(scores=base, seeds=(0, 1, 2, 3, 4), name="baseline")
-    results = compare_arms(baseline, arms, partial=True)
+    results = compare(baseline, arms, partial=True)
     assert [(r.seeds, r.baseline_seeds, r.comparisons) for r in results] == [(5, 5, 2), (2, 2, 2)]
-    assert results[0].interval == pytest.approx(compare_arms(base, {"full": full})[0].interval)
+    assert results[0].interval == pytest.approx(compare(base, {"full": full})[0].interval)
     assert results[1].difference == pytest.approx(part[[1, 3]].mean() - base[[1, 3]].mean())
     assert results[1].interval[1] - results[1].interval[0] > results[0].interval[1] - results[0].interval[0]
     with pytest.raises(DataError, match="don't have the same seeds"):
-        compare_arms(baseline, arms)
+        compare(baseline, arms)
     lone = ArmScores(scores=part[:2], seeds=(4, 9), name="lone")
     with pytest.raises(DataError, match="lone and baseline share 1 seed and at least 2 are needed"):
-        compare_arms(baseline, {"lone": lone}, partial=True)
+        compare(baseline, {"lone": lone}, partial=True)
 
 
 def test_unpaired_arms_may_have_different_numbers_of_seeds():
@@ -223,16 +229,16 @@ GOOD = np.full((3, 4), 0.5)
 @pytest.mark.parametrize(
     ("baseline", "arm", "message"),
     [
-        (GOOD[:1], GOOD, r"baseline has 1 seed.*compare_runs"),
+        (GOOD[:1], GOOD, r"baseline has 1 seed.*compare single runs alone"),
         (GOOD, GOOD[:1], r"arm has 1 seed.*at least 2 seeds"),
-        (GOOD, GOOD[:, :3], r"arm has 3 questions and baseline has 4.*same questions"),
+        (GOOD, GOOD[:, :3], r"arm has 3 examples and baseline has 4.*same examples"),
         (GOOD, GOOD[:2], r"arm has 2 seeds and baseline has 3.*paired=False"),
         (GOOD, np.where(np.eye(3, 4), np.nan, GOOD), r"arm: 3 scores are not in \[0, 1\]; the first is nan"),
-        (GOOD, GOOD * 100, r"first is 50.0 \(row 0, question 0\)\. Divide percentages by 100"),
+        (GOOD, GOOD * 100, r"first is 50.0 \(row 0, example 0\)\. Divide percentages by 100"),
         (GOOD, np.empty((3, 0)), r"arm: scores of shape \(3, 0\) are empty"),
         (np.empty((0, 4)), GOOD, r"baseline: scores of shape \(0, 4\) are empty"),
-        (GOOD, GOOD[0], r"shape \(4,\), expected \[seeds, questions\]"),
-        (GOOD[:, :1], GOOD[:, :1], r"1 question; at least 2"),
+        (GOOD, GOOD[0], r"shape \(4,\), expected \[seeds, examples"),
+        (GOOD[:, :1], GOOD[:, :1], r"1 example; at least 2"),
     ],
 )
 def test_scores_that_cannot_be_compared_are_refused(baseline, arm, message):
@@ -249,14 +255,14 @@ def test_a_missing_seed_is_named_when_pairing_is_asked_for():
 
 def test_different_question_ids_are_named():
     names = tuple("abcd")
-    baseline = ArmScores(scores=GOOD, questions=names, name="baseline")
-    with pytest.raises(DataError, match=r"lacks questions that baseline has: c"):
-        verdict(baseline, ArmScores(scores=GOOD, questions=("a", "b", "x", "d")))
+    baseline = ArmScores(scores=GOOD, examples=names, name="baseline")
+    with pytest.raises(DataError, match=r"lacks examples that baseline has: c"):
+        verdict(baseline, ArmScores(scores=GOOD, examples=("a", "b", "x", "d")))
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
-    [({"seeds": (1, 1, 2)}, "seeds are repeated: 1"), ({"questions": ("a",)}, "1 ids in questions .* 4 questions")],
+    [({"seeds": (1, 1, 2)}, "seeds are repeated: 1"), ({"examples": ("a",)}, "1 ids in examples .* 4 examples")],
 )
 def test_ids_that_do_not_fit_are_refused(ids, message):
     with pytest.raises(DataError, match=message):
@@ -265,13 +271,13 @@ def test_ids_that_do_not_fit_are_refused(ids, message):
 
 def test_no_arms_are_refused():
     with pytest.raises(DataError, match="arms is empty"):
-        compare_arms(GOOD, {})
+        compare(GOOD, {})
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"delta": 0.0}, r"delta=0.0 must lie between 0 and 1; one point"),
+        ({"delta": 0.0}, r"delta=0.0 must lie between 0 and 1 for score; one point"),
         ({"delta": 1.5}, r"delta=1.5"),
         ({"alpha": 0.7}, r"alpha=0.7"),
         ({"power": 1.0}, r"power=1.0"),
@@ -281,16 +287,16 @@ def test_no_arms_are_refused():
 )
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
-        compare_arms(GOOD, {"arm": GOOD}, **setting)
+        compare(GOOD, {"arm": GOOD}, **setting)
 
 
 @pytest.mark.parametrize(
     ("baseline", "run", "message"),
     [
         ([], [], "are empty"),
-        ([0.1, 0.2], [0.1, 0.2, 0.3], "run has 3 questions and baseline has 2"),
-        (GOOD, GOOD, "baseline has 3 runs; compare_runs takes one"),
-        ([0.1], [0.1], "1 question"),
+        ([0.1, 0.2], [0.1, 0.2, 0.3], "run has 3 examples and baseline has 2"),
+        (GOOD, GOOD, r"baseline: scores have shape \(1, 3, 4\), expected"),
+        ([0.1], [0.1], "1 example"),
     ],
 )
 def test_single_runs_that_cannot_be_compared_are_refused(baseline, run, message):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from regtune.stats.arm_scores import ArmScores
 from regtune.stats.bootstrap import ErrorParts
-from regtune.stats.compare import arm_differences, compare_arms
+from regtune.stats.comparison import arm_differences, compare, decide
 from regtune.stats.holm import holm
 from regtune.stats.power import power_of_difference, power_of_equivalence
-from regtune.stats.verdicts import decide
+from regtune.stats.scores import ArmScores
+from stats.made_up import ENTITY_F1, PERPLEXITY, entities, texts
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def test_the_plain_multi_bootstrap_does_not_and_so_needs_the_correction():
 
 
 def test_nine_numbers_of_registers_without_effect_rarely_find_one():
-    """The steps of `compare_arms` (bootstrap, Holm, verdict) on a baseline and eight arms that are all the same."""
+    """The steps of `compare` (bootstrap, Holm, verdict) on a baseline and eight arms that are all the same."""
     rng = np.random.default_rng(9)
     experiments, claims = 1000, 0
     for experiment in range(experiments):
@@ -94,10 +94,10 @@ def test_nine_numbers_of_registers_without_effect_rarely_find_one():
     assert 0 < claims / experiments <= 0.06
 
 
-def test_the_simulated_steps_are_those_of_compare_arms():
+def test_the_simulated_steps_are_those_of_compare():
     arms = simulate(np.random.default_rng(1), [0.0, 0.1, 0.4], 5, 120, SOME)
     found = differences(arms, paired=True, seed=3, resamples=700)
-    results = compare_arms(arms[0], {"a": arms[1], "b": arms[2]}, resamples=700, seed=3)
+    results = compare(arms[0], {"a": arms[1], "b": arms[2]}, resamples=700, seed=3)
     assert [d.p_value() for d in found] == [result.p_value for result in results]
     assert list(holm([d.p_value() for d in found])) == [result.p_adjusted for result in results]
 
@@ -152,3 +152,54 @@ def test_power_to_show_equivalence_is_the_computed_one_within_three_points():
 def test_a_difference_of_delta_is_rarely_called_equivalent():
     found = simulated(0.02, 5, paired=True, criterion=lambda d: d.equivalence_p(0.02) <= 0.05)
     assert 0.02 < found <= 0.06
+
+
+# Metrics that are no plain mean, and intervals that hold together
+
+
+@pytest.mark.parametrize(
+    ("metric", "make", "shift", "spread"), [(ENTITY_F1, entities, 0.15, 0.15), (PERPLEXITY, texts, 0.05, 0.05)]
+)
+def test_the_95_percent_interval_of_a_ratio_and_of_an_unbounded_metric_covers_93_to_97_percent(
+    metric, make, shift, spread
+):
+    """Examples are drawn from a large population, so that they vary as seeds do; the truth is the population's."""
+    population, seeds, size, experiments = 20_000, 5, 250, 600
+    start = 0.0 if metric is ENTITY_F1 else 2.0
+    pool = np.random.default_rng(8)
+    truth = []
+    for at in (start, start + shift):
+        many = make(pool, 60, population, at, seed_sd=spread)
+        truth.append(metric.value(many.mean(axis=1)).mean())
+    covered, rng = 0, np.random.default_rng(4)
+    for experiment in range(experiments):
+        places = rng.integers(0, population, size)
+        base, arm = (make(rng, seeds, population, at, seed_sd=spread, places=places) for at in (start, start + shift))
+        [found] = arm_differences(
+            ArmScores(scores=base, metric=metric),
+            [ArmScores(scores=arm, metric=metric)],
+            resamples=200,
+            seed=experiment,
+            paired=True,
+        )
+        low, high = found.interval()
+        covered += low <= truth[1] - truth[0] <= high
+    assert 0.93 <= covered / experiments <= 0.975
+
+
+def test_simultaneous_intervals_leave_zero_out_in_at_most_5_percent_of_experiments_and_plain_ones_in_more():
+    """An interval at 1 - level leaves 0 out exactly when p is at most level; the first experiments look at both."""
+    rng = np.random.default_rng(21)
+    experiments, together, alone = 800, 0, 0
+    for experiment in range(experiments):
+        arms = simulate(rng, [0.0] * 5, 5, 120, (NONE, SOME, DOMINANT)[experiment % 3])
+        found = differences(arms, paired=True, seed=experiment, resamples=400)
+        p_values = np.array([d.p_value() for d in found])
+        if experiment < 10:
+            for level in (0.05, 0.05 / 4):
+                outside = [not low <= 0 <= high for low, high in (d.interval(1 - level) for d in found)]
+                assert outside == list(p_values <= level)
+        together += p_values.min() <= 0.05 / 4
+        alone += p_values.min() <= 0.05
+    assert together / experiments <= 0.06
+    assert alone / experiments > 0.08

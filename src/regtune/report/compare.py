@@ -12,9 +12,8 @@ from regtune.report.collect import Cell
 from regtune.report.flips import Flip, Flips, find_flips
 from regtune.report.scores import METRICS, Metric, arm_scores, check_coverage
 from regtune.report.table import percent, points, probability, span
-from regtune.stats.arm_scores import align_arm
-from regtune.stats.compare import compare_runs
-from regtune.stats.verdicts import Comparison
+from regtune.stats.comparison import Comparison, compare
+from regtune.stats.scores import match_arm
 
 _METRICS: tuple[Metric, ...] = ("exact_match", "f1")
 _WIDTH = 100
@@ -95,8 +94,8 @@ def _on_set(one: Cell, other: Cell, name: str, *, delta: float, resamples: int) 
     results: dict[Metric, Comparison] = {}
     for metric in _METRICS:
         base = arm_scores([one], name, metric)
-        arm = align_arm(arm_scores([other], name, metric), base, paired=False)
-        results[metric] = compare_runs(base.scores[0], arm.scores[0], name="B", delta=delta, resamples=resamples)
+        arm = match_arm(arm_scores([other], name, metric), base, paired=False, partial=False)[0]
+        results[metric] = compare(base, {"B": arm}, delta=delta, resamples=resamples)[0]
     return SetComparison(name=name, results=results, flips=find_flips([one], [other], name))
 
 

@@ -13,9 +13,8 @@ from regtune.report.arms import BASELINE, REGISTERS, Arm
 from regtune.report.collect import Cell, Group
 from regtune.report.gaps import seed_list
 from regtune.report.scores import Metric, arm_scores
-from regtune.stats.arm_scores import ArmScores
-from regtune.stats.compare import compare_arms
-from regtune.stats.verdicts import Comparison
+from regtune.stats.comparison import Comparison, compare
+from regtune.stats.scores import ArmScores
 
 DELTA = 0.01
 
@@ -90,7 +89,7 @@ def _family(group: Group, baseline: Arm, arms: Sequence[Arm], name: str, metric:
     if not scores:
         return Family(comparisons={}, notes=tuple(notes))
     scores, paired = _shared_seeds(base, scores, notes)
-    found = compare_arms(
+    found = compare(
         base,
         {arm.label: values for arm, values in scores.items()},
         delta=settings.delta,
@@ -114,7 +113,7 @@ def _same_questions(base: ArmScores, scores: dict[Arm, ArmScores], name: str, no
     """The arms with the baseline's questions; the others are named."""
     kept = {}
     for arm, values in scores.items():
-        different = set(values.questions or ()) ^ set(base.questions or ())
+        different = set(values.examples or ()) ^ set(base.examples or ())
         if different:
             notes.append(
                 f"{arm.label} is not compared on {name}: it was evaluated on other questions than {base.name} "

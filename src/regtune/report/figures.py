@@ -18,7 +18,7 @@ import numpy as np
 from regtune.errors import MissingExtraError
 from regtune.report.paper_curve import LABEL, POINTS
 from regtune.report.scores import METRICS, Metric
-from regtune.stats.verdicts import Comparison
+from regtune.stats.comparison import Comparison
 
 INK, FAINT = "#010203", "#040506"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c7a00", "#7f7f7f")

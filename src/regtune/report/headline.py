@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from regtune.report.arms import Arm
-from regtune.stats.verdicts import Comparison, Verdict
+from regtune.stats.comparison import Comparison, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def _basis(results: Mapping[Arm, Comparison], shown: Arm, set_name: str, metric:
         else ""
     )
     return (
-        f"{metric} on {set_name}, {result.questions:,} questions, {_seeds(results, shown)}, "
+        f"{metric} on {set_name}, {result.examples:,} questions, {_seeds(results, shown)}, "
         f"{'paired by seed' if result.paired else 'not paired'}; {corrected}; "
         f"equivalence at ±{100 * result.delta:g} point; a true difference of "
         f"{100 * result.minimal_detectable:.1f} points would be found with probability {result.power:g}.{flattered}"

@@ -14,8 +14,7 @@ from regtune.report.families import Family
 from regtune.report.gaps import mixed_versions, unrecorded_code
 from regtune.report.scores import METRICS, Metric
 from regtune.report.table import Table, percent, points, probability, span
-from regtune.stats.compare import seed_spread
-from regtune.stats.verdicts import Comparison, SeedSpread
+from regtune.stats.comparison import Comparison, SeedSpread, seed_spread
 
 Results = dict[tuple[str, Metric], list[Family]]
 """Evaluation set and metric to the families that were compared there."""
@@ -166,7 +165,7 @@ def _notes(results: Iterable[Comparison]) -> list[str]:
     paired = "paired by seed" if all(result.paired for result in found) else "not all paired by seed"
     least = max(result.permutation.smallest_p for result in found if result.permutation)
     return [
-        f"Differences in points, {paired}, from the multi-bootstrap over seeds and questions ({first.questions:,} "
+        f"Differences in points, {paired}, from the multi-bootstrap over seeds and questions ({first.examples:,} "
         f"questions), corrected for few seeds. The interval is that of one comparison; p, Holm, is {corrected}"
         f"{' comparison' if counts == [1] else ''}. Equivalence: two one-sided tests at ±{100 * first.delta:g} "
         f"F1 or EM points, Holm-corrected. The permutation test is a cross-check over "

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from regtune.errors import DataError
 from regtune.records import inside, read_predictions
 from regtune.report.collect import Cell
-from regtune.stats.arm_scores import ArmScores
+from regtune.stats.scores import ArmScores
 
 Metric = Literal["f1", "exact_match"]
 METRICS: dict[Metric, str] = {"f1": "F1", "exact_match": "EM"}
@@ -131,7 +131,7 @@ def arm_scores(cells: Sequence[Cell], name: str, metric: Metric) -> ArmScores:
         scores=np.array(rows),
         name=cells[0].arm.label,
         seeds=tuple(cell.seed for cell in cells),
-        questions=tuple(first),
+        examples=tuple(first),
     )
 
 
