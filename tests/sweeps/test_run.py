@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 
 import pytest
 import torch
 
 from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
-from regtune.errors import CheckpointError, ConfigError, DataError
+from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError
 from regtune.records import inside, load_record, read_json
 from regtune.registers.surgery import find_registers, num_registers
 from regtune.sweeps.run import build_model, run_experiment
@@ -158,3 +159,22 @@ def test_a_model_folder_without_a_tokenizer_is_refused(config, tmp_path):
     save_tiny(tmp_path / "bare", tokenizer=False)
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         run_experiment(dataclasses.replace(config, model=str(tmp_path / "bare")), progress=False)
+
+
+def test_a_disk_that_is_full_when_the_model_is_saved_costs_nothing_but_the_second_command(config, monkeypatch):
+    from transformers import BertForQuestionAnswering
+
+    undisturbed = run_experiment(dataclasses.replace(config, output_dir=config.output_dir.parent / "other"))
+    save = BertForQuestionAnswering.save_pretrained
+
+    def full(self, folder, *args, **kwargs):
+        save(self, folder, *args, **kwargs)
+        if "model" in str(folder).rsplit("/", 1)[-1]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(BertForQuestionAnswering, "save_pretrained", full)
+    with pytest.raises(TrainingError, match=r"trained model could not be written to .*run/model: .*No space left"):
+        run_experiment(config, progress=False)
+    assert not (config.output_dir / "model").exists()
+    monkeypatch.undo()
+    assert run_experiment(config, progress=False).metrics == undisturbed.metrics

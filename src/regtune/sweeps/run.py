@@ -43,6 +43,7 @@ from regtune.tasks.qa.metrics.qa_metrics import QuestionScores
 from regtune.tasks.qa.metrics.scoring import score_set
 from regtune.tasks.qa.predict import answer_questions
 from regtune.tasks.qa.windows import WindowSet
+from regtune.training.checkpoints import save_model
 from regtune.training.fine_tune import TrainingResult, fine_tune
 
 MODEL_DIR = "model"
@@ -111,8 +112,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
         evaluate=evaluate,
         fingerprint=fingerprint,
     )
-    model.save_pretrained(run_dir / MODEL_DIR)
-    tokenizer.save_pretrained(run_dir / MODEL_DIR)
+    save_model(run_dir / MODEL_DIR, model, tokenizer)
     metrics, files = evaluate_sets(model, sets, tokenizer, config, run_dir, progress=progress)
     write_json(run_dir / CURVE_FILE, list(result.curve))
     record = RunRecord(

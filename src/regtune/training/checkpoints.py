@@ -1,4 +1,8 @@
-"""Checkpoints that are either complete or not there: written beside, sealed with checksums, then renamed."""
+"""Checkpoints that are either complete or not there: written beside, sealed with checksums, then renamed.
+
+They hold safetensors and JSON. Only FSDP's own files are pickles; what of them torch would unpickle without a check is
+checked here first.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,19 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regtune.errors import CheckpointError
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from regtune.errors import CheckpointError, TrainingError
 
 SEAL = "complete.json"
 """Written last: the fingerprint of the run and size and SHA-256 of every file. Without it a checkpoint is no one's."""
@@ -141,13 +151,17 @@ class CheckpointStore:
             raise CheckpointError(f"{path / SEAL} cannot be read ({error}); the checkpoint is not complete.") from error
         if fingerprint != self.fingerprint:
             raise CheckpointError(f"{path} was written by another configuration (fingerprint {fingerprint}).")
+        there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {SEAL}
+        if there - files.keys():
+            raise CheckpointError(f"{path} holds {min(there - files.keys())}, which isn't in its seal.")
         if not any(name.startswith(_WEIGHTS) for name in files):
             raise CheckpointError(f"{path} has no model.safetensors; weights are never read from a pickle.")
         for name, expected in files.items():
             if not (path / name).is_file():
                 raise CheckpointError(f"{path / name} is missing.")
             if _fact(path / name) != expected:
-                raise CheckpointError(f"{path / name} was cut short or changed ({expected['bytes']} bytes expected).")
+                raise CheckpointError(f"{path / name} was cut short or changed since it was sealed.")
+            _refuse_pickle(path / name, fsdp=any(other.startswith(_WEIGHTS[1]) for other in files))
         return checkpoint
 
     def keep(self, steps: Iterable[int]) -> None:
@@ -156,6 +170,133 @@ class CheckpointStore:
         for step in self.steps():
             if step not in wanted:
                 _remove(self.path(step))
+
+
+def save_model(folder: Path, *parts: Any) -> None:
+    """Saves a trained model and its tokenizer: all of it in the folder, or nothing there and a sentence.
+
+    Raises:
+        TrainingError: it could not be written, for example because the disk is full.
+    """
+    partial = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for part in parts:
+            part.save_pretrained(partial)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free
+        raise TrainingError(
+            f"The trained model could not be written to {folder}: {error}. {free / 1e6:,.0f} MB are free there. The "
+            "training isn't lost: its checkpoints are kept. Make room and start the same command again; it goes on "
+            "from the last one."
+        ) from error
+    _remove(folder)
+    partial.rename(folder)
+    _sync(folder.parent)
+
+
+def write_state(path: Path, state: Any) -> None:
+    """Writes what `state_dict()` or a random generator gives as `PATH.json` and `PATH.safetensors`.
+
+    Raises:
+        TypeError: it holds something else than numbers, texts, tensors and arrays in lists, tuples and dictionaries.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain = _plain(state, tensors)
+    save_file(tensors, path.with_name(f"{path.name}.safetensors"))
+    path.with_name(f"{path.name}.json").write_text(json.dumps(plain), encoding="utf-8")
+
+
+def read_state(path: Path) -> Any:
+    """What `write_state` was given.
+
+    Raises:
+        CheckpointError: files that are missing or that it can't have written.
+    """
+    try:
+        tensors = load_file(path.with_name(f"{path.name}.safetensors"))
+        return _restored(json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8")), tensors)
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}.json and {path}.safetensors can't be read: {error!r}") from error
+
+
+def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(value, np.ndarray):
+        return {"array": value.tolist(), "dtype": str(value.dtype)}
+    if isinstance(value, dict):
+        return {"dict": [[_plain(key, tensors), _plain(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item, tensors) for item in value]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    raise TypeError(f"a checkpoint can't hold a {type(value).__name__}: {value!r:.200}")
+
+
+_DTYPES = {name: np.dtype(name) for name in ("uint32", "uint64", "int32", "int64", "float32", "float64")}
+
+
+def _restored(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_restored(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "tensor": lambda name: tensors[name],
+        "array": lambda items: np.array(items, dtype=_DTYPES[value["dtype"]]),
+        "dict": lambda pairs: {_restored(key, tensors): _restored(item, tensors) for key, item in pairs},
+        "tuple": lambda items: tuple(_restored(item, tensors) for item in items),
+    }
+    kind = next(iter(value), "")
+    return kinds[kind](value[kind])
+
+
+_OF_METADATA = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+}
+"""What FSDP's `.metadata` is made of, by module."""
+
+
+class _MetadataOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Knows the parts of a `.metadata` file and nothing else."""
+        if name in _OF_METADATA.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _refuse_pickle(file: Path, *, fsdp: bool) -> None:
+    """Refuses pickles but FSDP's: torch reads its shards as numbers alone, `.metadata` is looked through here."""
+    if file.suffix in (".safetensors", ".json"):
+        return
+    if not fsdp:
+        raise CheckpointError(f"{file} is neither safetensors nor JSON, and loading a pickle can run any code.")
+    if file.name.endswith(".metadata"):
+        try:
+            with file.open("rb") as stream:
+                _MetadataOnly(stream).load()
+        except Exception as error:  # a broken pickle can raise anything
+            raise CheckpointError(f"{file} is not the description of a sharded checkpoint: {error!s:.300}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from regtune.config import TrainConfig
 from regtune.errors import ConfigError, TrainingError
 from regtune.models.precision import Precision, autocast
 from regtune.training.batches import BatchOrder
-from regtune.training.checkpoints import CheckpointStore
+from regtune.training.checkpoints import CheckpointStore, read_state, write_state
 from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups
 
@@ -172,6 +172,37 @@ class RegisterTrainer(Trainer):
             newest = self.store.steps()[-self.config.save_total_limit :]
             self.store.keep([*newest, step, *([best] if best is not None else [])])
         self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            for name in ("optimizer", "lr_scheduler"):
+                write_state(Path(output_dir, name), getattr(self, name).state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            for name in ("optimizer", "lr_scheduler"):
+                getattr(self, name).load_state_dict(read_state(Path(checkpoint, name)))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state()}
+        state["torch"] = torch.get_rng_state()
+        state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        write_state(Path(output_dir, f"random_{self.args.process_index}"), state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        path = Path(checkpoint or "", f"random_{self.args.process_index}")
+        if checkpoint is None or not path.with_name(f"{path.name}.json").is_file():
+            return  # more processes than when it was written
+        state = read_state(path)
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
 
     def checkpoint_bytes(self) -> int:
         """About how large a checkpoint is: the weights, and two moments for each that is trained."""

@@ -29,7 +29,7 @@ from regtune.session import MODEL_DIR
 from regtune.tasks.classify.sentences import LABELS, Sentence, read_sentiment, sentiment_file
 from regtune.tasks.classify.sentiment_batches import SentenceCollator, accuracy, coded_sentences
 from regtune.training.batches import BatchOrder, length_multiple
-from regtune.training.checkpoints import CheckpointStore
+from regtune.training.checkpoints import CheckpointStore, save_model
 from regtune.training.memory import EVERY, return_freed_memory
 from regtune.training.trainer import RegisterTrainer
 
@@ -106,8 +106,7 @@ def train_sentiment(
     }
     model, tokenizer = build_classifier(config)
     facts = _train(model, tokenizer, splits["train"], config, folder)
-    model.save_pretrained(folder / MODEL_DIR)
-    tokenizer.save_pretrained(folder / MODEL_DIR)
+    save_model(folder / MODEL_DIR, model, tokenizer)
     record = {
         "schema_version": SCHEMA_VERSION,
         "kind": "sentiment",
