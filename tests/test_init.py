@@ -34,6 +34,7 @@ PUBLIC = [
     "run_experiment",
     "save_registers",
     "split_attention",
+    "write_squad",
 ]
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from regtune.registry import load_plugin, register
     from regtune.sweeps.run import run_experiment
     from regtune.tasks.qa.data.sources import load_questions
-    from regtune.tasks.qa.data.squad import read_squad
+    from regtune.tasks.qa.data.squad import read_squad, write_squad
     from regtune.tasks.qa.question_answerer import QuestionAnswerer
 
 __version__ = "0.1.0"
@@ -56,6 +56,7 @@ _HOME = {
     "run_experiment": "regtune.sweeps.run",
     "save_registers": "regtune.registers.saving",
     "split_attention": "regtune.registers.surgery",
+    "write_squad": "regtune.tasks.qa.data.squad",
 }
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "run_experiment",
     "save_registers",
     "split_attention",
+    "write_squad",
 ]
 
 

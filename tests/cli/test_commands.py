@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from command_line import QUICK, SMALL, invoke, prepare, train
 from regtune.cli.main import main
 from regtune.models.minilm import minilm_folder
 from regtune.records import read_json
+from regtune.tasks.qa.question_answerer import QuestionAnswerer
 from tiny_tokenizer import save_questions, save_tiny
 
 
@@ -115,6 +117,95 @@ def test_evaluate_shows_answerable_and_unanswerable_questions_apart(run, finishe
     assert "best F1" in out
     code, out, _ = run(*arguments)
     assert (code, "best F1" in out) == (0, False), "without null scores there is no threshold to search"
+
+
+def test_what_an_evaluation_leaves_out_mends_and_cuts_is_said_and_written(run, finished, tmp_path):
+    content = json.loads(save_questions(tmp_path / "my.json", 4).read_text())
+    questions = [qa for article in content["data"] for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
+    questions[0]["answers"] = []
+    questions[1] |= {"id": 5, "question": "where is the cat " * 60}
+    questions[2]["answers"][0]["answer_start"] += 1
+    (tmp_path / "my.json").write_text(json.dumps(content))
+    arguments = ["evaluate", finished, "--data", tmp_path / "my.json", "--output-dir", tmp_path / "out"]
+    code, _, err = run(*arguments)
+    assert (code, "--on-bad-record skip" in err) == (1, True)
+    code, out, _ = run(*arguments, "--on-bad-record", "mend")
+    assert code == 0
+    assert "3 of 4" in out
+    for line in (
+        "1 of 4 questions were left out",
+        "1 offsets were mended",
+        "1 ids that are numbers",
+        "1 of 3 questions were",
+    ):
+        assert f"my: {line}" in out
+    (part,) = read_json(tmp_path / "out" / "evaluation.json")["sets"]
+    account = part["account"]
+    assert (part["questions"], account["questions_read"], account["left_out"]) == (3, 4, 1)
+    assert (len(account["skipped"]), len(account["mended"]), account["truncated_questions"]) == (1, 1, 1)
+    code, out, _ = run(*arguments, "--on-bad-record", "skip", "--max-examples", "2")
+    assert "the first 2 of 3 usable questions" in out
+
+
+@pytest.mark.parametrize("flags", [(), ("--max-question-length", "5"), ("--stride", "3")])
+def test_an_evaluation_with_shorter_windows_makes_the_other_lengths_fit(run, finished, flags, tmp_path):
+    code, _, err = run("evaluate", finished, "--max-length", "20", "--output-dir", tmp_path / "out", *flags)
+    assert code == 0, err
+    settings = read_json(tmp_path / "out" / "evaluation.json")["settings"]["data"]
+    assert settings["max_length"] == 20
+    assert settings["stride"] == (3 if "--stride" in flags else 6)
+    assert settings["max_question_length"] == (5 if "--max-question-length" in flags else 10)
+
+
+def test_advice_about_windows_names_flags_that_the_command_has(run, finished):
+    code, _, err = run("evaluate", finished, "--max-length", "20", "--stride", "19")
+    assert code == 2
+    advised = {word.strip(".,") for word in err.split() if word.startswith("--")}
+    assert {"--max-length", "--stride"} <= {flag.partition("=")[0] for flag in advised}
+    help_text = run("evaluate", finished, "--help")[1]
+    assert all(flag.partition("=")[0] in help_text for flag in advised)
+
+
+def test_training_says_what_it_left_out_and_records_it(run, place):
+    content = json.loads(save_questions(Path("odd.json"), 6).read_text())
+    content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] = 40
+    Path("odd.json").write_text(json.dumps(content))
+    code, _, err = run(*train(), "--data.train", "odd.json", "--data.on-bad-record", "skip", "--output-dir", "odd")
+    assert code == 0, err
+    facts = read_json(Path("odd/run.json"))["data"]["train"]
+    assert facts["left_out"] == 1
+    assert f"note: train: 1 of {facts['questions_read']} questions were left out" in err
+
+
+def test_nothing_in_a_text_acts_on_the_terminal(run, finished, tmp_path):
+    context = "it was\x1b[2J built\x9b31m by \u202eada\x07 in lund"
+    arguments = ["ask", finished, "--question", "who\x1b]0;x\x07?", "--context", context, "--top-k", "30"]
+    code, out, _ = run(*arguments)
+    assert code == 0
+    raw = run(*arguments, "--json")[1]
+    assert json.loads(raw)["n_best"][0]["text"] in context
+    record = json.loads((finished / "run.json").read_text())
+    for text in (out, raw):
+        assert not set(text) & set("\x1b\x9b\x07\u202e")
+    folder = tmp_path / "copied"
+    shutil.copytree(finished, folder)
+    record["config"]["model"] = "a\x1b[2Jb\u202e"
+    (folder / "run.json").write_text(json.dumps(record))
+    for more in ((), ("--json",)):
+        code, out, err = run("info", folder, *more)
+        assert not set(out + err) & set("\x1b\u202e"), more
+
+
+def test_a_long_question_is_cut_and_said_so(run, finished):
+    arguments = ["ask", finished, "--question", "who built the bridge " * 200, "--context", "ada built it"]
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    assert "was cut" in err
+    assert json.loads(run(*arguments, "--json")[1])["question_cut"] is True
+    answerer = QuestionAnswerer.from_pretrained(finished / "model")
+    with pytest.warns(UserWarning, match=r"1 of 2 questions were longer than \d+ tokens and were cut \(number 2\)"):
+        found = answerer(question=["who?", "who built the bridge " * 200], context="ada built it")
+    assert [one.question_cut for one in found] == [False, True]
 
 
 def test_two_sets_of_the_same_short_name_are_refused(run, finished, tmp_path):

@@ -156,6 +156,16 @@ def test_a_cell_that_a_spreadsheet_would_run_is_made_text(tmp_path):
     assert table.csv.splitlines()[1:] == ["'=cmd()", "+0.50", "-1.00 to +2.00", "'-1+cmd"]
 
 
+@pytest.mark.parametrize("wicked", ["\r=cmd()", "a\r\n=cmd()", " =cmd()", "\uff1dcmd()", "\t@x", "\u2028+x", "\x1b[2J"])
+def test_no_cell_starts_a_formula_ends_a_line_or_acts_on_a_terminal(wicked):
+    from regtune.report.table import Table
+
+    text = Table(name="t", title="T", header=(wicked,), rows=((wicked,), ("end",))).csv
+    assert text.count("\n") == 3
+    assert not set(text) & set("\r\u2028\x1b")
+    assert all(line.strip('" ')[:1] not in tuple("=+-@\t\uff1d") for line in text.splitlines())
+
+
 def test_question_and_gold_are_shown_where_the_file_can_be_read(tmp_path):
     from regtune.tasks.qa.data.sources import load_questions
 

@@ -255,6 +255,6 @@ def outcome_text(outcome: SweepOutcome) -> str:
     if outcome.waiting:
         lines.append(f"Not begun, because the best N isn't known yet: {', '.join(outcome.waiting)}.")
     if outcome.failed:
-        lines.append(f"{len(outcome.failed)} failed; the same command tries them again:")
+        lines.append(f"{len(outcome.failed)} failed; once the cause is gone, the same command runs them:")
         lines += [f"  {label}: {why}" for label, why in outcome.failed.items()]
     return "\n".join(lines)

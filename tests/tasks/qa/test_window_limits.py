@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_python import PreTrainedTokenizer
 
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
-from regtune.tasks.qa.examples import QAExample
+from regtune.tasks.qa.examples import Answer, QAExample
 from tasks.qa.tiny_tokenizers import LONG, NAMES, answer_of, byte_level, cut, example, template, tokenizer_of, wordpiece
 
 
@@ -154,3 +154,38 @@ def test_a_question_without_a_known_answer_can_be_asked():
     asked = QAExample(id="a", question="where?", context="the cat sat", answers=())
     (window,) = cut([asked], tokenizer_of("bert-wordpiece"), for_training=False).windows
     assert window.start_position == window.null_position
+
+
+def test_one_long_question_stops_no_set_and_leaves_room_for_context():
+    asked = [example("the cat sat"), example(LONG, (4, 7), number=1, question="what is the cat " * 30)]
+    made = cut(asked, tokenizer_of("bert-wordpiece"), max_question_length=500)
+    assert made.truncated_questions == ("q1",)
+    assert {window.example for window in made.windows} == {0, 1}
+    assert made.lines == ("1 of 2 questions were too long and cut, the first: q1",)
+
+
+def test_settings_without_room_for_any_question_are_refused_by_the_names_that_the_caller_gives():
+    called = {"stride": "--stride", "max_length": "--max-length"}
+    with pytest.raises(ConfigError) as caught:
+        cut([example("the cat sat")], tokenizer_of("bert-wordpiece"), stride=62, called=called)
+    message = str(caught.value)
+    assert "--stride=62 leaves no room" in message
+    cut([example("the cat sat")], tokenizer_of("bert-wordpiece"), stride=59)
+    assert "Set --stride below 60 or raise --max-length by 3 or more" in message
+    cut([example("the cat sat")], tokenizer_of("bert-wordpiece"), stride=62, max_length=64 + 3)
+
+
+def test_training_takes_the_first_answer_with_a_place_and_leaves_out_questions_without_one():
+    answers = (Answer(text="dog", start=None), Answer(text="cat", start=4))
+    placed = QAExample(id="a", question="who?", context="the cat sat", answers=answers)
+    unplaced = QAExample(id="b", question="who?", context="the cat sat", answers=answers[:1])
+    made = cut([unplaced, placed], tokenizer_of("bert-wordpiece"))
+    (window,) = made.windows
+    assert (window.example, answer_of(window, made.examples)) == (1, "cat")
+    assert made.accounting["answers_without_place"] == 1
+    assert made.lines == (
+        "1 of 2 questions have no answer with a known place, so nothing is trained on them, the first: b",
+    )
+    assert len(cut([unplaced, placed], tokenizer_of("bert-wordpiece"), for_training=False)) == 2
+    with pytest.raises(DataError, match="nothing to train on"):
+        cut([unplaced], tokenizer_of("bert-wordpiece"))

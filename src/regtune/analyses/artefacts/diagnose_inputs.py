@@ -92,7 +92,8 @@ def read_material(names: Sequence[str], *, limit: int | None) -> Material:
         raise ConfigError(f"limit={limit} must be at least 1.")
     plain = [name for name in names if is_text_file(name)]
     if not plain:
-        return Material(names=names, questions=tuple(_spread(load_questions(list(names)).examples, limit)))
+        questions = load_questions(list(names), for_training=False).examples
+        return Material(names=names, questions=tuple(_spread(questions, limit)))
     if len(plain) < len(names):
         raise ConfigError(
             f"{plain[0]} is plain text and {next(name for name in names if name not in plain)} holds questions; "

@@ -118,7 +118,7 @@ def question_texts(
     data: str, tokenizer: PreTrainedTokenizerBase, *, limit: int | None, seed: int, max_length: int, batch_size: int
 ) -> MeasuredTexts:
     """Questions, one window each (the first that holds the answer), with the gold answer and its sentence marked."""
-    examples = load_questions([data]).examples
+    examples = load_questions([data], for_training=False).examples
     chosen = [examples[row] for row in drawn(len(examples), limit, seed)]
     stride = min(128, max_length // 3)
     batches = question_batches(chosen, tokenizer, max_length=max_length, stride=stride, batch_size=batch_size)

@@ -175,7 +175,7 @@ def _open(model: str | Path | QuestionAnswerer, data: Sequence[str], limit: int 
             f"{name} has no registers, so there is nothing to audit. Name a run or model that was trained with "
             "num_registers of 1 or more."
         )
-    examples = load_questions(names, max_examples=limit).examples
+    examples = load_questions(names, max_examples=limit, for_training=False).examples
     if len(examples) < 2:
         raise DataError(f"{len(examples)} question shows nothing about a difference; give at least 2, better hundreds.")
     windows = make_windows(

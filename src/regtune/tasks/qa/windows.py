@@ -61,12 +61,19 @@ class WindowSet:
     @property
     def lines(self) -> tuple[str, ...]:
         """What was cut, for a person; empty where nothing was."""
-        cut = len(self.truncated_questions)
-        if not cut:
-            return ()
-        return (
-            f"{cut} of {len(self.examples)} questions were too long and cut, the first: {self.truncated_questions[0]}",
+        told = (
+            (self.truncated_questions, "were too long and cut"),
+            (self.unlabelled, "have no answer with a known place, so nothing is trained on them"),
         )
+        return tuple(
+            f"{len(ids)} of {len(self.examples)} questions {what}, the first: {ids[0]}" for ids, what in told if ids
+        )
+
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """Ids of examples that have no window."""
+        seen = {window.example for window in self.windows}
+        return tuple(example.id for index, example in enumerate(self.examples) if index not in seen)
 
 
 def make_windows(

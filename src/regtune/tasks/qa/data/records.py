@@ -182,8 +182,9 @@ class RecordCollector:
         bad = BadRecord(file=file, item=item, reason=reason)
         if self.on_bad_record == "raise":
             raise DataError(
-                f"{bad} Mend it, or leave such records out with on_bad_record='skip' (--on-bad-record skip of "
-                "`regtune evaluate`, --data.on-bad-record skip of `regtune train`)."
+                f"{bad} Mend it, or leave such records out: --data.on-bad-record skip of `regtune train`, "
+                "--on-bad-record skip of `regtune evaluate`, on_bad_record='skip' in Python, where "
+                "regtune.write_squad writes a clean file for every command."
             )
         self.skipped.append(bad)
 
