@@ -15,6 +15,7 @@ from minilm_windows import TYDIQA, minilm, real_windows
 from record import write_result
 
 from regtune.config import TrainConfig
+from regtune.tasks.qa.task import window_rows
 from regtune.training.fine_tune import fine_tune
 
 FIRST = 50
@@ -35,10 +36,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(
             minilm(8),
-            windows,
+            window_rows(windows, tokenizer.pad_token_id),
             TrainConfig(epochs=1.0),
             output_dir=Path(folder),
-            pad_token_id=tokenizer.pad_token_id,
             max_length=384,
             fingerprint="benchmark",
             on_progress=note,

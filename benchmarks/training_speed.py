@@ -25,8 +25,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from regtune.config import TrainConfig
-from regtune.tasks.qa.collate import collate
 from regtune.tasks.qa.examples import Window
+from regtune.tasks.qa.task import collate, window_rows
 from regtune.training.fine_tune import fine_tune
 
 LENGTH, BATCH = 434, 16
@@ -83,10 +83,9 @@ def regtune_rate(windows: list[Window], pad_token_id: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         result = fine_tune(
             minilm(),
-            windows,
+            window_rows(windows, pad_token_id),
             TrainConfig(epochs=1.0, batch_size=BATCH),
             output_dir=Path(folder),
-            pad_token_id=pad_token_id,
             max_length=LENGTH,
             fingerprint="benchmark",
             on_progress=lambda *_: None,

@@ -8,7 +8,7 @@ import torch
 from regtune.config import RegisterConfig, TrainConfig
 from regtune.registers.surgery import add_registers
 from regtune.tasks.qa.examples import Window
-from regtune.training.batches import WindowCollator
+from regtune.tasks.qa.task import F1, collate, window_rows
 from regtune.training.fine_tune import TrainingResult, fine_tune
 from tiny import tiny_model
 
@@ -44,7 +44,7 @@ def even_windows(count: int) -> list[Window]:
 def score(model) -> dict[str, float]:
     """A number that any change of the weights changes."""
     with torch.no_grad():
-        return {"f1": -float(model(**WindowCollator(PAD)(tiny_windows(8, seed=99))).loss)}
+        return {"f1": -float(model(**collate(tiny_windows(8, seed=99), PAD)).loss)}
 
 
 def settings(**changes) -> TrainConfig:
@@ -59,13 +59,12 @@ def tiny_run(output_dir, config=None, *, registers: int = 2, windows=None, model
         model = tiny_model("bert", attention="sdpa")
         torch.manual_seed(5)
         add_registers(model, RegisterConfig(num_registers=registers))
-    options = {"evaluate": score, "fingerprint": "abc", "on_progress": lambda *_: None, **options}
+    options = {"evaluate": score, "choose": F1, "fingerprint": "abc", "on_progress": lambda *_: None, **options}
     result: TrainingResult = fine_tune(
         model,
-        tiny_windows(40) if windows is None else windows,
+        window_rows(tiny_windows(40) if windows is None else windows, PAD),
         config or settings(),
         output_dir=output_dir,
-        pad_token_id=PAD,
         max_length=MAX_LENGTH,
         **options,
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         split_attention,
     )
     from regtune.registry import load_plugin, register
+    from regtune.session import Session, open  # noqa: A004
     from regtune.sweeps.run import run_experiment
     from regtune.tasks.qa.data.sources import load_questions
     from regtune.tasks.qa.data.squad import read_squad, write_squad
@@ -41,6 +42,7 @@ _HOME = {
     "RegtuneError": "regtune.errors",
     "RunConfig": "regtune.config",
     "RunRecord": "regtune.records",
+    "Session": "regtune.session",
     "TrainConfig": "regtune.config",
     "add_registers": "regtune.registers.surgery",
     "disable_registers": "regtune.registers.surgery",
@@ -53,6 +55,7 @@ _HOME = {
     "read_squad": "regtune.tasks.qa.data.squad",
     "register": "regtune.registry",
     "remove_registers": "regtune.registers.surgery",
+    "open": "regtune.session",
     "run_experiment": "regtune.sweeps.run",
     "save_registers": "regtune.registers.saving",
     "split_attention": "regtune.registers.surgery",
@@ -69,6 +72,7 @@ __all__ = [
     "RegtuneError",
     "RunConfig",
     "RunRecord",
+    "Session",
     "TrainConfig",
     "add_registers",
     "disable_registers",
@@ -78,6 +82,7 @@ __all__ = [
     "load_registers",
     "mask_registers",
     "num_registers",
+    "open",
     "read_squad",
     "register",
     "remove_registers",

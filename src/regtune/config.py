@@ -85,7 +85,7 @@ class DataConfig:
     train: tuple[str, ...] = ("embedded:train",)
     """Training sets: SQuAD-format files (.json, .json.gz) or names like `embedded:train`, `tydiqa:train:english`."""
     eval: tuple[str, ...] = ("embedded:dev",)
-    """Evaluation sets; the first one chooses the best checkpoint."""
+    """Evaluation sets. Nothing is ever chosen on them."""
     max_length: int = 384
     """Longest window in text tokens, special tokens included, registers not."""
     stride: int = 128
@@ -152,8 +152,12 @@ class TrainConfig:
     """Seed of the model's new weights (head, registers) and of dropout."""
     data_seed: int = 0
     """Seed of the order of the training windows."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Keep the last weights, or those that score best on examples held out of the training data."""
+    held_out: float = 0.1
+    """Share of the training examples that `checkpoint=best` sets aside; whole passages."""
     evals_per_epoch: int = 1
-    """Evaluations (and checkpoints) in an epoch; the best one by dev F1 is kept."""
+    """Evaluations (and checkpoints) in an epoch: of held-out examples, or for the curve alone of the first set."""
     save_total_limit: int = 2
     """Checkpoints kept on disk (the best and the newest at least)."""
     push_to_hub: str | None = None
@@ -170,6 +174,7 @@ class TrainConfig:
             0 <= self.warmup_ratio < 1,
             f"warmup_ratio={self.warmup_ratio} is a share of all training steps and must lie in [0, 1).",
         )
+        require(0 < self.held_out < 1, f"held_out={self.held_out} is a share of the training examples, in (0, 1).")
         require(self.save_total_limit >= 1, f"save_total_limit={self.save_total_limit} must be at least 1.")
 
 
@@ -204,6 +209,10 @@ class RunConfig:
     """The model's name once more, to allow code from its repository to run; otherwise none is run."""
     output_dir: Path = Path("runs/latest")
     """The run directory; a run that was interrupted there continues."""
+    task: str = "qa"
+    """What is learnt: `qa`, `classify`, or a task of a plugin."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The task's own settings, by name."""
     registers: RegisterConfig = field(default_factory=RegisterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainConfig = field(default_factory=TrainConfig)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
+
+from regtune.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from regtune.config import TrainConfig
@@ -51,7 +53,7 @@ class Metric:
     title: str
     """For a person, for example `F1`."""
     columns: tuple[str, ...]
-    """Which columns of `Task.score`."""
+    """Which columns of `Task.score`; `gold:*` stands for all that begin so, in the order in which they were given."""
     value: Callable[[Floats], Floats] = first_column
     """`[..., columns]` to `[...]`."""
     higher_is_better: bool = True
@@ -69,8 +71,21 @@ class Metric:
         Args:
             scores: what `Task.score` gave: column to one number an example.
         """
-        columns = [np.asarray(scores[name], dtype=np.float64) for name in self.columns]
-        return float(self.value(np.stack(columns, axis=-1).mean(axis=0)))
+        return float(self.value(self.select(scores).mean(axis=0)))
+
+    def select(self, scores: Mapping[str, npt.ArrayLike]) -> Floats:
+        """The metric's columns, `[examples, columns]`.
+
+        Raises:
+            ConfigError: the scores have no such column.
+        """
+        names: list[str] = []
+        for name in self.columns:
+            found = [each for each in scores if each == name or (name[-1] == "*" and each.startswith(name[:-1]))]
+            if not found:
+                raise ConfigError(f"{self.title} needs the column {name!r}; there are {', '.join(scores) or 'none'}.")
+            names += found
+        return np.stack([np.asarray(scores[name], dtype=np.float64) for name in names], axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +98,9 @@ class Examples:
     skipped: tuple[Any, ...] = ()
     """Records that were left out, each with where and why; `str()` of one is a sentence."""
     notes: tuple[str, ...] = ()
-    """What else was done to the data, with counts: converted ids, mended offsets."""
+    """What was done to the data, for a person, with counts: left out, converted ids, mended offsets."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """The same for the record."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -108,11 +125,27 @@ class Rows(Generic[RowT]):
     roles: Callable[[Sequence[RowT]], Batch]
     """What analyses need besides, for the same rows padded alike: `token_classes` `[rows, seq]`
     (`regtune.token_classes`) and, where there is text, `offset_mapping` `[rows, seq, 2]`."""
+    main: Sequence[int] | None = None
+    """The row that shows each example best (the window that holds its answer); None where each has one row."""
+    notes: tuple[str, ...] = ()
+    """What was cut, for a person."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Counts for the record: rows, truncated texts, ..."""
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def one_each(self) -> Rows[RowT]:
+        """One row an example: `main`."""
+        if self.main is None:
+            return self
+        return replace(
+            self,
+            rows=[self.rows[index] for index in self.main],
+            lengths=[self.lengths[index] for index in self.main],
+            example=[self.example[index] for index in self.main],
+            main=None,
+        )
 
     def batch(self, indices: Sequence[int], *, pad_to: int | None = None) -> Batch:
         """The tensors of some rows, with `example` `[rows]`."""
@@ -137,8 +170,11 @@ class Prediction(Protocol):
         ...
 
 
-class Task(Protocol):
-    """What is learnt: examples → rows → outputs → predictions → scores."""
+class Task:
+    """What is learnt: examples → rows → outputs → predictions → scores.
+
+    A task overrides what it needs; only `read`, `rows`, `decode` and `score` have no default.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -146,39 +182,71 @@ class Task(Protocol):
     head: ClassVar[str]
     """The Auto class that makes its model, for example `AutoModelForQuestionAnswering`."""
     settings: ClassVar[type]
-    """A frozen dataclass; flags and YAML come from it. `Session.task_settings` holds one."""
+    """A frozen dataclass; flags and YAML come from it. `Session.task_settings` holds one. Fields that `DataConfig` or
+    `AnswerConfig` have too (`max_length`, `on_bad_record`, `batch_size`, ...) take the run's values."""
+    needs: ClassVar[tuple[Literal["pad", "sep"], ...]] = ()
+    """Special tokens that a tokenizer must have."""
+    reads_text: ClassVar[bool] = False
+    """Whether a `.txt` file can be a data set of the task; otherwise it is plain text, a paragraph a line."""
     metrics: ClassVar[tuple[Metric, ...]]
-    """The first one is the headline."""
+    """The first one is the headline, and chooses a checkpoint where one is chosen."""
 
-    def read(self, names: Sequence[str], settings: Any, *, limit: int | None = None) -> Examples:
-        """Reads data sets by name or path, strictly.
+    def read(
+        self, names: Sequence[str], settings: Any, *, limit: int | None = None, training: bool = False
+    ) -> Examples:
+        """Reads data sets by name or path, strictly; in training every example needs a label.
 
         Raises:
             DataError: the file, the record and what to do.
         """
-        ...
+        raise NotImplementedError
 
     def prepare(self, examples: Examples, settings: Any) -> Mapping[str, Any]:
-        """What the model's config has to know of the training data: `num_labels`, `id2label`; empty for most."""
-        ...
+        """What the model's config has to know of the training data: `id2label`, `label2id`; empty for most."""
+        del examples, settings
+        return {}
 
     def rows(self, examples: Examples, session: Session, *, training: bool = False) -> Rows[Any]:
         """The rows of all examples; with labels where the examples have them."""
-        ...
+        raise NotImplementedError
 
-    def decode(self, rows: Rows[Any], outputs: Iterable[tuple[Sequence[int], Any]], examples: Examples) -> list[Any]:
+    def decode(
+        self, rows: Rows[Any], outputs: Iterable[tuple[Sequence[int], Any]], examples: Examples, session: Session
+    ) -> list[Any]:
         """One `Prediction` an example, in their order.
 
         Args:
             rows: what the model read.
             outputs: pairs of row indices and the model's outputs for them, batch after batch, in any order.
             examples: the examples.
+            session: the model, for its settings and its reader.
         """
-        ...
+        raise NotImplementedError
 
     def score(self, predictions: Sequence[Any], examples: Examples) -> Mapping[str, Floats]:
         """Columns by name, one row an example; what `metrics` are computed from."""
-        ...
+        raise NotImplementedError
+
+    def figures(self, predictions: Sequence[Any], examples: Examples) -> dict[str, float]:
+        """All that the record says of a set: the metrics, and whatever else is known of it, by name."""
+        scores = self.score(predictions, examples)
+        return {metric.name: metric.of(scores) for metric in self.metrics}
+
+    def group(self, example: Any) -> str:
+        """Examples of one group are never split between training and held-out data: a passage, a document."""
+        return str(example.id)
+
+    def text(self, example: Any) -> str:
+        """The text that an example is about."""
+        return str(example.text)
+
+    def example(self, record: Mapping[str, Any], settings: Any) -> Any:
+        """An example without labels from what a person gives to be predicted: `{"text": ...}` and the like.
+
+        Raises:
+            DataError: the fields that are missing, and which there are.
+        """
+        raise NotImplementedError
 
     def target(self, asked: str, row: int, rows: Rows[Any], session: Session) -> Any:
         """The target of an explanation (`regtune.targets`) by the name that a person gives; see `targets`.
@@ -186,11 +254,13 @@ class Task(Protocol):
         Raises:
             UnknownNameError: the task has no such target.
         """
-        ...
+        del row, rows
+        raise unknown_name(f"target of {self.title}:", asked, self.targets(session))
 
     def targets(self, session: Session) -> tuple[str, ...]:
         """Names that `target` knows, those of label names among them; the first ones are the default."""
-        ...
+        del session
+        return ()
 
 
 # Methods

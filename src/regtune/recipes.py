@@ -157,8 +157,10 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return _build(hint, value, where, f"{key}.")
     origin = get_origin(hint)
     if origin is Mapping:
-        if not isinstance(value, dict) or not all(isinstance(item, dict) for item in value.values()):
-            raise ConfigError(f"{where}: {key} is {_shown(value)}, but must hold names with settings below them.")
+        nested = get_args(hint)[1] is not Any
+        if not isinstance(value, dict) or (nested and not all(isinstance(item, dict) for item in value.values())):
+            names = "names with settings below them" if nested else "settings, indented below it"
+            raise ConfigError(f"{where}: {key} is {_shown(value)}, but must hold {names}.")
         return value
     if origin in (Union, types.UnionType):
         inner = next(option for option in get_args(hint) if option is not type(None))

@@ -113,7 +113,7 @@ def _origin(item: Any) -> str:
     return str(getattr(module, "__file__", None) or kind.__module__)
 
 
-TASKS: Final = Registry("task", "tasks", {})
+TASKS: Final = Registry("task", "tasks", {"qa": "regtune.tasks.qa.task:QuestionAnswering"})
 FAMILIES: Final = Registry(
     "family",
     "families",

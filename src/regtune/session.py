@@ -1,18 +1,42 @@
-"""What a person names on the command line: a finished run, or a model in a folder, on the hub, or `minilm`."""
+"""The one door: `open` makes a `Session` of a finished run or of a model in a folder, on the hub, or `minilm`.
+
+Nobody else opens models. One rule each for the data type (float32, or what is asked for), the device (the accelerator
+if there is one), the head (the one that the model was saved with), the sample (`Session.sample`) and the forward pass.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import copy
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from regtune.config import RunConfig
-from regtune.errors import CheckpointError
+from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
+from regtune.families import family_of
+from regtune.families._family import Family
+from regtune.interfaces import Batch, Examples, Rows, Task
+from regtune.models.loading import load_tokenizer, quiet_transformers, resolve_model
+from regtune.models.precision import Precision, autocast, best_device, device_of
+from regtune.models.safety import read_model_config
 from regtune.recipes import config_from_dict
 from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_json
+from regtune.registers.saving import from_pretrained
+from regtune.registers.surgery import backbone_of, find_registers, max_text_length, register_positions
+from regtune.registry import TASKS
+from regtune.texts import PlainText, is_text_file, read_paragraphs, text_rows
 
 MODEL_DIR = "model"
+Attention = Literal["auto", "sdpa", "eager"]
+DataType = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +67,423 @@ class Session:
     model: Any
     reader: Any
     """Its tokenizer or image processor."""
-    task: Any = None
-    """The `Task` of its head; None for a model without one."""
+    task: Task | None = None
+    """The task of its head; None for a model without one."""
     task_settings: Any = None
+    config: RunConfig = field(default_factory=RunConfig)
+    """Of the run that it comes from, or the defaults."""
     run_dir: Path | None = None
     record: RunRecord | None = None
     """Of the run that it comes from."""
+    precision: Precision = "float32"
+    """Of forward passes."""
+    called: str = "data.{}"
+    """How settings are called where messages are read: in a recipe, or as flags (`--{}`)."""
+
+    def setting(self, name: str) -> str:
+        """How a setting of `data` is called in messages."""
+        return self.called.format(name.replace("_", "-") if self.called.startswith("-") else name)
+
+    @property
+    def family(self) -> Family:
+        """Where its architecture keeps its parts.
+
+        Raises:
+            UnsupportedModelError: the architecture is in no table.
+        """
+        return family_of(backbone_of(self.model).config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return device_of(self.model)
+
+    @property
+    def text_limit(self) -> int | None:
+        """Longest text that the model has positions for beside its registers; None if unlimited or unknown."""
+        try:
+            return max_text_length(self.model)
+        except UnsupportedModelError:
+            positions = getattr(backbone_of(self.model).config, "max_position_embeddings", None)
+            return int(positions) if positions else None
+
+    @property
+    def reads(self) -> Task:
+        """The task that reads data sets for it: its own or, for a model without a head, the first there is."""
+        return self.task if self.task is not None else TASKS.get(next(iter(TASKS)))
+
+    @cached_property
+    def accepted(self) -> frozenset[str]:
+        """Arguments of the model's `forward`; of the model inside a PEFT model, which takes any."""
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return frozenset(inspect.signature(inner.forward).parameters)
+
+    # What it reads
+
+    def sample(self, names: Sequence[str] = (), limit: int | None = None) -> Examples:
+        """The examples that everything measured on this model sees, in this order: the one rule.
+
+        At most `limit` of a set, spread evenly over it, so that they come from as many texts as possible.
+
+        Args:
+            names: data sets of the task, or text files with a paragraph a line; by default the run's first evaluation
+                set.
+            limit: None takes all.
+
+        Raises:
+            ConfigError: a limit below 1, or text files and data sets mixed.
+            DataError: as reading them.
+        """
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit={limit} must be at least 1.")
+        names = tuple(map(str, names)) or self.config.data.eval[:1]
+        plain = [] if self.task is not None and self.task.reads_text else list(filter(is_text_file, names))
+        if plain and len(plain) < len(names):
+            other = next(name for name in names if name not in plain)
+            raise ConfigError(f"{plain[0]} is plain text and {other} is a data set; give one kind at a time.")
+        found = read_paragraphs(names) if plain else self.reads.read(names, self._settings)
+        return spread(found, limit)
+
+    def rows(self, examples: Examples, *, training: bool = False) -> Rows[Any]:
+        """The rows of examples, as the model's task cuts them."""
+        if examples.items and isinstance(examples.items[0], PlainText):
+            length = min(self._settings.max_length, self.text_limit or self._settings.max_length)
+            return text_rows([item.text for item in examples.items], self.reader, max_length=length)
+        return self.reads.rows(examples, self, training=training)
+
+    def batches(self, rows: Rows[Any], *, batch_size: int = 16) -> list[Batch]:
+        """Batches of similar length, the longest first: the model's inputs, labels, `example` and `Rows.roles`."""
+        found = []
+        for indices in by_length(rows, batch_size):
+            chosen = [rows.rows[index] for index in indices]
+            found.append(rows.batch(indices) | rows.roles(chosen))
+        return found
+
+    # The forward pass
+
+    def forward(self, batch: Mapping[str, Tensor], *, labels: bool = False, **options: Any) -> Any:
+        """The model's output for what its `forward` takes of a batch, in the session's precision.
+
+        Args:
+            batch: from `Rows.batch` or `batches`; what the model doesn't take is left out.
+            labels: pass labels on, so that the output has a loss.
+            options: more arguments of `forward`.
+        """
+        given = {
+            name: value.to(self.device)
+            for name, value in batch.items()
+            if name in self.accepted and (labels or name not in ("labels", "start_positions", "end_positions"))
+        }
+        with autocast(self.device, self.precision):
+            return self.model(**given, **options)
+
+    def outputs(self, rows: Rows[Any], *, progress: bool = False) -> Iterator[tuple[Sequence[int], Any]]:
+        """Row indices and the model's outputs for them, batch after batch, in evaluation mode."""
+        size = getattr(self.task_settings, "batch_size", 32)
+        training = self.model.training
+        self.model.eval()
+        try:
+            batches = list(by_length(rows, size))
+            for indices in tqdm(batches, desc="predictions", disable=None if progress else True, leave=False):
+                with torch.inference_mode():
+                    found = self.forward(rows.collate([rows.rows[index] for index in indices], None))
+                yield indices, found
+        finally:
+            self.model.train(training)
+
+    def predict(self, examples: Examples, rows: Rows[Any] | None = None, *, progress: bool = False) -> list[Any]:
+        """One `Prediction` an example, in their order.
+
+        Raises:
+            CheckpointError: the model has no head for a task.
+        """
+        if self.task is None:
+            raise CheckpointError(_headless(self.name, self.model.config.architectures, self.reads))
+        rows = self.rows(examples) if rows is None else rows
+        return self.task.decode(rows, self.outputs(rows, progress=progress), examples, self)
+
+    @property
+    def _settings(self) -> Any:
+        return self.task_settings if self.task_settings is not None else self.reads.settings()
+
+
+def open(  # noqa: A001 - `regtune.open`
+    name: str | Path,
+    *,
+    task: str | Task | None = None,
+    settings: Any = None,
+    dtype: DataType = "float32",
+    device: torch.device | str | None = None,
+    precision: Precision = "float32",
+    attention: Attention = "auto",
+    trust_remote_code: bool = False,
+) -> Session:
+    """Opens a model with the head that it was saved with, in evaluation mode, with its tokenizer.
+
+    Args:
+        name: a run directory, a checkpoint in one, a model's folder, a hub name or `minilm`.
+        task: refuse a model without this task's head; by default the run's task, or the one that the head is for.
+        settings: the task's; by default the run's, cut to what the model has positions for.
+        dtype: of the weights; `auto` leaves them as they were saved.
+        device: the accelerator if there is one.
+        precision: of forward passes (bfloat16 autocast).
+        attention: implementation of attention.
+        trust_remote_code: run code from the model's repository; off unless asked for.
+
+    Raises:
+        CheckpointError: no such model, one without a tokenizer, or one without the head that is needed.
+        UnsupportedModelError: an encoder-decoder without a task.
+        MissingExtraError: `minilm` without the `demo` extra.
+    """
+    target = open_target(name)
+    architectures = _architectures(target.model)
+    config = target.config
+    if task is not None:
+        chosen: Task | None = TASKS.get(task) if isinstance(task, str) else task
+        assert chosen is not None
+        if architectures and not any(has_head(one, chosen.head) for one in architectures):
+            raise CheckpointError(_headless(target.model, architectures, chosen))
+    elif target.record is not None:
+        chosen = TASKS.get(config.task)
+    else:
+        tasks = (TASKS.get(each) for each in TASKS)
+        chosen = next((each for each in tasks if any(has_head(one, each.head) for one in architectures)), None)
+    head = "AutoModel" if chosen is None else chosen.head
+    model = _load(head, target.model, attention, trust_remote_code=trust_remote_code)
+    if chosen is None and getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder ({model.config.model_type}), which has two stacks of blocks. Name an "
+            "encoder or a decoder, for example minilm."
+        )
+    if dtype != "auto":
+        model.to(getattr(torch, dtype))
+    session = Session(
+        name=str(name),
+        model=model.to(torch.device(device) if device is not None else best_device()).eval(),
+        reader=load_tokenizer(
+            _reader_source(target.model),
+            trust_remote_code=trust_remote_code,
+            needs=() if chosen is None else chosen.needs,
+        ),
+        task=chosen,
+        config=config,
+        run_dir=target.run_dir,
+        record=target.record,
+        precision=precision,
+    )
+    session.task_settings = fitted(settings_of(config, session.reads) if settings is None else settings, session)
+    return session
+
+
+def settings_of(config: RunConfig, task: Task | None = None) -> Any:
+    """The task's settings in a run: its own, and those of `data` and `answers` that it has by the same name.
+
+    Raises:
+        ConfigError: a setting that the task doesn't have, or one that can't be.
+    """
+    task = TASKS.get(config.task) if task is None else task
+    known = [each.name for each in dataclasses.fields(task.settings)]
+    unknown = [name for name in config.settings if name not in known]
+    if unknown and task.name == config.task:
+        raise ConfigError(f"settings.{unknown[0]}: the task {task.name!r} has {', '.join(known) or 'no settings'}.")
+    shared = {
+        name: getattr(part, name) for part in (config.data, config.answers) for name in known if hasattr(part, name)
+    }
+    return task.settings(**shared, **{k: v for k, v in config.settings.items() if k in known and k not in shared})
+
+
+def fitted(settings: Any, session: Session) -> Any:
+    """The settings with texts no longer than the model has positions for."""
+    limit, length = session.text_limit, getattr(settings, "max_length", None)
+    if limit is None or length is None or length <= limit:
+        return settings
+    least = {"max_length": limit, "stride": limit // 3, "max_question_length": limit // 2}
+    changes = {name: min(getattr(settings, name), most) for name, most in least.items() if hasattr(settings, name)}
+    return dataclasses.replace(settings, **changes)
+
+
+def spread(examples: Examples, limit: int | None) -> Examples:
+    """At most `limit` examples, evenly spread over what there is."""
+    count = len(examples)
+    if limit is None or count <= limit:
+        return examples
+    return dataclasses.replace(examples, items=tuple(examples.items[i * count // limit] for i in range(limit)))
+
+
+def by_length(rows: Rows[Any], batch_size: int) -> Iterator[list[int]]:
+    """Indices of rows of similar length, the longest first.
+
+    Raises:
+        ConfigError: `batch_size` below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be at least 1.")
+    order = sorted(range(len(rows)), key=lambda index: -rows.lengths[index])
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size]
+
+
+# A new model for a run
+
+
+class SharedInputs:
+    """What runs of one process share instead of making it again: tokenizers, rows, the base model's weights.
+
+    A run that takes its inputs from here ends with the same bits as one that doesn't. Memory: one copy of the base
+    weights (MiniLM: 90 MB) and all rows that were asked for.
+    """
+
+    def __init__(self) -> None:
+        self._readers: dict[str, Any] = {}
+        self._examples: dict[str, Examples] = {}
+        self._rows: dict[str, Rows[Any]] = {}
+        self._bases: dict[str, _Base | None] = {}
+
+    def examples(self, names: Sequence[str], config: RunConfig, *, training: bool) -> Examples:
+        """The examples of data sets. Raises as reading does."""
+        task, settings = TASKS.get(config.task), settings_of(config)
+        limit = config.data.max_train_examples if training else config.data.max_eval_examples
+        key = repr((config.task, tuple(names), settings, limit, training))
+        if key not in self._examples:
+            self._examples[key] = task.read(names, settings, limit=limit, training=training)
+        return self._examples[key]
+
+    def rows(self, examples: Examples, session: Session, *, training: bool = False) -> Rows[Any]:
+        """The rows of examples that came from here, as the session's task cuts them. Raises as cutting does."""
+        model = (session.config.model, register_positions(session.model), dict(session.model.config.label2id or {}))
+        key = repr((id(examples), model, session.config.task, session.task_settings, training))
+        if key not in self._rows:
+            self._rows[key] = session.rows(examples, training=training)
+        return self._rows[key]
+
+    def start(self, config: RunConfig, facts: Mapping[str, Any] | None = None) -> Session:
+        """A session on a fresh model to be trained, with a head drawn from torch's random state where it has none.
+
+        Args:
+            config: the run.
+            facts: `Task.prepare` of the training data.
+
+        Raises:
+            CheckpointError: the model can't be found or read, or has no tokenizer.
+            MissingExtraError: `minilm` without the `demo` extra.
+        """
+        task: Task = TASKS.get(config.task)
+        trusted = config.trust_remote_code == config.model
+        if config.model not in self._readers:
+            self._readers[config.model] = load_tokenizer(config.model, trust_remote_code=trusted, needs=task.needs)
+        return Session(
+            name=config.model,
+            model=self._model(config, task, facts or {}, trusted=trusted),
+            reader=self._readers[config.model],
+            task=task,
+            task_settings=settings_of(config),
+            config=config,
+        )
+
+    def _model(self, config: RunConfig, task: Task, facts: Mapping[str, Any], *, trusted: bool) -> Any:
+        attention = config.training.attention
+        key = repr((config.model, attention, task.head, dict(facts)))
+        base = self._bases.get(key)
+        if base is not None:
+            return base.fresh()
+        model = _load(task.head, config.model, attention, trust_remote_code=trusted, facts=facts).float()
+        if key not in self._bases:
+            # A model that is read a second time is worth keeping; one that runs code of its own, or that comes with
+            # registers, is read again each time.
+            self._bases[key] = None
+        elif not trusted and find_registers(model) is None:
+            self._bases[key] = _Base(model, config)
+        return model
+
+
+class _Base:
+    """A pretrained model's own weights in memory, without those that are drawn anew for every run."""
+
+    def __init__(self, model: Any, config: RunConfig) -> None:
+        self.kind = type(model)
+        self.config = copy.deepcopy(model.config)
+        self.options = {} if config.training.attention == "auto" else {"attn_implementation": config.training.attention}
+        new = self._new_weights(resolve_model(config.model))
+        self.weights: dict[str, Tensor] = {
+            name: value.detach().clone() for name, value in model.state_dict().items() if name not in new
+        }
+
+    def _new_weights(self, name: str) -> set[str]:
+        """Names of weights that the checkpoint doesn't have, or has in another shape."""
+        from regtune.training.trainer import preserved_random_state
+
+        options = {"ignore_mismatched_sizes": True, "config": copy.deepcopy(self.config), "trust_remote_code": False}
+        options |= self.options
+        with preserved_random_state(), quiet_transformers():
+            _, report = self.kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options)
+        return {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
+
+    def fresh(self) -> Any:
+        """A model of its own, as reading the checkpoint again would give it."""
+        weights = {name: value.clone() for name, value in self.weights.items()}
+        config = copy.deepcopy(self.config)
+        with quiet_transformers():
+            model = self.kind.from_pretrained(None, config=config, state_dict=weights, **self.options)
+        model.name_or_path = model.config.name_or_path = self.config.name_or_path
+        return model.float()
+
+
+def _load(
+    head: str,
+    name: str,
+    attention: Attention,
+    *,
+    trust_remote_code: bool,
+    facts: Mapping[str, Any] | None = None,
+) -> Any:
+    """A model of an Auto class; `facts` go into its config, and a head that they don't fit is made anew."""
+    import transformers
+
+    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    if facts:
+        options |= {**facts, "ignore_mismatched_sizes": True}
+    with quiet_transformers():  # the report on the new head's weights is expected, not news
+        return from_pretrained(
+            getattr(transformers, head), resolve_model(name), trust_remote_code=trust_remote_code, **options
+        )
+
+
+def has_head(architecture: str, head: str) -> bool:
+    """Whether a model class, by its name, has the head of an Auto class."""
+    kind = head.removeprefix("AutoModel")
+    names = {"ForCausalLM": ("ForCausalLM", "LMHeadModel"), "": ()}.get(kind, (kind,))
+    return architecture.endswith(names)
+
+
+def _headless(model: str, architectures: Sequence[str] | None, task: Task) -> str:
+    return (
+        f"{model} is a {(architectures or ['model without a head'])[0]} and has no head for {task.title}, so its "
+        f"answers would be random. Fine-tune it first: regtune train --task {task.name} --model {model}"
+    )
+
+
+def _architectures(model: str) -> list[str]:
+    return list(read_model_config(resolve_model(model)).get("architectures") or [])
+
+
+def _reader_source(model: str) -> str:
+    """Where a model's tokenizer is: a run's checkpoints have none of their own."""
+    folder = Path(model)
+    run_dir = folder.parent.parent
+    if not folder.name.startswith("checkpoint-") or any(folder.glob("tokenizer*")):
+        return model
+    if (run_dir / MODEL_DIR).is_dir():
+        return str(run_dir / MODEL_DIR)
+    if (run_dir / CONFIG_FILE).is_file():
+        return str(read_json(run_dir / CONFIG_FILE).get("model", model))
+    return model
+
+
+# What was named
 
 
 def open_target(name: str | Path) -> Target:
-    """Finds out what was named; a run's own `model` folder belongs to its run.
+    """Finds out what was named, without loading it; a run's own `model` folder belongs to its run.
 
     Raises:
         CheckpointError: a run that isn't finished, or a folder that is neither a run nor a model.
@@ -90,22 +521,7 @@ def is_run_config(path: Path) -> bool:
 
 
 def require_answering_head(model: str) -> None:
-    """Refuses a model whose head would be made of random numbers.
-
-    Raises:
-        CheckpointError: the model was saved without a question-answering head.
-    """
-    from transformers import PretrainedConfig
-
-    from regtune.models.loading import resolve_model
-
-    try:
-        settings: dict[str, Any] = PretrainedConfig.get_config_dict(resolve_model(model))[0]
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{model} can't be loaded: {error}") from error
-    made_for = settings.get("architectures") or []
-    if made_for and not any("QuestionAnswering" in name for name in made_for):
-        raise CheckpointError(
-            f"{model} is a {made_for[0]} and has no head for question answering, so its answers would be random. "
-            f"Fine-tune it first: regtune train --model {model}"
-        )
+    """Refuses a model whose head would be made of random numbers; `open(..., task="qa")` does, too."""
+    architectures, task = _architectures(model), TASKS.get("qa")
+    if architectures and not any(has_head(one, task.head) for one in architectures):
+        raise CheckpointError(_headless(model, architectures, task))

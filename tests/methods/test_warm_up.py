@@ -11,7 +11,7 @@ from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError
 from regtune.methods.warm_up import WARM_UP_FILE, WarmUpSettings, cut_passages, mask_tokens, masked_lm_on, warm_up
 from regtune.registers.surgery import backbone_of, num_registers, register_parameters
-from regtune.sweeps.run import build_model, run_experiment
+from regtune.sweeps.run import build_session, run_experiment
 from tiny import FAMILIES
 from tiny_tokenizer import save_questions, save_tiny, tiny_tokenizer
 
@@ -35,7 +35,8 @@ def config_for(folder, family="bert", *, registers=3, **warm) -> RunConfig:
 def warmed(folder, config):
     """A model before and after its warm-up, as state dicts, with the facts."""
     folder.mkdir(exist_ok=True)
-    model, tokenizer = build_model(config)
+    session = build_session(config)
+    model, tokenizer = session.model, session.reader
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = WarmUpSettings(**config.methods["warm_up"])
     facts = warm_up(model, TEXTS, tokenizer, settings=settings, config=config, folder=folder)
@@ -89,13 +90,14 @@ def test_the_control_does_the_same_without_registers(tmp_path):
 
 def test_the_head_and_the_random_state_are_those_of_a_run_without_warm_up(tmp_path):
     config = config_for(tmp_path)
-    model, tokenizer = build_model(config)
+    session = build_session(config)
+    model, tokenizer = session.model, session.reader
     state = torch.get_rng_state()
     (tmp_path / "run").mkdir()
     settings = WarmUpSettings(**config.methods["warm_up"])
     warm_up(model, TEXTS, tokenizer, settings=settings, config=config, folder=tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), state)
-    plain = build_model(dataclasses.replace(config, methods={}))[0]
+    plain = build_session(dataclasses.replace(config, methods={})).model
     assert torch.equal(model.qa_outputs.weight, plain.qa_outputs.weight)
 
 
@@ -147,7 +149,7 @@ def test_a_loss_that_is_no_number_stops_the_warm_up(tmp_path):
 
 def test_the_masked_model_has_the_very_same_backbone_and_a_tied_decoder(tmp_path):
     config = config_for(tmp_path)
-    model, _ = build_model(config)
+    model = build_session(config).model
     masked = masked_lm_on(model, config)
     assert backbone_of(masked) is backbone_of(model)
     assert masked.get_output_embeddings().weight is model.get_input_embeddings().weight

@@ -11,11 +11,13 @@ import torch
 
 from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError
+from regtune.interfaces import Examples
 from regtune.records import inside, load_record, read_json
 from regtune.registers.surgery import find_registers, num_registers
-from regtune.sweeps.run import build_model, run_experiment
+from regtune.sweeps.run import build_session, run_experiment, split
 from regtune.tasks.qa.question_answerer import QuestionAnswerer
-from tiny_tokenizer import save_questions, save_tiny
+from regtune.tasks.qa.task import QuestionAnswering
+from tiny_tokenizer import examples, save_questions, save_tiny
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_a_folder_that_is_no_run_directory_is_refused(config):
 
 def test_runs_that_differ_in_registers_alone_start_from_the_same_head(config):
     plain = dataclasses.replace(config, registers=RegisterConfig(num_registers=0))
-    first, second = build_model(config)[0], build_model(plain)[0]
+    first, second = build_session(config).model, build_session(plain).model
     assert torch.equal(first.qa_outputs.weight, second.qa_outputs.weight)
     assert (num_registers(first), num_registers(second)) == (3, 0)
 
@@ -98,7 +100,7 @@ def test_runs_that_differ_in_registers_alone_start_from_the_same_head(config):
 def test_the_seed_decides_the_registers_start(config):
     def tokens(seed):
         changed = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
-        return find_registers(build_model(changed)[0]).tokens
+        return find_registers(build_session(changed).model).tokens
 
     assert torch.equal(tokens(1), tokens(1))
     assert not torch.equal(tokens(1), tokens(2))
@@ -106,7 +108,7 @@ def test_the_seed_decides_the_registers_start(config):
 
 def test_a_frozen_backbone_leaves_head_and_registers_to_learn(config):
     frozen = dataclasses.replace(config, methods={"linear_probe": {}})
-    names = {name for name, p in build_model(frozen)[0].named_parameters() if p.requires_grad}
+    names = {name for name, p in build_session(frozen).model.named_parameters() if p.requires_grad}
     assert names == {"qa_outputs.weight", "qa_outputs.bias", "bert.registers.tokens", "bert.registers.positions"}
 
 
@@ -178,3 +180,54 @@ def test_a_disk_that_is_full_when_the_model_is_saved_costs_nothing_but_the_secon
     assert not (config.output_dir / "model").exists()
     monkeypatch.undo()
     assert run_experiment(config, progress=False).metrics == undisturbed.metrics
+
+
+def test_the_last_weights_are_kept_and_the_rule_is_recorded(config, monkeypatch):
+    from regtune.session import Session
+
+    falling = iter([0.9, 0.1])
+    monkeypatch.setattr(QuestionAnswering, "figures", lambda *_: {"f1": next(falling, 0.0), "exact_match": 0.0})
+    seen = []
+    original = Session.predict
+
+    def predict(self, *args, **kwargs):
+        seen.append(self.model.qa_outputs.weight.detach().clone())
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Session, "predict", predict)
+    record = run_experiment(config, progress=False)
+    assert record.training["checkpoint"] == {"rule": "last", "step": 4}
+    assert not torch.equal(seen[0], seen[1])  # the first epoch scored better
+    assert torch.equal(seen[2], seen[1])
+
+
+def test_a_checkpoint_is_chosen_on_passages_held_out_of_training(config, monkeypatch):
+    training = dataclasses.replace(config.training, checkpoint="best", held_out=0.3, epochs=3.0)
+    watched = []
+    rising_and_falling = iter([0.2, 0.9, 0.1])
+
+    def figures(self, predictions, found):
+        watched.append({item.context for item in found.items})
+        return {"f1": next(rising_and_falling, 0.0), "exact_match": 0.0}
+
+    monkeypatch.setattr(QuestionAnswering, "figures", figures)
+    record = run_experiment(dataclasses.replace(config, training=training), progress=False)
+    rule = record.training["checkpoint"]
+    assert (rule["rule"], rule["metric"], rule["held_out"], rule["trained_on"]) == ("best", "f1", 3, 5)
+    assert rule["step"] == record.training["best_step"] == 4
+    assert record.data["train"]["windows"] == 5
+    assert len(watched[0]) == 3
+    assert watched[0] == watched[1] == watched[2] != watched[3]  # only at the end the evaluation set
+
+
+def test_questions_about_one_passage_are_never_split(config):
+    task = QuestionAnswering()
+    items = tuple(dataclasses.replace(one, id=f"{one.id}-{i}") for i in range(4) for one in examples(6))
+    for seed in range(5):
+        training = dataclasses.replace(config.training, data_seed=seed, held_out=0.25)
+        learnt, held = split(Examples(items=items, names=("x",)), task, training)
+        assert not {one.context for one in learnt.items} & {one.context for one in held.items}
+        assert len(held) == 8
+        assert sorted(learnt.ids + held.ids) == sorted(one.id for one in items)
+    with pytest.raises(ConfigError, match="at least two texts"):
+        split(Examples(items=items[:1], names=("x",)), task, config.training)

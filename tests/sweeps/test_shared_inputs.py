@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-import regtune.sweeps.shared_inputs as shared
+import regtune.session as shared
+import regtune.tasks.qa.task as qa
 from regtune.records import read_json
-from regtune.sweeps.run import build_model, run_experiment
-from regtune.sweeps.shared_inputs import SharedInputs
+from regtune.session import SharedInputs
+from regtune.sweeps.run import build_session, run_experiment
 from tiny_sweep import tiny_sweep
 
 
@@ -23,7 +24,7 @@ def configs(tmp_path):
 def test_models_with_shared_weights_are_bit_identical_to_freshly_read_ones(configs):
     inputs = SharedInputs()
     for config in configs:
-        mine, theirs = build_model(config, inputs)[0], build_model(config)[0]
+        mine, theirs = build_session(config, inputs).model, build_session(config).model
         assert mine.state_dict().keys() == theirs.state_dict().keys()
         for name, value in theirs.state_dict().items():
             assert torch.equal(mine.state_dict()[name], value), name
@@ -36,9 +37,9 @@ def test_training_one_run_leaves_the_shared_weights_alone(configs):
     inputs = SharedInputs()
     for config in configs[:4]:
         with torch.no_grad():
-            for parameter in build_model(config, inputs)[0].parameters():
+            for parameter in build_session(config, inputs).model.parameters():
                 parameter.fill_(7.0)
-    assert all(not (p == 7.0).all() for p in build_model(configs[4], inputs)[0].parameters())
+    assert all(not (p == 7.0).all() for p in build_session(configs[4], inputs).model.parameters())
 
 
 def test_a_run_with_shared_inputs_gives_the_record_of_one_without(configs, tmp_path):
@@ -57,7 +58,7 @@ def _curve(config):
 
 
 def test_weights_and_data_are_read_and_tokenised_once(configs, monkeypatch):
-    calls = {"load_question_answering_model": 0, "make_windows": 0, "load_tokenizer": 0, "load_questions": 0}
+    calls = {"from_pretrained": 0, "make_windows": 0, "load_tokenizer": 0, "load_questions": 0}
 
     def counted(name, original):
         def call(*args, **kwargs):
@@ -67,25 +68,28 @@ def test_weights_and_data_are_read_and_tokenised_once(configs, monkeypatch):
         return call
 
     for name in calls:
-        monkeypatch.setattr(shared, name, counted(name, getattr(shared, name)))
+        module = shared if hasattr(shared, name) else qa
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     inputs = SharedInputs()
     for config in configs:
-        model, _ = build_model(config, inputs)
-        inputs.questions(config.data.train, config, model, for_training=True)
-        inputs.questions(config.data.eval, config, model, for_training=False)
-    assert calls == {"load_question_answering_model": 2, "make_windows": 2, "load_tokenizer": 1, "load_questions": 2}
+        session = build_session(config, inputs)
+        inputs.rows(inputs.examples(config.data.train, config, training=True), session, training=True)
+        inputs.rows(inputs.examples(config.data.eval, config, training=False), session)
+    assert calls == {"from_pretrained": 2, "make_windows": 2, "load_tokenizer": 1, "load_questions": 2}
 
 
 def test_other_settings_get_windows_of_their_own(configs):
     inputs, config = SharedInputs(), configs[0]
-    model, _ = build_model(config, inputs)
-    other = dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=50))
-    _, windows = inputs.questions(config.data.train, config, model, for_training=True)
-    _, cut = inputs.questions(config.data.train, other, model, for_training=True)
-    assert cut is not windows
-    assert max(len(w.input_ids) for w in cut.windows) <= 50
+
+    def rows(chosen):
+        examples = inputs.examples(chosen.data.train, chosen, training=True)
+        return inputs.rows(examples, build_session(chosen, inputs), training=True)
+
+    cut = rows(dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=50)))
+    assert cut is not rows(config)
+    assert max(cut.lengths) <= 50
     fewer = dataclasses.replace(config, data=dataclasses.replace(config.data, max_train_examples=2))
-    assert len(inputs.questions(config.data.train, fewer, model, for_training=True)[0].examples) == 2
+    assert len(inputs.examples(fewer.data.train, fewer, training=True)) == 2
 
 
 def test_a_base_model_that_has_registers_is_read_anew_each_time(configs, tmp_path):
@@ -93,6 +97,6 @@ def test_a_base_model_that_has_registers_is_read_anew_each_time(configs, tmp_pat
     assert first.parameters["registers"] > 0
     config = dataclasses.replace(configs[0], model=str(configs[1].output_dir / "model"))
     inputs = SharedInputs()
-    states = [inputs.model(config).state_dict() for _ in range(3)]
+    states = [inputs.start(config).model.state_dict() for _ in range(3)]
     assert all(torch.equal(states[0][name], states[2][name]) for name in states[0])
     assert "bert.registers.tokens" in states[2]

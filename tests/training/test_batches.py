@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regtune.errors import DataError
-from regtune.training.batches import BatchOrder, WindowCollator, check_windows
+from regtune.tasks.qa.task import check_labels, collate, window_rows
+from regtune.training.batches import BatchOrder, Collator, check_rows
 from tiny_windows import tiny_window, tiny_windows
 
 LENGTHS = st.lists(st.integers(3, 400), min_size=1, max_size=300)
@@ -56,7 +57,8 @@ def test_grouping_leaves_under_five_percent_of_padding_where_a_plain_shuffle_lea
 
 
 def test_a_batch_is_padded_to_its_longest_window_and_the_mask_says_where():
-    batch = WindowCollator(1)([tiny_window(5), tiny_window(9, start=4, end=6)])
+    rows = window_rows([tiny_window(5), tiny_window(30), tiny_window(9, start=4, end=6)], 1)
+    batch = Collator(rows)([0, 2])
     assert batch["input_ids"].shape == (2, 9)
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 9]
     assert batch["input_ids"][0, 5:].tolist() == [1] * 4
@@ -66,25 +68,25 @@ def test_a_batch_is_padded_to_its_longest_window_and_the_mask_says_where():
 
 @pytest.mark.parametrize(("options", "seq"), [({"length": 20}, 20), ({"multiple_of": 8}, 16)])
 def test_padding_can_go_to_one_length_or_to_a_multiple(options, seq):
-    assert WindowCollator(1, **options)([tiny_window(9)])["input_ids"].shape == (1, seq)
+    assert Collator(window_rows([tiny_window(9)], 1), **options)([0])["input_ids"].shape == (1, seq)
 
 
 def test_windows_without_token_types_make_batches_without_them():
     window = dataclasses.replace(tiny_window(9), token_type_ids=None)
-    assert "token_type_ids" not in WindowCollator(1)([window])
+    assert "token_type_ids" not in collate([window], 1)
 
 
 def test_an_empty_training_set_is_refused():
-    with pytest.raises(DataError, match="0 training windows"):
-        check_windows([], 40)
+    with pytest.raises(DataError, match="0 training rows"):
+        check_rows(window_rows([], 1), 40)
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 3), (2, 9), (9, 9), (4, 3)])
 def test_labels_outside_the_text_are_refused_with_their_values(start, end):
     with pytest.raises(DataError, match=rf"window 1 \(example 0\) has the label start={start}, end={end}.* 9 tokens"):
-        check_windows([tiny_window(9), tiny_window(9, start=start, end=end)], 40)
+        check_labels([tiny_window(9), tiny_window(9, start=start, end=end)])
 
 
 def test_a_window_longer_than_max_length_is_refused():
-    with pytest.raises(DataError, match="9 tokens, more than max_length=8"):
-        check_windows([tiny_window(9)], 8)
+    with pytest.raises(DataError, match="9 positions, more than max_length=8"):
+        check_rows(window_rows([tiny_window(9)], 1), 8)

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from regtune.errors import DataError, TrainingError
+from regtune.tasks.qa.task import check_labels
 from regtune.training.trainer import RegisterTrainer
 from tiny import tiny_model
 from tiny_windows import settings, tiny_run, tiny_window
@@ -128,10 +129,10 @@ def test_other_errors_are_passed_on_as_they_are(tmp_path):
 
 
 def test_bad_windows_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(DataError, match="0 training windows"):
+    with pytest.raises(DataError, match="0 training rows"):
         tiny_run(tmp_path / "run", windows=[])
     with pytest.raises(DataError, match="start=2, end=12"):
-        tiny_run(tmp_path / "run", windows=[tiny_window(12, end=12)])
+        check_labels([tiny_window(12, end=12)])
     assert not (tmp_path / "run").exists()
 
 

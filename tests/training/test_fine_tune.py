@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError
+from regtune.interfaces import Metric
 from regtune.registers.surgery import add_registers, register_parameters
 from tiny import tiny_model
 from tiny_windows import MAX_LENGTH, even_windows, score, settings, tiny_run, tiny_windows
@@ -162,8 +163,8 @@ def test_without_an_evaluation_the_last_weights_stay(tmp_path):
 
 
 def test_a_best_metric_that_is_not_measured_is_refused_by_name(tmp_path):
-    with pytest.raises(ConfigError, match="best_metric='bleu' is not among what evaluate returned: f1"):
-        tiny_run(tmp_path, best_metric="bleu")
+    with pytest.raises(ConfigError, match="choose='bleu' is not among what evaluate returned: f1"):
+        tiny_run(tmp_path, choose=Metric(name="bleu", title="BLEU", columns=("bleu",)))
 
 
 def test_a_model_with_nothing_to_train_is_refused(tmp_path):
@@ -190,3 +191,24 @@ def test_progress_is_told_after_every_step(tmp_path):
     tiny_run(tmp_path, on_progress=lambda *facts: told.append(facts))
     assert [(step, total) for step, total, _ in told] == [(step, 20) for step in range(1, 21)]
     assert told[-1][2] > 0
+
+
+def test_without_a_choice_the_last_weights_stay_however_they_score(tmp_path):
+    seen = []
+
+    def falling(model):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"f1": -float(len(seen))}
+
+    result, model = tiny_run(tmp_path, evaluate=falling, choose=None)
+    assert (result.best_step, result.best_metrics) == (None, {})
+    assert len(seen) == 4
+    assert all(torch.equal(value, seen[-1][name]) for name, value in model.state_dict().items())
+    assert not all(torch.equal(value, seen[0][name]) for name, value in model.state_dict().items())
+
+
+def test_a_metric_for_which_less_is_better_is_chosen_by_its_smallest_value(tmp_path):
+    values = iter([3.0, 1.0, 2.0, 4.0])
+    loss = Metric(name="loss", title="loss", columns=("loss",), higher_is_better=False)
+    result, _ = tiny_run(tmp_path, evaluate=lambda _: {"loss": next(values)}, choose=loss)
+    assert result.best_metrics["loss"] == 1.0

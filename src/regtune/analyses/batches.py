@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from regtune.errors import ConfigError, DataError
-from regtune.tasks.qa.collate import collate
 from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.pairs import require_fast_tokenizer
+from regtune.tasks.qa.task import collate, roles
 from regtune.tasks.qa.windows import make_windows
 from regtune.token_classes import token_classes
 
@@ -134,18 +133,4 @@ def _grouped(windows: Sequence[Window], batch_size: int) -> list[list[Window]]:
 def _question_batch(windows: list[Window], examples: Sequence[QAExample], tokenizer: PreTrainedTokenizerBase) -> Batch:
     batch = collate(windows, int(tokenizer.pad_token_id or 0))
     batch["example"] = torch.tensor([window.example for window in windows])
-    batch["context_start"] = torch.tensor([window.context_start for window in windows])
-    batch["context_end"] = torch.tensor([window.context_end for window in windows])
-    batch["token_classes"] = token_classes(
-        batch["input_ids"], batch["attention_mask"], tokenizer, context_start=batch["context_start"]
-    )
-    offsets = np.zeros((*batch["input_ids"].shape, 2), dtype=np.int64)
-    for row, window in enumerate(windows):
-        offsets[row, window.context_start : window.context_end] = window.offsets
-        places = (batch["token_classes"][row, : window.context_start] > 1).nonzero().flatten().numpy()
-        question = tokenizer(examples[window.example].question, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-        offsets[row, places] = np.asarray(question[: len(places)], dtype=np.int64).reshape(-1, 2)
-    batch["offset_mapping"] = torch.from_numpy(offsets)
-    return batch
+    return batch | roles(examples, tokenizer, windows)

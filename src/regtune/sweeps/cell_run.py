@@ -22,7 +22,7 @@ from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, now, 
 from regtune.sweeps.grid import Cell
 
 if TYPE_CHECKING:
-    from regtune.sweeps.shared_inputs import SharedInputs
+    from regtune.session import SharedInputs
 
 ERROR_FILE = "error.json"
 LOCKS = "locks"
@@ -162,7 +162,7 @@ def _run(cell: Cell, run_dir: Path, *, progress: bool) -> None:
 
 @functools.cache
 def _shared_by_this_process() -> SharedInputs:
-    from regtune.sweeps.shared_inputs import SharedInputs
+    from regtune.session import SharedInputs
 
     return SharedInputs()
 
@@ -188,7 +188,7 @@ def _clear_leftovers(run_dir: Path) -> None:
 
 def _tidy(run_dir: Path, *, keep_model: bool) -> None:
     from regtune.methods.warm_up import WARM_UP_FILE
-    from regtune.sweeps.run import MODEL_DIR
+    from regtune.session import MODEL_DIR
 
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     (run_dir / WARM_UP_FILE).unlink(missing_ok=True)

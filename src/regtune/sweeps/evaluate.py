@@ -10,8 +10,10 @@ from typing import Any
 
 from regtune.config import DataConfig, RunConfig, to_dict
 from regtune.errors import printable
+from regtune.models.precision import resolve_precision
 from regtune.records import now, versions, write_json
-from regtune.session import Target, open_target, require_answering_head
+from regtune.session import Session, SharedInputs, Target, open_target, settings_of
+from regtune.session import open as open_session
 from regtune.tasks.qa.windows import fitting
 
 EVALUATION_FILE = "evaluation.json"
@@ -83,7 +85,7 @@ def evaluate(
         ConfigError: two sets with the same short name, or settings that don't fit the model.
         DataError: as reading the sets.
     """
-    from regtune.sweeps.run import data_facts, evaluate_sets, load_evaluation_set, refuse_same_names
+    from regtune.sweeps.run import data_facts, evaluate_sets, evaluation_set, refuse_same_names
     from regtune.tasks.qa.data.sources import dataset_info
 
     target = open_target(name)
@@ -91,20 +93,21 @@ def evaluate(
     names = tuple(data) or config.data.eval
     languages = {each: dataset_info(each).language for each in names}
     refuse_same_names(names)
-    require_answering_head(target.model)
-    model, tokenizer, config = _load(target, config)
+    session = _open(target, config)
     folder = output_dir or (target.run_dir / "evaluation" if target.run_dir else Path("runs/evaluation"))
-    parts = {each: load_evaluation_set(each, tokenizer, model, config) for each in names}
-    metrics, files = evaluate_sets(model, list(parts.values()), tokenizer, config, folder, progress=progress)
+    inputs = SharedInputs()
+    parts = {each: evaluation_set(each, session, inputs) for each in names}
+    metrics, files = evaluate_sets(session, list(parts.values()), folder, progress=progress)
+    config = session.config
     sets = tuple(
         SetScores(
             name=part.name,
             data=each,
             language=languages[each],
-            questions=len(part.data.examples),
+            questions=len(part.examples),
             metrics=metrics[part.name],
             predictions=files[part.name],
-            account=data_facts(part.data, part.windows),
+            account=data_facts(part.examples, part.rows),
         )
         for each, part in parts.items()
     )
@@ -121,17 +124,17 @@ def evaluate(
     return found, write_json(folder / EVALUATION_FILE, dataclasses.asdict(found))
 
 
-def _load(target: Target, config: RunConfig) -> tuple[Any, Any, RunConfig]:
-    """The model on the best device, its tokenizer, and the config with windows that the model has positions for."""
-    from regtune.models.loading import load_question_answering_model, load_tokenizer
-    from regtune.models.precision import best_device
-    from regtune.registers.surgery import max_text_length
-
-    model: Any = load_question_answering_model(target.model, attention=config.training.attention)
-    limit = max_text_length(model)
-    if limit is not None and config.data.max_length > limit:
-        config = dataclasses.replace(config, data=shorter(config.data, limit))
-    return model.to(best_device()).eval(), load_tokenizer(target.model, needs=("pad", "sep")), config
+def _open(target: Target, config: RunConfig) -> Session:
+    """The session of a model under other settings than its own, cut to what it has positions for."""
+    session = open_session(
+        target.name, task=config.task, settings=settings_of(config), attention=config.training.attention
+    )
+    names = [each.name for each in dataclasses.fields(config.data) if hasattr(session.task_settings, each.name)]
+    used: dict[str, Any] = {name: getattr(session.task_settings, name) for name in names}
+    session.config = dataclasses.replace(config, data=dataclasses.replace(config.data, **used))
+    session.called = "--{}"
+    session.precision = resolve_precision(config.training.precision, session.device)
+    return session
 
 
 def shorter(data: DataConfig, max_length: int) -> DataConfig:

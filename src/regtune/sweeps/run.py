@@ -1,4 +1,4 @@
-"""One run from its config to its record, on one page."""
+"""One run from its config to its record, on one page. It knows no task by name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from regtune.config import RunConfig, config_hash, to_dict
+from regtune.config import RunConfig, TrainConfig, config_hash, to_dict
 from regtune.errors import CheckpointError, ConfigError
+from regtune.interfaces import Examples, Floats, Rows, Task
 from regtune.methods.used import methods_of
 from regtune.methods.warm_up import WarmUpSettings, warm_up
-from regtune.models.precision import best_device, device_of, resolve_precision
+from regtune.models.precision import best_device, resolve_precision
 from regtune.records import (
     CONFIG_FILE,
     CURVE_FILE,
@@ -30,35 +32,25 @@ from regtune.records import (
     write_json,
 )
 from regtune.registers.surgery import (
-    max_text_length,
     register_parameters,
 )
-from regtune.session import Session
+from regtune.registry import TASKS
+from regtune.session import MODEL_DIR, Session, SharedInputs, settings_of
 from regtune.sweeps.grid import set_name
-from regtune.sweeps.shared_inputs import SharedInputs, tokenise
-from regtune.tasks.qa.answers import Prediction
-from regtune.tasks.qa.data.sources import load_questions
-from regtune.tasks.qa.data.squad import SquadData
-from regtune.tasks.qa.metrics.qa_metrics import QuestionScores
-from regtune.tasks.qa.metrics.scoring import score_set
-from regtune.tasks.qa.predict import answer_questions
-from regtune.tasks.qa.windows import WindowSet
 from regtune.training.checkpoints import save_model
 from regtune.training.fine_tune import TrainingResult, fine_tune
-
-MODEL_DIR = "model"
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """An evaluation set, tokenised once and used at every evaluation."""
+    """An evaluation set, cut into rows once and used at every evaluation."""
 
     given: str
-    """As it was named for `load_questions`."""
+    """As it was named."""
     name: str
     """Its short name in records."""
-    data: SquadData
-    windows: WindowSet
+    examples: Examples
+    rows: Rows[Any]
 
 
 def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedInputs | None = None) -> RunRecord:
@@ -69,7 +61,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
     Args:
         config: the run.
         progress: show progress bars.
-        inputs: tokenised data and base weights that several runs of this process share.
+        inputs: rows and base weights that several runs of this process share.
 
     Returns:
         The record that `run.json` in `config.output_dir` holds.
@@ -79,48 +71,53 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
         ConfigError, DataError, TrainingError, UnsupportedModelError: as the parts that raise them say.
     """
     began, started = time.perf_counter(), now()
-    run_dir = config.output_dir
+    run_dir, training = config.output_dir, config.training
     fingerprint = config_hash(config)
     if open_run(run_dir, config):
         return load_record(run_dir)
     refuse_same_names(config.data.eval)
     inputs = inputs or SharedInputs()
-    model, tokenizer = build_model(config, inputs)
-    train, train_windows = inputs.questions(config.data.train, config, model, for_training=True)
-    sets = [
-        EvaluationSet(name, set_name(name), *inputs.questions([name], config, model, for_training=False))
-        for name in config.data.eval
-    ]
+    train = inputs.examples(config.data.train, config, training=True)
+    session = build_session(config, inputs)
+    model: Any = session.model
+    sets = [evaluation_set(name, session, inputs) for name in config.data.eval]
+    if training.checkpoint == "best":
+        learnt, held = split(train, session.task, training)
+        train_rows = session.rows(learnt, training=True)
+        watched = EvaluationSet("held out", "held_out", held, session.rows(held))
+    else:
+        learnt, train_rows, watched = train, inputs.rows(train, session, training=True), sets[0]
     write_json(run_dir / CONFIG_FILE, resolved(config))  # only now: a mistyped path must not claim the directory
-    texts = [example.context for example in train.examples]
+    texts = [session.reads.text(example) for example in learnt.items]
     warmed = None
     for used in methods_of(config):
         if isinstance(used.settings, WarmUpSettings):
-            warmed = warm_up(model, texts, tokenizer, settings=used.settings, config=config, folder=run_dir)
+            warmed = warm_up(model, texts, session.reader, settings=used.settings, config=config, folder=run_dir)
 
     def evaluate(candidate: nn.Module) -> Mapping[str, float]:
-        predictions = predict(candidate, sets[0], tokenizer, config, progress=progress)
-        return score(predictions, sets[0], config)[1]
+        on = dataclasses.replace(session, model=candidate)
+        return session.reads.figures(on.predict(watched.examples, watched.rows, progress=progress), watched.examples)
 
     result = fine_tune(
         model,
-        train_windows.windows,
-        config.training,
+        train_rows,
+        training,
         output_dir=run_dir,
-        pad_token_id=tokenizer.pad_token_id,
         max_length=config.data.max_length,
         evaluate=evaluate,
+        choose=session.reads.metrics[0] if training.checkpoint == "best" else None,
         fingerprint=fingerprint,
     )
-    save_model(run_dir / MODEL_DIR, model, tokenizer)
-    metrics, files = evaluate_sets(model, sets, tokenizer, config, run_dir, progress=progress)
+    save_model(run_dir / MODEL_DIR, model, session.reader)
+    metrics, files = evaluate_sets(session, sets, run_dir, progress=progress)
     write_json(run_dir / CURVE_FILE, list(result.curve))
+    rule = _rule(session.reads, training, result, learnt, watched)
     record = RunRecord(
         config=to_dict(config),
         config_hash=fingerprint,
         metrics=metrics,
-        training=_training_facts(result) | ({"warm_up": warmed} if warmed else {}),
-        data={"train": data_facts(train, train_windows)} | {s.name: data_facts(s.data, s.windows) for s in sets},
+        training=_training_facts(result) | {"checkpoint": rule} | ({"warm_up": warmed} if warmed else {}),
+        data={"train": data_facts(train, train_rows)} | {s.name: data_facts(s.examples, s.rows) for s in sets},
         parameters=count_parameters(model),
         versions=versions(),
         machine=machine(),
@@ -129,10 +126,53 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
         seconds=round(time.perf_counter() - began, 2),
     )
     save_record(run_dir, record)
-    if config.training.push_to_hub:
-        model.push_to_hub(config.training.push_to_hub)
-        tokenizer.push_to_hub(config.training.push_to_hub)
+    if training.push_to_hub:
+        model.push_to_hub(training.push_to_hub)
+        session.reader.push_to_hub(training.push_to_hub)
     return record
+
+
+def split(examples: Examples, task: Task | None, training: TrainConfig) -> tuple[Examples, Examples]:
+    """What is learnt from, and what a checkpoint is chosen on: whole groups (passages), drawn by the data seed.
+
+    Raises:
+        ConfigError: all examples belong to one group, which can't be split.
+    """
+    assert task is not None
+    groups = [task.group(example) for example in examples.items]
+    names = list(dict.fromkeys(groups))
+    if len(names) < 2:
+        raise ConfigError(
+            f"checkpoint=best needs training examples of at least two texts, and there are {len(names)}. Train with "
+            "--training.checkpoint last."
+        )
+    order = np.random.default_rng([training.data_seed, len(names)]).permutation(len(names))
+    wanted, held = training.held_out * len(examples), set[str]()
+    for index in order[:-1].tolist():
+        held.add(names[index])
+        if sum(group in held for group in groups) >= wanted:
+            break
+    parts = []
+    for inside in (False, True):
+        items = tuple(item for item, group in zip(examples.items, groups, strict=True) if (group in held) == inside)
+        parts.append(dataclasses.replace(examples, items=items))
+    return parts[0], parts[1]
+
+
+def _rule(
+    task: Task, training: TrainConfig, result: TrainingResult, learnt: Examples, watched: EvaluationSet
+) -> dict[str, Any]:
+    """Which weights were kept, and by what."""
+    if training.checkpoint == "last":
+        return {"rule": "last", "step": result.steps}
+    return {
+        "rule": "best",
+        "step": result.best_step,
+        "metric": task.metrics[0].name,
+        "on": "examples held out of the training data",
+        "held_out": len(watched.examples),
+        "trained_on": len(learnt),
+    }
 
 
 def open_run(run_dir: Path, config: RunConfig) -> bool:
@@ -185,86 +225,53 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def build_model(config: RunConfig, inputs: SharedInputs | None = None) -> tuple[Any, Any]:
-    """The model with its registers, on the best device, and its tokenizer.
+def build_session(config: RunConfig, inputs: SharedInputs | None = None) -> Session:
+    """The model with its registers, on the best device, as the run starts to train it.
 
     The head is made before the registers, so runs that differ in N alone start from the same head.
     """
     from transformers import set_seed
 
     inputs = inputs or SharedInputs()
-    tokenizer = inputs.tokenizer(config)
+    task: Task = TASKS.get(config.task)
+    facts = task.prepare(inputs.examples(config.data.train, config, training=True), settings_of(config))
     set_seed(config.training.seed)
-    model = inputs.model(config)
-    session = Session(name=config.model, model=model, reader=tokenizer)
+    session = inputs.start(config, facts)
     for used in methods_of(config):
         used.method.attach(session, used.settings)
-    limit = max_text_length(model)
+    limit = session.text_limit
     if limit is not None and config.data.max_length > limit:
         raise ConfigError(
             f"data.max_length={config.data.max_length} is more than the {limit} text tokens that {config.model} has "
             f"positions for beside {config.registers.num_registers} registers. Set --data.max-length {limit} or less."
         )
-    return model.to(best_device()), tokenizer
+    session.model.to(best_device())
+    session.precision = resolve_precision(config.training.precision, session.device)
+    return session
 
 
-def load_evaluation_set(name: str, tokenizer: Any, model: nn.Module, config: RunConfig) -> EvaluationSet:
-    """Reads and tokenises one evaluation set; settings are called as `regtune evaluate` has them."""
-    data = load_questions(
-        [name],
-        on_bad_record=config.data.on_bad_record,
-        max_examples=config.data.max_eval_examples,
-        for_training=False,
-    )
-    flags = {key: f"--{key.replace('_', '-')}" for key in ("max_length", "stride", "max_question_length")}
-    windows = tokenise(data, tokenizer, model, config, for_training=False, called=flags)
-    return EvaluationSet(name, set_name(name), data, windows)
-
-
-def predict(
-    model: nn.Module, part: EvaluationSet, tokenizer: Any, config: RunConfig, *, progress: bool = False
-) -> list[Prediction]:
-    """The model's answers to an evaluation set, in the precision it was trained in."""
-    return answer_questions(
-        model,
-        part.windows.windows,
-        part.data.examples,
-        config=config.answers,
-        pad_token_id=tokenizer.pad_token_id,
-        precision=resolve_precision(config.training.precision, device_of(model)),
-        progress=progress,
-    )
-
-
-def score(
-    predictions: Sequence[Prediction], part: EvaluationSet, config: RunConfig
-) -> tuple[QuestionScores, dict[str, float]]:
-    """Each question's scores and the set's figures, by the official rules of its kind (`score_set`)."""
-    threshold = config.answers.null_threshold
-    return score_set(part.given, predictions, part.data.examples, null_threshold=threshold)
+def evaluation_set(name: str, session: Session, inputs: SharedInputs) -> EvaluationSet:
+    """Reads one evaluation set and cuts it into rows."""
+    examples = inputs.examples([name], session.config, training=False)
+    return EvaluationSet(name, set_name(name), examples, inputs.rows(examples, session))
 
 
 def evaluate_sets(
-    model: nn.Module,
-    sets: Sequence[EvaluationSet],
-    tokenizer: Any,
-    config: RunConfig,
-    run_dir: Path,
-    *,
-    progress: bool = False,
+    session: Session, sets: Sequence[EvaluationSet], folder: Path, *, progress: bool = False
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Metrics of each set, and the files under `predictions/` with every question's n-best and scores."""
+    """Figures of each set, and the files under `predictions/` with every example's prediction and scores."""
     metrics: dict[str, dict[str, float]] = {}
     files: dict[str, str] = {}
     for part in sets:
-        predictions = predict(model, part, tokenizer, config, progress=progress)
-        scores, metrics[part.name] = score(predictions, part, config)
+        predictions = session.predict(part.examples, part.rows, progress=progress)
+        columns: Mapping[str, Floats] = session.reads.score(predictions, part.examples)
+        metrics[part.name] = session.reads.figures(predictions, part.examples)
         file = Path("predictions") / f"{part.name}.json.gz"
         rows = [
-            prediction.to_json() | {"exact_match": float(em), "f1": float(f1)}
-            for prediction, em, f1 in zip(predictions, scores.exact_match, scores.f1, strict=True)
+            prediction.to_json() | {name: float(column[index]) for name, column in columns.items()}
+            for index, prediction in enumerate(predictions)
         ]
-        write_json(run_dir / file, rows)
+        write_json(folder / file, rows)
         files[part.name] = file.as_posix()
     return metrics, files
 
@@ -282,9 +289,10 @@ def _training_facts(result: TrainingResult) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(result).items() if key != "curve"}
 
 
-def data_facts(data: SquadData, windows: WindowSet) -> dict[str, Any]:
-    """The account of a set for a record: what was read, left out, mended, converted and cut, with `lines` to print."""
-    return data.facts | windows.accounting | {"lines": [*data.lines, *windows.lines]}
+def data_facts(examples: Examples, rows: Rows[Any]) -> dict[str, Any]:
+    """The account of a set for a record: what was read, left out and cut, with `lines` that say it to a person."""
+    counts = {"examples": len(examples), "rows": len(rows)}
+    return counts | dict(examples.facts) | dict(rows.facts) | {"lines": [*examples.notes, *rows.notes]}
 
 
 def data_lines(data: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The one entry to training: `fine_tune` runs `transformers.Trainer` and hands back the best model."""
+"""The one entry to training: `fine_tune` runs `transformers.Trainer` and leaves the model trained."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from regtune.config import TrainConfig
 from regtune.errors import CheckpointError, TrainingError
+from regtune.interfaces import Metric, Rows
 from regtune.models.loading import quiet_transformers
 from regtune.models.precision import Precision, has_bfloat16, resolve_precision
 from regtune.registers.surgery import num_registers
-from regtune.tasks.qa.examples import Window
-from regtune.training.batches import BatchOrder, WindowCollator, check_windows, length_multiple
+from regtune.training.batches import BatchOrder, Collator, check_rows, length_multiple
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike
 from regtune.training.run_flow import Progress, RunFlow
@@ -56,42 +56,41 @@ class TrainingResult:
 
 def fine_tune(
     model: PreTrainedModel,
-    windows: Sequence[Window],
+    rows: Rows[Any],
     config: TrainConfig,
     *,
     output_dir: Path,
-    pad_token_id: int,
     max_length: int,
     evaluate: Evaluate | None = None,
-    best_metric: str = "f1",
+    choose: Metric | None = None,
     fingerprint: str,
     on_progress: Progress | None = None,
 ) -> TrainingResult:
-    """Fine-tunes a model in place and leaves the best checkpoint's weights in it.
+    """Fine-tunes a model in place and leaves the last weights in it, or those of the checkpoint that scored best.
 
     A run that was killed continues from its newest complete checkpoint when called again with the same arguments, and
     ends with the same weights as one that was never killed. Under torchrun or accelerate every process calls this.
 
     Args:
-        model: a question-answering model, with registers or without.
-        windows: what to train on; labels count text tokens.
+        model: a model whose head gives a loss for the rows' labels, with registers or without.
+        rows: what to train on; labels count the text's own positions.
         config: how to train.
         output_dir: the run directory; checkpoints go to its `checkpoints` folder.
-        pad_token_id: the tokenizer's.
-        max_length: longest window in text tokens.
+        max_length: longest row in text positions.
         evaluate: scores the model (in evaluation mode, no autocast) and returns named numbers; None trains without.
-        best_metric: which of these chooses the best checkpoint; higher is better.
+        choose: which of these chooses the checkpoint; None keeps the last weights. Never choose on a set that is
+            reported afterwards.
         fingerprint: identifies the configuration; a folder with another one is refused.
         on_progress: called after every step with step, total steps and latest logged loss; replaces the progress bar.
 
     Raises:
-        DataError: no windows, or labels outside the text.
+        DataError: no rows, or one that is too long.
         CheckpointError: `output_dir` belongs to another configuration.
         TrainingError: NaN, full disk or out of memory; the message says what to try.
     """
-    check_windows(windows, max_length)
+    check_rows(rows, max_length)
     store = CheckpointStore(output_dir / "checkpoints", fingerprint=fingerprint)
-    arguments = _arguments(config, store.root, best_metric)
+    arguments = _arguments(config, store.root, choose)
     with arguments.main_process_first(local=False):
         store.open()
     checkpoint = store.newest()
@@ -99,7 +98,7 @@ def fine_tune(
     precision = resolve_precision(config.precision, arguments.device)
     if precision == "bfloat16" and not has_bfloat16(arguments.device):
         notes.append(f"precision=bfloat16 is only emulated on this {arguments.device.type}; try float32 here.")
-    run = _Run(model, windows, config, arguments, store, precision, WindowCollator(pad_token_id), evaluate, on_progress)
+    run = _Run(model, rows, config, arguments, store, precision, evaluate, on_progress)
     with quiet_transformers(), _prepared(model, config, arguments.device), _explained(run, max_length):
         trainer = _train(run, max_length, checkpoint)
     return _result(trainer, checkpoint, notes)
@@ -109,35 +108,33 @@ class _Run(NamedTuple):
     """What `fine_tune` was given, made ready."""
 
     model: PreTrainedModel
-    windows: Sequence[Window]
+    rows: Rows[Any]
     config: TrainConfig
     arguments: TrainingArguments
     store: CheckpointStore
     precision: Precision
-    collator: WindowCollator
     evaluate: Evaluate | None
     on_progress: Progress | None
 
 
 def _train(run: _Run, max_length: int, checkpoint: Checkpoint | None) -> RegisterTrainer:
     config, arguments = run.config, run.arguments
-    step_windows = config.batch_size * config.gradient_accumulation_steps * arguments.world_size
+    step_rows = config.batch_size * config.gradient_accumulation_steps * arguments.world_size
     grouped = config.batching == "length_grouped"
-    run.collator.length = None if grouped else max_length
-    run.collator.multiple_of = length_multiple(arguments.device)
-    lengths = [len(window.input_ids) for window in run.windows]
+    collator = Collator(run.rows, length=None if grouped else max_length, multiple_of=length_multiple(arguments.device))
+    lengths = run.rows.lengths
     trainer = RegisterTrainer(
         run.model,
         arguments,
         config=config,
-        order=BatchOrder(lengths, step_windows, data_seed=config.data_seed, group=grouped),
+        order=BatchOrder(lengths, step_rows, data_seed=config.data_seed, group=grouped),
         precision=run.precision,
         run_evaluation=run.evaluate,
         store=run.store,
-        train_dataset=list(run.windows),
-        data_collator=run.collator,
+        train_dataset=range(len(lengths)),
+        data_collator=collator,
     )
-    steps_per_epoch = math.ceil(len(lengths) / step_windows)
+    steps_per_epoch = math.ceil(len(lengths) / step_rows)
     flow = RunFlow(trainer, steps_per_epoch=steps_per_epoch, on_progress=run.on_progress)
     trainer.add_callback(flow)
     trainer.stopwatch.before = checkpoint.seconds if checkpoint else 0.0
@@ -196,7 +193,7 @@ def _explained(run: _Run, max_length: int) -> Iterator[None]:
         ) from error
 
 
-def _arguments(config: TrainConfig, root: Path, best_metric: str) -> TrainingArguments:
+def _arguments(config: TrainConfig, root: Path, choose: Metric | None) -> TrainingArguments:
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(root),
@@ -216,8 +213,8 @@ def _arguments(config: TrainConfig, root: Path, best_metric: str) -> TrainingArg
         eval_strategy="no",
         save_strategy="steps",
         save_steps=10**9,
-        metric_for_best_model=best_metric,
-        greater_is_better=True,
+        metric_for_best_model=None if choose is None else choose.name,
+        greater_is_better=None if choose is None else choose.higher_is_better,
         include_num_input_tokens_seen="non_padding",
         optim="adamw_torch_fused",
         ddp_find_unused_parameters=False,

@@ -133,9 +133,9 @@ class RegisterTrainer(Trainer):
             self.trained.eval()  # type: ignore[no-untyped-call]
             metrics = {name: float(value) for name, value in self.run_evaluation(self.trained).items()}
             self.trained.train()
-        if self.args.metric_for_best_model not in metrics:
+        if self.args.metric_for_best_model not in (None, *metrics):
             raise ConfigError(
-                f"best_metric={self.args.metric_for_best_model!r} is not among what evaluate returned: "
+                f"choose={self.args.metric_for_best_model!r} is not among what evaluate returned: "
                 f"{', '.join(sorted(metrics)) or 'nothing'}."
             )
         logged = {f"eval_{name}": value for name, value in metrics.items()}
@@ -215,7 +215,7 @@ class RegisterTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
 
     def load_best(self) -> None:
-        """Puts the best checkpoint's weights into the model; without an evaluation the last ones stay."""
+        """Puts the best checkpoint's weights into the model; where none is chosen the last ones stay."""
         best = self.state.best_global_step
         if best is not None and best != self.state.global_step:
             self.state.best_model_checkpoint = str(self.store.path(best))

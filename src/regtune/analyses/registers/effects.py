@@ -99,7 +99,7 @@ def score_logits(
         data: the set as it was named, for its metric.
     """
     predictions = extract_answers(windows, examples, *logits, config=config)
-    scores, _ = score_set(data, predictions, examples, null_threshold=config.null_threshold)
+    scores, _ = score_set(data, predictions, examples)
     return Scored(
         loss=question_losses(windows, *logits, questions=len(examples)),
         f1=scores.f1,

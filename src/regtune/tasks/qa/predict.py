@@ -13,8 +13,8 @@ from tqdm import tqdm
 from regtune.config import AnswerConfig
 from regtune.models.precision import Precision, autocast, device_of
 from regtune.tasks.qa.answers import Prediction, extract_answers
-from regtune.tasks.qa.collate import collate
 from regtune.tasks.qa.examples import QAExample, Window
+from regtune.tasks.qa.task import collate
 
 LogitRows = list[np.ndarray]
 

@@ -1,0 +1,236 @@
+"""Span question answering: a question and a context in, the part of the context that answers it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from regtune.config import AnswerConfig, DataConfig
+from regtune.errors import DataError
+from regtune.interfaces import Batch, Examples, Floats, Metric, Rows, Task
+from regtune.registers.surgery import register_positions
+from regtune.tasks.qa.answers import Prediction, extract_answers
+from regtune.tasks.qa.data.sources import load_questions
+from regtune.tasks.qa.examples import QAExample, Window
+from regtune.tasks.qa.metrics.scoring import score_set
+from regtune.tasks.qa.windows import make_windows
+from regtune.texts import pad_tokens
+from regtune.token_classes import token_classes
+
+if TYPE_CHECKING:
+    from regtune.session import Session
+
+F1 = Metric(name="f1", title="F1", columns=("f1",))
+CUTTING = ("max_length", "stride", "max_question_length", "on_long_question")
+"""Settings that messages about windows name."""
+EXACT_MATCH = Metric(name="exact_match", title="EM", columns=("exact_match",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QASettings(AnswerConfig):
+    """How contexts are cut into windows, and how logits become answers."""
+
+    max_length: int = DataConfig.max_length
+    """Longest window in text tokens, special tokens included, registers not."""
+    stride: int = DataConfig.stride
+    """Overlap between two windows of one context, in tokens."""
+    max_question_length: int = DataConfig.max_question_length
+    """Longer questions are cut (or refused, with `on_long_question=refuse`)."""
+    on_long_question: Literal["refuse", "truncate"] = "truncate"
+    """What to do with a question longer than `max_question_length` tokens."""
+    on_bad_record: Literal["raise", "skip", "mend"] = DataConfig.on_bad_record
+    """Stop at the first bad record, or leave it out, count it and list it."""
+
+
+class QuestionAnswering(Task):
+    """SQuAD's task (Rajpurkar et al. 2016, arXiv 1606.05250), and 2.0's where "no answer" is one (1806.03822)."""
+
+    name: ClassVar[str] = "qa"
+    title: ClassVar[str] = "question answering"
+    head: ClassVar[str] = "AutoModelForQuestionAnswering"
+    settings: ClassVar[type] = QASettings
+    needs: ClassVar[tuple[Literal["pad", "sep"], ...]] = ("pad", "sep")
+    metrics: ClassVar[tuple[Metric, ...]] = (F1, EXACT_MATCH)
+
+    def read(
+        self, names: Sequence[str], settings: QASettings, *, limit: int | None = None, training: bool = False
+    ) -> Examples:
+        """See `load_questions`."""
+        bad = settings.on_bad_record
+        found = load_questions(list(names), on_bad_record=bad, max_examples=limit, for_training=training)
+        return Examples(
+            items=tuple(found.examples),
+            names=tuple(names),
+            skipped=tuple(found.skipped),
+            notes=tuple(found.lines),
+            facts=found.facts,
+        )
+
+    def rows(self, examples: Examples, session: Session, *, training: bool = False) -> Rows[Window]:
+        """The windows of every question."""
+        settings: QASettings = session.task_settings
+        found = make_windows(
+            examples.items,
+            session.reader,
+            max_length=settings.max_length,
+            stride=settings.stride,
+            max_question_length=settings.max_question_length,
+            on_long_question=settings.on_long_question,
+            extra_positions=register_positions(session.model),
+            for_training=training,
+            called={name: session.setting(name) for name in CUTTING},
+        )
+        if training:
+            check_labels(found.windows)
+        return window_rows(
+            found.windows,
+            int(session.reader.pad_token_id or 0),
+            roles=partial(roles, examples.items, session.reader),
+            facts=found.accounting,
+            notes=found.lines,
+        )
+
+    def decode(
+        self,
+        rows: Rows[Window],
+        outputs: Iterable[tuple[Sequence[int], Any]],
+        examples: Examples,
+        session: Session,
+    ) -> list[Prediction]:
+        """See `extract_answers`."""
+        starts: list[Any] = [None] * len(rows)
+        ends: list[Any] = [None] * len(rows)
+        for indices, output in outputs:
+            start, end = output.start_logits.float().cpu().numpy(), output.end_logits.float().cpu().numpy()
+            for row, index in enumerate(indices):
+                length = rows.lengths[index]
+                starts[index], ends[index] = start[row, :length].copy(), end[row, :length].copy()
+        return extract_answers(rows.rows, examples.items, starts, ends, config=session.task_settings)
+
+    def score(self, predictions: Sequence[Prediction], examples: Examples) -> Mapping[str, Floats]:
+        """`exact_match` and `f1` by the official rules of the set's kind."""
+        scores, _ = score_set(_rules(examples), predictions, examples.items)
+        return {"exact_match": scores.exact_match, "f1": scores.f1}
+
+    def figures(self, predictions: Sequence[Prediction], examples: Examples) -> dict[str, float]:
+        """The metrics and, for SQuAD v2.0, those of questions with and without an answer and of the best threshold."""
+        return score_set(_rules(examples), predictions, examples.items)[1]
+
+    def group(self, example: QAExample) -> str:
+        """The passage."""
+        return example.context
+
+    def text(self, example: QAExample) -> str:
+        """The passage."""
+        return example.context
+
+    def example(self, record: Mapping[str, Any], settings: QASettings) -> QAExample:
+        """From `question` and `context`."""
+        del settings
+        for name in ("question", "context"):
+            value = record.get(name)
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(
+                    f"{name!r} is {value!r}; question answering needs a question and a context, texts with at least "
+                    f"one word. The fields given are {', '.join(map(repr, record)) or 'none'}."
+                )
+        return QAExample(
+            id=str(record.get("id", "0")), question=record["question"], context=record["context"], answers=()
+        )
+
+
+def check_labels(windows: Sequence[Window]) -> None:
+    """Refuses windows whose label lies outside the text.
+
+    Raises:
+        DataError: which one, and its label.
+    """
+    for index, window in enumerate(windows):
+        size, start, end = len(window.input_ids), window.start_position, window.end_position
+        if not 0 <= start <= end < size:
+            raise DataError(
+                f"training window {index} (example {window.example}) has the label start={start}, end={end}, which is "
+                f"no span of its {size} tokens. Labels count text tokens only: never add the number of registers."
+            )
+
+
+def window_rows(
+    windows: Sequence[Window],
+    pad_token_id: int,
+    *,
+    roles: Callable[[Sequence[Window]], Batch] = lambda _: {},
+    facts: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> Rows[Window]:
+    """Windows as the rows that training reads."""
+    return Rows(
+        rows=windows,
+        lengths=[len(window.input_ids) for window in windows],
+        example=[window.example for window in windows],
+        collate=lambda chosen, pad_to: collate(chosen, pad_token_id, pad_to=pad_to),
+        roles=roles,
+        main=_main(windows),
+        facts=facts or {},
+        notes=tuple(notes),
+    )
+
+
+def collate(windows: Sequence[Window], pad_token_id: int, *, pad_to: int | None = None) -> Batch:
+    """Pads windows on the right to their longest, or to `pad_to` tokens.
+
+    Returns:
+        `input_ids`, `attention_mask`, `token_type_ids` (where the tokenizer makes them), each `[batch, seq]`, and
+        `start_positions`, `end_positions`, `[batch]`.
+    """
+    batch = pad_tokens(windows, pad_token_id, pad_to)
+    batch["start_positions"] = torch.tensor([window.start_position for window in windows])
+    batch["end_positions"] = torch.tensor([window.end_position for window in windows])
+    return batch
+
+
+def roles(examples: Sequence[QAExample], reader: Any, windows: Sequence[Window]) -> Batch:
+    """What analyses need besides a batch of windows.
+
+    Returns:
+        `token_classes` int8 and `offset_mapping` (characters of the context, in context tokens; of the question, in
+        question tokens), `[batch, seq]` and `[batch, seq, 2]`, and `context_start`, `context_end`, `[batch]`.
+    """
+    batch = pad_tokens(windows, int(reader.pad_token_id or 0))
+    starts = torch.tensor([window.context_start for window in windows])
+    classes = token_classes(batch["input_ids"], batch["attention_mask"], reader, context_start=starts)
+    offsets = np.zeros((*batch["input_ids"].shape, 2), dtype=np.int64)
+    for row, window in enumerate(windows):
+        offsets[row, window.context_start : window.context_end] = window.offsets
+        places = (classes[row, : window.context_start] > 1).nonzero().flatten().numpy()
+        question = reader(examples[window.example].question, add_special_tokens=False, return_offsets_mapping=True)
+        offsets[row, places] = np.asarray(question["offset_mapping"][: len(places)], dtype=np.int64).reshape(-1, 2)
+    return {
+        "token_classes": classes,
+        "offset_mapping": torch.from_numpy(offsets),
+        "context_start": starts,
+        "context_end": torch.tensor([window.context_end for window in windows]),
+    }
+
+
+def _main(windows: Sequence[Window]) -> list[int]:
+    """For each question the first window that holds its answer, or its first."""
+    kept: dict[int, int] = {}
+    for index, window in enumerate(windows):
+        best = kept.get(window.example)
+        if best is None or (_holds_answer(window) and not _holds_answer(windows[best])):
+            kept[window.example] = index
+    return list(kept.values())
+
+
+def _holds_answer(window: Window) -> bool:
+    return window.start_position != window.null_position
+
+
+def _rules(examples: Examples) -> str:
+    """The set whose rules count; several sets together are scored by SQuAD's."""
+    return examples.names[0] if len(examples.names) == 1 else ""
