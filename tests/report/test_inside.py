@@ -118,7 +118,7 @@ def test_norms_of_each_layer_are_listed(alone):
 
 
 def test_the_overlay_stands_in_the_section(text):
-    assert "One scale for all 4 texts" in text
+    assert "One scale a method" in text
     assert '<mark class="p' in text
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from regtune.errors import DataError, UnknownNameError
 from regtune.report.overlays.page import overlay_page, percent, signed, write_overlay
 from regtune.report.overlays.pictures import read_pictures
+from regtune.report.overlays.terminal import overlay_text
 from regtune.report.overlays.words import joined_pieces, text_pieces
 from report.measured import CONTEXT, QUESTION, attribution, explanations
 from report.test_page import Structure
@@ -39,15 +40,61 @@ def test_pieces_of_a_word_stand_together_without_their_marks(page):
     assert ">##ed</mark>" not in page
 
 
-def test_the_darkest_colour_is_the_largest_share_of_the_whole_picture(page):
+def test_the_darkest_colour_is_the_largest_share_of_its_method(page):
     (picture,) = read_pictures(explanations())
-    shares = [abs(panel.share(piece.score)) for m in picture.models for panel in m.panels for piece in panel.pieces]
-    assert picture.scale == max(shares)
+    assert set(picture.scales) == {"attnlrp", "chefer"}
+    for method, scale in picture.scales.items():
+        panels = [panel for model in picture.models for panel in model.panels if panel.method == method]
+        assert scale == max(abs(panel.share(piece.score)) for panel in panels for piece in panel.pieces)
+        assert f"+{100 * scale:.1f} %" in page
     strengths = [float(strength) for _, strength, _, _, text in MARK.findall(page) if not text.startswith(("[", "r"))]
     assert max(strengths) == 1.0
-    assert strengths.count(1.0) == 1
-    assert f"+{100 * picture.scale:.1f} %" in page
-    assert "One scale for all 8 texts" in page
+    assert strengths.count(1.0) == 2  # one a method
+    assert "One scale a method" in page
+
+
+def own_share(own):
+    """Chefer's default: nearly everything on the explained token (14: ada)."""
+    record = attribution("chefer", num_registers=2) | {"read_from": [14], "options": {"start_layer": 0}}
+    record["relevance"] = [score * (1 - own) for score in record["relevance"]]
+    record["relevance"][14] = own
+    return record
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_token_that_keeps_nearly_everything_to_itself_is_not_drawn_and_it_is_said(text):
+    content = explanations(methods=("chefer",), counts=(0,))
+    record = own_share(0.97)
+    place = record["tokens"].index("ada")
+    record |= {"read_from": [place]}
+    record["relevance"][14], record["relevance"][place] = 0.0, 0.97
+    if not text:
+        record |= {"offsets": None}
+    content["models"][0]["attributions"] = [record]
+    (picture,) = read_pictures(content)
+    (panel,) = picture.models[0].panels
+    assert not any(piece.token == "ada" for piece in panel.pieces)
+    assert picture.scales["chefer"] < 0.1
+    assert panel.left_out == pytest.approx(0.97, abs=0.02)
+    page, said = overlay_page(content), overlay_text(content, colour=False)
+    for shown in (page, " ".join(said.split())):
+        assert "start layer 0" in shown
+        assert "not drawn: the explained token itself, 97 %" in shown
+    if text:
+        assert CONTEXT in texts(page)
+
+
+def test_a_token_that_keeps_its_part_is_drawn():
+    (picture,) = read_pictures([own_share(0.3)])
+    assert picture.models[0].panels[0].left_out == 0.0
+
+
+def test_options_stand_on_the_page_and_in_the_terminal():
+    record = attribution("integrated-gradients") | {"steps": 42, "error": 0.0032}
+    record["options"] = {"baseline": "pad", "registers": "held", "special_tokens": "held"}
+    said = "baseline pad, registers held, special tokens held, 42 steps, scores exact to 0.32 % of the largest"
+    assert said in overlay_page([record])
+    assert said in " ".join(overlay_text([record], colour=False).split())
 
 
 def test_a_share_is_of_everything_that_was_booked():

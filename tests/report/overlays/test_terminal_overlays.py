@@ -22,7 +22,7 @@ def test_without_colour_tokens_that_count_have_signed_numbers():
     assert "\x1b" not in text
     assert re.search(r"\{Ada \+[\d.]+\} Lindqvist", text)
     assert re.search(r"\{brother −[\d.]+\}", text)
-    assert re.search(r"one scale for all texts,\s+largest [\d.]+ %", text)
+    assert re.search(r"one scale a method:\s+attnlrp\s+up\s+to\s+[\d.]+ %", text)
     assert "special tokens: [CLS]" in text
     assert re.search(r"registers: r0 .* r3 ", text)
     assert re.search(r"tokens \S+  registers \S+  positions \+0.4 .* residual \+1.0e-07  = logit", text)

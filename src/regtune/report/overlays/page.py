@@ -1,9 +1,8 @@
 """Overlays as HTML: tokens highlighted over the real text, strips for what is no text, the ledger beneath.
 
-One scale for everything in a picture: the darkest colour is the largest share, of all that a method booked, that a
-piece of text has under any method, target and model. Colour grows with the square root of the share: methods differ so
-much in how far they spread their scores that a straight scale would show one of them alone. Which colours is chosen in
-the page, without scripts.
+One scale a method: the darkest colour is the largest share, of all that the method booked, that a piece of text has for
+any target and model. Colour grows with the square root of the share, so that middling words show beside strong ones.
+Which colours is chosen in the page, without scripts.
 """
 
 from __future__ import annotations
@@ -43,11 +42,6 @@ class Overlay:
         return PALETTES
 
     @property
-    def count(self) -> int:
-        """How many texts share the scale."""
-        return sum(len(model.panels) for model in self.picture.models)
-
-    @property
     def methods(self) -> list[tuple[str, str, list[tuple[Model, str, Panel | None]]]]:
         """Name, words and panels of each method: target by target, the models side by side."""
         return [
@@ -67,7 +61,7 @@ class Overlay:
         text = escape(piece.text)
         if piece.score is None:
             return f"<u>{text}</u>" if piece.marked else text
-        strength = self.strength(panel, piece.score)
+        strength = float(f"{self.strength(panel, piece.score):.3g}")
         kind = " ".join(
             name
             for name, holds in (
@@ -79,7 +73,7 @@ class Overlay:
         )
         stop = 0 if strength >= _STOPS_FROM else -1
         title = escape(f"{piece.token}: {self.numbers(panel, piece.score)}")
-        return f'<mark class="{kind}" style="--a:{strength:.3g}" title="{title}" tabindex="{stop}">{text}</mark>'
+        return f'<mark class="{kind}" style="--a:{strength:g}" title="{title}" tabindex="{stop}">{text}</mark>'
 
     def signed(self, value: float) -> str:
         """For templates."""
@@ -91,12 +85,12 @@ class Overlay:
 
     def strength(self, panel: Panel, score: float) -> float:
         """How dark, from 0 to 1; strips may exceed the scale and then are as dark as it gets."""
-        return strength(panel.share(score), self.picture.scale)
+        return strength(panel.share(score), self.picture.scales[panel.method])
 
-    @property
-    def ticks(self) -> list[str]:
-        """Shares at the ramp's ends, quarters and middle."""
-        ends = (-self.picture.scale, -self.picture.scale / 4, 0.0)
+    def ticks(self, method: str) -> list[str]:
+        """Shares at the ends, quarters and middle of a method's ramp."""
+        scale = self.picture.scales[method]
+        ends = (-scale, -scale / 4, 0.0)
         return [percent(share) for share in (*ends, *(-share for share in reversed(ends[:2])))]
 
     def numbers(self, panel: Panel, score: float) -> str:

@@ -9,6 +9,7 @@ text, so words are put together from their pieces.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ METHOD_WORDS = {
     "occlusion": "one token hidden at a time",
     "random": "noise: what any method has to beat",
 }
+_OWN_SHARE = 0.5
+"""Share from which on the explained token itself is left out of Chefer's picture."""
 SHARES = ("attention", "chefer", "rollout")
 """Methods whose scores are shares, not logits."""
 
@@ -58,6 +61,10 @@ class Panel:
     registers: tuple[float, ...]
     ledger: tuple[tuple[str, float], ...]
     """Name and amount of each part that the method has; `residual` last, where there is a law that it could break."""
+    how: str
+    """The method's options, steps and error, in words."""
+    left_out: float = 0.0
+    """The share of the explained token itself, where it is so large that the picture is drawn without it."""
     size: float
     """The sum of all amounts, signs ignored: of tokens, registers and parts, one by one (no baseline, no residual)."""
 
@@ -75,6 +82,17 @@ class Panel:
     def unit(self) -> str:
         """What scores are in."""
         return "of all attention" if self.method in SHARES else "logits"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What has to be said beside the picture."""
+        said = [self.how] if self.how else []
+        if self.left_out:
+            said.append(
+                f"not drawn: the explained token itself, {100 * self.left_out:.0f} % (a token keeps its own share in "
+                "every block; the option start_layer takes later blocks alone)"
+            )
+        return said
 
     def share(self, score: float) -> float:
         """A score as a share of everything that the method booked."""
@@ -111,17 +129,23 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Everything that is drawn with one scale."""
+    """Everything that is drawn side by side."""
 
     question: str
     models: tuple[Model, ...]
     notes: tuple[str, ...] = ()
 
-    @property
-    def scale(self) -> float:
-        """The largest share that a piece of text has anywhere in the picture: the darkest colour."""
-        shares = [abs(panel.share(piece.score or 0.0)) for panel in self._panels() for piece in panel.pieces]
-        return max(shares, default=0.0) or 1.0
+    @functools.cached_property
+    def scales(self) -> dict[str, float]:
+        """For each method the largest share that a piece of text has, for any target and model: the darkest colour.
+
+        Methods differ so much in how far they spread their scores that one scale would show one of them alone.
+        """
+        found: dict[str, float] = {}
+        for panel in self._panels():
+            shares = [abs(panel.share(piece.score or 0.0)) for piece in panel.pieces]
+            found[panel.method] = max([found.get(panel.method, 0.0), *shares])
+        return {method: scale or 1.0 for method, scale in found.items()}
 
     @property
     def rows(self) -> dict[str, list[str]]:
@@ -195,18 +219,26 @@ def _panel(
     if not all(map(math.isfinite, (*found.relevance, *found.registers, *found.parts().values(), found.value))):
         raise DataError(f"The scores of {found.method} for {found.target} are not all numbers.")
     tokens, scores = found.tokens, found.relevance.tolist()
+    parts = {name: amount for name, amount in found.parts().items() if name not in ("tokens", "registers", "baseline")}
+    size = sum(map(abs, (*scores, *found.registers.tolist(), *parts.values())))
+    own = found.read_from if found.method == "chefer" else ()
+    left_out = sum(abs(scores[place]) for place in own) / size if size else 0.0
+    if left_out <= _OWN_SHARE:
+        own, left_out = (), 0.0
+    drawn = [None if place in own else score for place, score in enumerate(scores)]
     asked: tuple[Piece, ...] = ()
     cut = (False, False)
     if found.offsets is None or context is None:
-        text, special = joined_pieces(tokens, scores)
+        text, special = joined_pieces(tokens, drawn)
     else:
         rows = [(*span, token, score) for span, token, score in zip(found.offsets, tokens, scores, strict=True)]
-        special = tuple((token, score) for start, end, token, score in rows if end <= start)
-        asked = text_pieces(question or "", _with_text(rows[:context_start]), whole=True)
-        own = _with_text(rows[context_start:])
-        text = text_pieces(context, own, marked=marked)
-        cut = _cut(context, own)
-    parts = {name: amount for name, amount in found.parts().items() if name not in ("tokens", "registers", "baseline")}
+        shown = [row for place, row in enumerate(rows) if place not in own]
+        special = tuple((token, score) for start, end, token, score in shown if end <= start)
+        behind = context_start - sum(place < context_start for place in own)
+        asked = text_pieces(question or "", _with_text(shown[:behind]), whole=True)
+        read = _with_text(rows[context_start:])
+        text = text_pieces(context, _with_text(shown[behind:]), marked=marked, between=_span(read))
+        cut = _cut(context, read)
     return Panel(
         method=found.method,
         asked=str(record.get("asked") or found.target.split(" at ")[0].split(" of ")[0]),
@@ -219,12 +251,28 @@ def _panel(
         special=special,
         registers=tuple(found.registers.tolist()),
         ledger=tuple(_ledger(found)),
-        size=sum(map(abs, (*scores, *found.registers.tolist(), *parts.values()))),
+        how=how(found),
+        left_out=left_out,
+        size=size,
     )
 
 
 def _with_text(rows: Iterable[Token]) -> list[Token]:
     return [row for row in rows if row[1] > row[0]]
+
+
+def _span(rows: Sequence[Token]) -> tuple[int, int] | None:
+    return (min(row[0] for row in rows), max(row[1] for row in rows)) if rows else None
+
+
+def how(found: Attribution) -> str:
+    """A method's options, those at their defaults too, and what it took, in words."""
+    said = [f"{name.replace('_', ' ')} {value}" for name, value in found.options.items() if value is not None]
+    if found.steps is not None:
+        said.append(f"{found.steps} steps")
+    if found.error is not None:
+        said.append(f"scores exact to {100 * found.error:.2g} % of the largest")
+    return ", ".join(said)
 
 
 def _cut(context: str, own: Sequence[Token]) -> tuple[bool, bool]:

@@ -60,20 +60,19 @@ class _Painter:
         self.colour = colour
         self.ramps = RAMPS.get(palette)
         self.width = width
-        self.scale = 1.0
+        self.scales: dict[str, float] = {}
 
     def picture(self, picture: Picture) -> Iterator[str]:
-        self.scale = picture.scale
+        self.scales = picture.scales
         if picture.question:
             yield from self._wrapped([(self._bold(printable(picture.question)), printable(picture.question))])
         yield from (line for note in picture.notes for line in self._plain(f"! {note}"))
         for model in picture.models:
             yield from self._answer(model)
         how = "background, pale to dark" if self.colour else "in braces"
-        most = percent(self.scale).lstrip("+")
         yield from self._plain(
-            f"Scores ({how}) are shares of everything that a method booked, in percent; one scale for all texts, "
-            f"largest {most}."
+            f"Scores ({how}) are shares of everything that a method booked, in percent; one scale a method: "
+            f"{', '.join(f'{method} up to ' + percent(scale).lstrip('+') for method, scale in self.scales.items())}."
         )
         for method, targets in picture.rows.items():
             for asked in targets:
@@ -92,6 +91,7 @@ class _Painter:
     def _panel(self, panel: Panel, model: Model) -> Iterator[str]:
         heading = f"{panel.method} · {panel.asked} · {model.label} · logit {signed(panel.value)}"
         yield from self._wrapped([(self._bold(heading), heading)])
+        yield from (line for remark in panel.remarks for line in self._plain(f"  {remark}"))
         if panel.question:
             yield from self._text(panel, panel.question)
         before, behind = ("… " if panel.cut[0] else ""), (" …" if panel.cut[1] else "")
@@ -134,7 +134,7 @@ class _Painter:
         return f"{ink}\x1b[48;5;{self.ramps[score < 0][step]}m{text}{_RESET}"
 
     def _strength(self, panel: Panel, score: float) -> float:
-        return strength(panel.share(score), self.scale)
+        return strength(panel.share(score), self.scales[panel.method])
 
     def _bold(self, text: str) -> str:
         return f"{_BOLD}{text}{_RESET}" if self.colour else text

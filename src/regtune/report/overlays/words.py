@@ -22,7 +22,12 @@ class Piece:
 
 
 def text_pieces(
-    text: str, tokens: Sequence[Token], *, marked: tuple[int, int] | None = None, whole: bool = False
+    text: str,
+    tokens: Sequence[Token],
+    *,
+    marked: tuple[int, int] | None = None,
+    whole: bool = False,
+    between: tuple[int, int] | None = None,
 ) -> tuple[Piece, ...]:
     """The text from its first token to its last (or all of it), cut where tokens begin and end.
 
@@ -33,13 +38,15 @@ def text_pieces(
         tokens: those with characters, in any order.
         marked: half-open range of characters that is the answer.
         whole: begin and end with the text, not with its tokens.
+        between: begin and end there, where some tokens have no score to be shown.
     """
     groups = list(_merged(tokens))
-    if not groups:
+    if not groups and between is None:
         return (Piece(text=text),) if whole and text else ()
-    start, end = (0, len(text)) if whole else (groups[0][0], max(group[1] for group in groups))
+    start, end = (0, len(text)) if whole else between or (groups[0][0], max(group[1] for group in groups))
     low, high = marked or (0, 0)
-    pieces, place = [], start
+    pieces: list[Piece] = []
+    place = start
     for first, last, name, score in groups:
         if first > place:
             pieces.append(Piece(text=text[place:first], marked=low < place and first < high))
@@ -47,12 +54,12 @@ def text_pieces(
         pieces.append(Piece(text=text[first:last], score=score, token=name, marked=inside))
         place = last
     if place < end:
-        pieces.append(Piece(text=text[place:end]))
+        pieces.append(Piece(text=text[place:end], marked=low < end and place < high))
     return tuple(pieces)
 
 
 def joined_pieces(
-    tokens: Sequence[str], scores: Sequence[float]
+    tokens: Sequence[str], scores: Sequence[float | None]
 ) -> tuple[tuple[Piece, ...], tuple[tuple[str, float], ...]]:
     """Text made of tokens alone, where nobody kept the text, and the special tokens apart.
 
@@ -63,7 +70,8 @@ def joined_pieces(
     glued = not any(token.startswith(("Ġ", "▁")) for token in tokens)
     for token, score in zip(tokens, scores, strict=True):
         if is_special(token):
-            special.append((token, score))
+            if score is not None:
+                special.append((token, score))
             continue
         apart = not token.startswith("##") if glued else token.startswith(("Ġ", "▁"))
         if pieces and apart:
