@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from analyses.attribution.explained import encoder
 from regtune.analyses.attribution import explain_question as module
-from regtune.analyses.attribution.explain_question import explain_question
+from regtune.analyses.attribution.explain_question import explain_question, explain_row
 from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig
 from regtune.errors import CheckpointError, DataError, MissingExtraError, UnknownNameError
 from regtune.registers.surgery import add_registers
 from regtune.report.overlays.pictures import read_pictures
+from regtune.targets import ClassLogit, StartLogit
 from regtune.tasks.qa.ask import ask
-from tiny import tiny_model
+from tiny import inputs, tiny_model
 from tiny_tokenizer import save_tiny, tiny_tokenizer
 
 QUESTION = "Who lives in the house?"
@@ -153,6 +155,38 @@ def test_explaining_again_gives_the_same_numbers(plain):
     first = explain_question(plain, QUESTION, CONTEXT, methods=LEDGER).to_json()
     torch.manual_seed(4)
     assert explain_question(plain, QUESTION, CONTEXT, methods=LEDGER).to_json() == first
+
+
+def test_words_that_the_ledger_books_against_their_own_answer_are_compared_with_hiding_them():
+    """The sentence stands where the ledger's sign and the experiment's disagree, and nowhere else."""
+    model, said = encoder("bert"), set()
+    for seed in range(12):
+        row = {"input_ids": inputs("bert", batch=1, seq=9, seed=seed)["input_ids"]}
+        moved = {"occlusion": {"special_tokens": "moved"}}
+        goals, methods = {"start": StartLogit(position=4)}, ("attnlrp", "occlusion")
+        found, notes = explain_row(model, row, goals, methods=methods, options=moved, answer=(4, 4))
+        booked, hidden = (float(one.relevance[4]) for _, one in found)
+        assert len(notes) == (booked < 0 < hidden)
+        for note in notes:
+            assert note.startswith(
+                f"attnlrp books the answer's own words at {booked:+.2f} logits for start, yet hiding"
+            )
+            assert f"costs {hidden:.2f}." in note
+        said.add(len(notes))
+    assert said == {0, 1}
+
+
+def test_one_row_of_any_task_is_explained_by_several_methods():
+    row = {"input_ids": torch.arange(4, 12)[None]}
+    goals = {"first": ClassLogit(label=0), "contrast": ClassLogit(label=1, minus=0)}
+    model = encoder("mpnet", "sequence-classification")
+    options = {"occlusion": {"special_tokens": "moved", "baseline": "zero"}}
+    found, notes = explain_row(model, row, goals, methods=("attnlrp", "occlusion"), options=options)
+    assert [(asked, one.method) for asked, one in found] == [
+        (asked, method) for method in ("attnlrp", "occlusion") for asked in goals
+    ]
+    assert found[-1][1].options["baseline"] == "zero"
+    assert notes == ()
 
 
 @pytest.mark.parametrize("bad", [None, 3, "", "  ", b"bytes", ["a list"]])

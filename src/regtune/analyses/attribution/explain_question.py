@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regtune.analyses.attribution.attribution import Attribution
-from regtune.analyses.attribution.explain import METHODS, explain
+from regtune.analyses.attribution.batch import make_batch
+from regtune.analyses.attribution.explain import METHODS, check_inputs, explain
+from regtune.analyses.attribution.simple import loss_when_hidden
 from regtune.analyses.batches import Batch, question_batches
 from regtune.config import AnswerConfig
-from regtune.errors import DataError, MissingExtraError, UnknownNameError, shown, unknown_name
+from regtune.errors import DataError, MissingExtraError, UnknownNameError, UnsupportedModelError, shown, unknown_name
+from regtune.families import find_family
+from regtune.families._family import LEDGER
 from regtune.models.precision import device_of
-from regtune.registers.surgery import num_registers, register_positions
+from regtune.registers.surgery import backbone_of, num_registers, register_positions
 from regtune.session import open_target, require_answering_head
 from regtune.targets import Answer, EndLogit, StartLogit, Target
 from regtune.tasks.qa.answers import AnswerSpan, Prediction
@@ -164,25 +168,97 @@ def _explain_one(
     if config.answers.null_answers and not prediction.text:
         targets = (NO_ANSWER,)
     goals = [_goal(asked, place, config.answers.max_answer_tokens) for asked in targets]
-    rows = {key: value.repeat_interleave(len(goals), dim=0) for key, value in inputs.items()}
-    attributions: list[tuple[str, Attribution]] = []
-    for method in METHODS_SHOWN if methods is None else methods:
-        try:
-            scores = explain(answerer.model, rows, method=method, target=goals, tokenizer=answerer.tokenizer)
-        except (UnknownNameError, MissingExtraError) as error:
-            if methods is not None:
-                raise
-            notes.append(f"{method} is left out: {error}")
-            continue
-        attributions.extend(zip(targets, scores, strict=True))
+    attributions, more = explain_row(
+        answerer.model,
+        inputs,
+        dict(zip(targets, goals, strict=True)),
+        methods=methods,
+        tokenizer=answerer.tokenizer,
+        answer=(place.start, place.end),
+    )
+    notes += more
     return ExplainedModel(
         name=str(name),
         num_registers=num_registers(answerer.model),
         answer=answer,
         notes=tuple(notes),
         context_start=place.context_start,
-        attributions=tuple(attributions),
+        attributions=attributions,
     )
+
+
+def explain_row(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    goals: Mapping[str, Target],
+    *,
+    methods: Sequence[str] | None = None,
+    tokenizer: Any = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    answer: tuple[int, int] | None = None,
+) -> tuple[tuple[tuple[str, Attribution], ...], tuple[str, ...]]:
+    """Several methods and targets on one text of any task.
+
+    Args:
+        model: in eval mode, with the head that the targets are of.
+        inputs: one row, `[1, seq]` each, without padding.
+        goals: what is explained, by the name that a person gave it.
+        methods: by default `METHODS_SHOWN`, less what the model can't have, which the notes say.
+        tokenizer: names the tokens and says which are special.
+        options: for some methods, by their names.
+        answer: tokens, both ends inclusive, whose relevance is compared with what hiding them does.
+
+    Returns:
+        Pairs of a target's name and the scores, method by method; and what has to be known to read them.
+    """
+    rows = {key: value.repeat_interleave(len(goals), dim=0) for key, value in inputs.items()}
+    found: list[tuple[str, Attribution]] = []
+    notes: list[str] = []
+    for method in METHODS_SHOWN if methods is None else methods:
+        chosen = (options or {}).get(method)
+        try:
+            scores = explain(
+                model, rows, method=method, target=list(goals.values()), tokenizer=tokenizer, options=chosen
+            )
+        except (UnknownNameError, UnsupportedModelError, MissingExtraError) as error:
+            if methods is not None:
+                raise
+            notes.append(f"{method} is left out: {error}")
+            continue
+        found.extend(zip(goals, scores, strict=True))
+    if answer is not None:
+        notes.extend(_against_themselves(model, rows, goals, tokenizer, answer, found))
+    return tuple(found), tuple(notes)
+
+
+def _against_themselves(
+    model: nn.Module,
+    rows: Mapping[str, Tensor],
+    goals: Mapping[str, Target],
+    tokenizer: Any,
+    answer: tuple[int, int],
+    found: Sequence[tuple[str, Attribution]],
+) -> Iterator[str]:
+    """A sentence where a ledger method books the answer's own words against the answer, and hiding them says no."""
+    own = slice(answer[0], answer[1] + 1)
+    booked = [(asked, one.method, float(one.relevance[own].sum())) for asked, one in found if one.method in LEDGER]
+    if not any(amount < 0 for *_, amount in booked):
+        return
+    family = find_family(backbone_of(model).config)
+    wanted = list(goals.values())
+    batch = make_batch(model, family, check_inputs(rows), wanted, tolerance=0.0, tokenizer=tokenizer)
+    if batch.token_ids["pad"] is None:
+        return
+    hidden = torch.zeros_like(batch.text)
+    hidden[:, own] = True
+    losses = dict(zip(goals, loss_when_hidden(batch, hidden).tolist(), strict=True))
+    for asked, method, amount in booked:
+        if amount < 0 < losses[asked]:
+            yield (
+                f"{method} books the answer's own words at {amount:+.2f} logits for {asked}, yet hiding them costs "
+                f"{losses[asked]:.2f}. A ledger splits the logit against everything else that it books; whether words "
+                "matter is what hiding them tells (occlusion)."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
