@@ -14,6 +14,7 @@ from command_line import QUICK, SMALL, invoke, prepare, train
 from regtune.cli.main import main
 from regtune.models.minilm import minilm_folder
 from regtune.records import read_json
+from regtune.sweeps.evaluate import evaluate
 from regtune.tasks.qa.question_answerer import QuestionAnswerer
 from tiny_tokenizer import save_questions, save_tiny
 
@@ -155,6 +156,19 @@ def test_an_evaluation_with_shorter_windows_makes_the_other_lengths_fit(run, fin
     assert settings["max_length"] == 20
     assert settings["stride"] == (3 if "--stride" in flags else 6)
     assert settings["max_question_length"] == (5 if "--max-question-length" in flags else 10)
+
+
+def test_a_run_that_refused_long_questions_in_training_is_evaluated_on_them(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    record = json.loads((folder / "run.json").read_text())
+    record["config"]["data"]["on_long_question"] = "refuse"
+    (folder / "run.json").write_text(json.dumps(record))
+    content = json.loads(save_questions(tmp_path / "my.json", 3).read_text())
+    content["data"][0]["paragraphs"][0]["qas"][0]["question"] = "where is the cat " * 60
+    (tmp_path / "my.json").write_text(json.dumps(content))
+    found, _ = evaluate(str(folder), [str(tmp_path / "my.json")], progress=False)
+    assert (found.sets[0].questions, found.sets[0].account["truncated_questions"]) == (3, 1)
 
 
 def test_advice_about_windows_names_flags_that_the_command_has(run, finished):

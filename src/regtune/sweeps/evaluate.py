@@ -73,7 +73,7 @@ def evaluate(
     Args:
         name: a run directory, a folder or a hub name.
         data: SQuAD-format files or names like `xquad:de`; the config's evaluation sets if none are given.
-        config: how to cut windows and pick answers; the run's own settings by default.
+        config: how to cut windows and pick answers; by default the run's own settings, but long questions are cut.
         output_dir: gets `evaluation.json` and `predictions/`; `evaluation` in the run directory, or `runs/evaluation`.
         progress: show progress bars.
 
@@ -89,7 +89,7 @@ def evaluate(
     from regtune.tasks.qa.data.sources import dataset_info
 
     target = open_target(name)
-    config = config or target.config
+    config = config or _that_stops_at_no_question(target.config)
     names = tuple(data) or config.data.eval
     languages = {each: dataset_info(each).language for each in names}
     refuse_same_names(names)
@@ -135,6 +135,10 @@ def _open(target: Target, config: RunConfig) -> Session:
     session.called = "--{}"
     session.precision = resolve_precision(config.training.precision, session.device)
     return session
+
+
+def _that_stops_at_no_question(config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, on_long_question="truncate"))
 
 
 def shorter(data: DataConfig, max_length: int) -> DataConfig:
