@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig, config_hash, to_dict
+from regtune.config import (
+    AnswerConfig,
+    DataConfig,
+    RegisterConfig,
+    RunConfig,
+    TrainConfig,
+    config_hash,
+    to_dict,
+)
 from regtune.errors import ConfigError, RegtuneError, unknown_name
+from regtune.methods.warm_up import WarmUpSettings
+from regtune.typed import hints_of, problem
 
 
 @pytest.mark.parametrize(
@@ -16,16 +26,16 @@ from regtune.errors import ConfigError, RegtuneError, unknown_name
     [
         (RegisterConfig, {"num_registers": -1}, "num_registers=-1"),
         (RegisterConfig, {"num_registers": True}, "num_registers=True must be a whole number"),
-        (RegisterConfig, {"init_std": 0.0}, r"init_std=0\.0 must be a positive"),
+        (RegisterConfig, {"init_std": 0.0}, r"registers\.init_std=0\.0 must be a number in \(0, 1,000,000\]"),
         (RegisterConfig, {"init_std": float("nan")}, "init_std=nan"),
-        (RegisterConfig, {"init": "zeros", "position": "none"}, "makes num_registers=8 identical registers"),
+        (RegisterConfig, {"init": "zeros", "position": "none"}, "num_registers=8 with .* makes identical registers"),
         (RegisterConfig, {"init": "sep", "position": "none"}, "identical registers"),
         (
             RegisterConfig,
             {"num_registers": 1, "init": "zeros", "position": "none", "trainable": False},
             "registers that are always zero",
         ),
-        (DataConfig, {"eval": ()}, r"data\.eval is empty"),
+        (DataConfig, {"eval": ()}, r"data\.eval=\(\) is empty"),
         (DataConfig, {"max_length": 8}, "max_length=8"),
         (DataConfig, {"stride": -1}, "stride=-1"),
         (DataConfig, {"stride": 384}, "stride=384 must be smaller than max_length=384"),
@@ -35,10 +45,18 @@ from regtune.errors import ConfigError, RegtuneError, unknown_name
         (TrainConfig, {"batch_size": 0}, "batch_size=0"),
         (TrainConfig, {"learning_rate": -1e-5}, "learning_rate=-1e-05"),
         (TrainConfig, {"register_learning_rate": float("inf")}, "register_learning_rate=inf"),
-        (TrainConfig, {"warmup_ratio": 1.0}, r"warmup_ratio=1\.0 is a share of all training steps"),
+        (TrainConfig, {"warmup_ratio": 1.0}, r"training\.warmup_ratio=1\.0 must be a number in \[0, 1\)"),
         (TrainConfig, {"save_total_limit": 0}, "save_total_limit=0"),
         (AnswerConfig, {"top_k": 0}, "top_k=0"),
         (AnswerConfig, {"max_answer_tokens": -3}, "max_answer_tokens=-3"),
+        (TrainConfig, {"seed": -1}, r"training\.seed=-1 must be a whole number from 0 to 4,294,967,295"),
+        (TrainConfig, {"data_seed": 2**32}, "data_seed=4294967296 must be"),
+        (TrainConfig, {"batch_size": 10**30}, "batch_size=1000000000000000000000000000000 must be .* to 1,000,000"),
+        (TrainConfig, {"batch_size": 10**5000}, "batch_size=a whole number of more than"),
+        (TrainConfig, {"epochs": 1e308}, r"epochs=1e\+308 must be a number in \(0, 10,000\]"),
+        (TrainConfig, {"push_to_hub": "a\ud800"}, "push_to_hub=.* must be text without NUL that UTF-8 can hold"),
+        (AnswerConfig, {"null_threshold": float("nan")}, "null_threshold=nan must be a number"),
+        (RunConfig, {"output_dir": Path("a\0b")}, "output_dir=.* must be a path"),
         (RunConfig, {"trust_remote_code": "other"}, "must repeat the model's name"),
     ],
 )
@@ -83,3 +101,16 @@ def test_a_wrong_name_is_answered_with_the_nearest_and_all_names():
     error = unknown_name("metric", "squat", ["squad", "mlqa"])
     assert str(error) == "Unknown metric 'squat'. Did you mean 'squad'? Available: mlqa, squad."
     assert isinstance(error, RegtuneError)
+
+
+def test_no_setting_takes_a_value_of_another_kind():
+    """Asked of the rule itself, because under pytest a constructor's types are looked at before it runs."""
+    tried = 0
+    for kind in (RegisterConfig, DataConfig, TrainConfig, AnswerConfig, WarmUpSettings, RunConfig):
+        for name, hint in hints_of(kind).items():
+            for value in (float("nan"), float("inf"), True, "x\ud800", b"x", [], 10**400, object()):
+                if value is not True or hint is not bool:
+                    tried += 1
+                    assert problem(hint, value), (name, value)
+            assert not problem(hint, getattr(kind(), name))
+    assert tried > 250

@@ -61,10 +61,16 @@ def test_none_is_a_word_for_positions_and_null_means_unset(recipe):
         ("registers: {num_registers: true}", ["registers.num_registers", "True", "whole number"]),
         ("registers: {trainable: 1}", ["registers.trainable", "true or false"]),
         ("registers: {placement: prefx}", ["registers.placement", "'prefx'", "Did you mean 'prefix'"]),
-        ("registers: 8", ["registers", "8", "settings of its own"]),
+        ("registers: 8", ["registers", "8", "a mapping with settings of its own"]),
         ("registers:", ["registers", "empty"]),
         ("data: {eval: embedded:dev}", ["data.eval", "list"]),
-        ("data: {eval: [1]}", ["data.eval", "list of texts"]),
+        ("data: {eval: [1]}", ["data.eval[0] is 1", "must be text"]),
+        ("training: {epochs: .nan}", ["training.epochs=nan", "(0, 10,000]"]),
+        (f"training: {{seed: {'9' * 5000}}}", ["line 1", "5,000 digits"]),
+        ("model: &a x\ntrust_remote_code: *a", ["line 1", "anchors and aliases", "write the value out"]),
+        ("model: !!binary x", ["line 1", "tag", "write plain values"]),
+        ("model: " + "[" * 50_000, ["line 1", "20 levels of nesting"]),
+        ("# " + "x" * 100_000, ["more than 100,000 bytes"]),
         ("model: 3", ["model", "3", "text"]),
         ("training: {warmup_ratio: 500}", ["my.yaml", "training.", "warmup_ratio=500.0"]),
         ("- a\n- b", ["my.yaml", "not settings"]),
@@ -142,7 +148,13 @@ def test_every_training_recipe_in_the_repository_is_valid_and_named_after_its_ou
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
-@given(st.text(min_size=1), st.integers(0, 200), st.floats(0, 1), st.floats(-50, 50), st.booleans())
+@given(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1),
+    st.integers(0, 200),
+    st.floats(0, 1),
+    st.floats(-50, 50),
+    st.booleans(),
+)
 def test_a_config_survives_the_way_through_its_plain_form(model, registers, rate, threshold, null_answers):
     config = RunConfig(
         model=model,

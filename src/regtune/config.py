@@ -8,31 +8,33 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from regtune.errors import ConfigError
+from regtune.typed import Checked, Range
 
 Placement = Literal["prefix", "after_cls", "suffix"]
 Position = Literal["learned", "none"]
 Init = Literal["normal", "embedding", "sep", "mask", "zeros"]
 Depth = Literal["input", "every_layer"]
 
-
-def require(condition: bool, message: str) -> None:
-    """Refuses a setting that cannot be."""
-    if not condition:
-        raise ConfigError(message)
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Registers = Annotated[int, Range(0, 65_536)]
+Epochs = Annotated[float, Range(0, 10_000, above=True)]
+Count = Annotated[int, Range(1, 10**6)]
+Questions = Annotated[int, Range(1, 10**9)]
+Tokens = Annotated[int, Range(1, 2**20)]
+Rate = Annotated[float, Range(0, 100)]
+Positive = Annotated[float, Range(0, 10**6, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegisterConfig:
+class RegisterConfig(Checked, section="registers"):
     """What registers to add to a model. The defaults are the paper's (RegBERT, 2024)."""
 
-    num_registers: int = 8
+    num_registers: Registers = 8
     """Number of registers N; 0 leaves the model untouched."""
     placement: Placement = "prefix"
     """Where they join the text: before it (the paper), after its first token, or behind its last token."""
@@ -40,7 +42,7 @@ class RegisterConfig:
     """A learned position vector for each register (the paper), or none."""
     init: Init = "normal"
     """Start values: normal(0, init_std) (the paper), the word embeddings' scale, [SEP] or [MASK] copied, or zeros."""
-    init_std: float = 0.02
+    init_std: Positive = 0.02
     """Standard deviation of the truncated normal used for `normal` and for learned positions."""
     layer_norm: bool = False
     """Pass registers through the embeddings' LayerNorm and dropout as the text does (the paper: no)."""
@@ -50,95 +52,70 @@ class RegisterConfig:
     """False freezes the registers (a control)."""
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("placement", ("prefix", "after_cls", "suffix")),
-            ("position", ("learned", "none")),
-            ("init", ("normal", "embedding", "sep", "mask", "zeros")),
-            ("depth", ("input", "every_layer")),
-        ):
-            value = getattr(self, name)
-            require(value in known, f"{name}={value!r} is not one of {', '.join(known)}.")
-        require(
-            isinstance(self.num_registers, int) and not isinstance(self.num_registers, bool),
-            f"num_registers={self.num_registers!r} must be a whole number.",
-        )
-        require(self.num_registers >= 0, f"num_registers={self.num_registers} must be 0 or more.")
-        require(
-            math.isfinite(self.init_std) and self.init_std > 0,
-            f"init_std={self.init_std} must be a positive number.",
-        )
-        identical = self.init in ("zeros", "sep", "mask") and self.position == "none" and self.num_registers > 1
-        require(
-            not identical,
-            f"init={self.init!r} with position='none' makes num_registers={self.num_registers} identical registers: "
-            "attention cannot tell them apart and they would stay identical for ever. "
-            "Use position='learned' or init='normal' or 'embedding'.",
+        super().__post_init__()
+        alike = self.init in ("zeros", "sep", "mask") and self.position == "none"
+        self.require(
+            not alike or self.num_registers < 2,
+            "num_registers",
+            f"with init={self.init!r} and position='none' makes identical registers: attention cannot tell them apart "
+            "and they would stay identical for ever. Use position='learned' or init='normal' or 'embedding'.",
         )
         dead = self.init == "zeros" and self.position == "none" and not self.trainable and self.num_registers > 0
-        require(not dead, "init='zeros' with position='none' and trainable=False makes registers that are always zero.")
+        self.require(not dead, "init", "with position='none' and trainable=False makes registers that are always zero.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Checked, section="data"):
     """Which questions, and how their contexts are cut into windows."""
 
     train: tuple[str, ...] = ("embedded:train",)
     """Training sets: SQuAD-format files (.json, .json.gz) or names like `embedded:train`, `tydiqa:train:english`."""
     eval: tuple[str, ...] = ("embedded:dev",)
     """Evaluation sets. Nothing is ever chosen on them."""
-    max_length: int = 384
+    max_length: Annotated[int, Range(16, 2**20)] = 384
     """Longest window in text tokens, special tokens included, registers not."""
-    stride: int = 128
+    stride: Annotated[int, Range(0, 2**20)] = 128
     """Overlap between two windows of one context, in tokens."""
-    max_question_length: int = 64
+    max_question_length: Tokens = 64
     """Longer questions are cut and counted (or refused, with `on_long_question=refuse`)."""
     on_long_question: Literal["refuse", "truncate"] = "truncate"
     """What to do with a question longer than `max_question_length` tokens: stop, or cut it and count it."""
     on_bad_record: Literal["raise", "skip", "mend"] = "raise"
     """Stop at the first bad record; leave it out, count it and list it; or also move near offsets to their answer."""
-    max_train_examples: int | None = None
+    max_train_examples: Questions | None = None
     """Use only the first so many training questions (for a quick look)."""
-    max_eval_examples: int | None = None
+    max_eval_examples: Questions | None = None
     """Use only the first so many questions of each evaluation set."""
 
     def __post_init__(self) -> None:
-        require(len(self.eval) > 0, "data.eval is empty; name at least one evaluation set.")
-        require(self.max_length >= 16, f"max_length={self.max_length} must be at least 16 tokens.")
-        require(self.stride >= 0, f"stride={self.stride} must be 0 or more.")
-        require(
-            self.stride < self.max_length,
-            f"stride={self.stride} must be smaller than max_length={self.max_length}.",
-        )
-        require(
-            1 <= self.max_question_length < self.max_length,
-            f"max_question_length={self.max_question_length} must lie between 1 and max_length={self.max_length}.",
-        )
-        for name in ("max_train_examples", "max_eval_examples"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value} must be positive or unset.")
+        super().__post_init__()
+        self.require(len(self.eval) > 0, "eval", "is empty; name at least one evaluation set.")
+        for name in ("stride", "max_question_length"):
+            smaller = getattr(self, name) < self.max_length
+            self.require(smaller, name, f"must be smaller than max_length={self.max_length}.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked, section="training"):
     """How the model is trained (`transformers.Trainer` underneath)."""
 
-    epochs: float = 3.0
+    epochs: Epochs = 3.0
     """Passes over the training windows."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Windows in a batch on each device."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Count = 1
     """Batches that make one optimiser step."""
-    learning_rate: float = 1e-4
+    learning_rate: Rate = 1e-4
     """Peak learning rate of the backbone and the head."""
-    register_learning_rate: float = 1e-3
+    register_learning_rate: Rate = 1e-3
     """Peak learning rate of the registers; at the backbone's they hardly move."""
-    weight_decay: float = 0.01
+    weight_decay: Rate = 0.01
     """AdamW weight decay; never applied to registers, biases and LayerNorm weights."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning-rate schedule after the warm-up."""
-    warmup_ratio: float = 0.1
+    warmup_ratio: Annotated[float, Range(0, 1, below=True)] = 0.1
     """Share of all steps in which the learning rate rises from 0 to its peak."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 autocast where the device has it (`auto`), or a fixed choice."""
@@ -148,59 +125,40 @@ class TrainConfig:
     """Attention implementation; `auto` takes the fastest that the model has."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the model's new weights (head, registers) and of dropout."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Seed of the order of the training windows."""
     checkpoint: Literal["last", "best"] = "last"
     """Keep the last weights, or those that score best on examples held out of the training data."""
-    held_out: float = 0.1
+    held_out: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
     """Share of the training examples that `checkpoint=best` sets aside; whole passages."""
-    evals_per_epoch: int = 1
+    evals_per_epoch: Count = 1
     """Evaluations (and checkpoints) in an epoch: of held-out examples, or for the curve alone of the first set."""
-    save_total_limit: int = 2
+    save_total_limit: Count = 2
     """Checkpoints kept on disk (the best and the newest at least)."""
     push_to_hub: str | None = None
     """Repository name to upload the finished model to, for example `me/my-model`."""
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "evals_per_epoch"):
-            value = getattr(self, name)
-            require(value > 0 and math.isfinite(value), f"{name}={value} must be positive.")
-        for name in ("learning_rate", "register_learning_rate", "weight_decay"):
-            value = getattr(self, name)
-            require(value >= 0 and math.isfinite(value), f"{name}={value} must be 0 or more.")
-        require(
-            0 <= self.warmup_ratio < 1,
-            f"warmup_ratio={self.warmup_ratio} is a share of all training steps and must lie in [0, 1).",
-        )
-        require(0 < self.held_out < 1, f"held_out={self.held_out} is a share of the training examples, in (0, 1).")
-        require(self.save_total_limit >= 1, f"save_total_limit={self.save_total_limit} must be at least 1.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerConfig:
+class AnswerConfig(Checked, section="answers"):
     """How start and end logits become answers."""
 
-    top_k: int = 20
+    top_k: Count = 20
     """Answers kept for each question."""
-    max_answer_tokens: int = 60
+    max_answer_tokens: Tokens = 60
     """Longest answer in tokens."""
     null_answers: bool = False
     """Let the model say that there is no answer (SQuAD v2.0)."""
-    null_threshold: float = 0.0
+    null_threshold: Annotated[float, Range(-(10**6), 10**6)] = 0.0
     """No answer is given when null score - best score exceeds this."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Windows in a batch at inference."""
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "max_answer_tokens", "batch_size"):
-            value = getattr(self, name)
-            require(value > 0, f"{name}={value} must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Checked):
     """One run: a model, its registers, data, training and answers. A recipe is the difference from these defaults."""
 
     model: str = "minilm"
@@ -221,11 +179,11 @@ class RunConfig:
     answers: AnswerConfig = field(default_factory=AnswerConfig)
 
     def __post_init__(self) -> None:
-        require(
-            self.trust_remote_code in (None, self.model),
-            f"trust_remote_code={self.trust_remote_code!r} must repeat the model's name ({self.model!r}) or be unset.",
-        )
-        require("registers" not in self.methods, "Registers have settings of their own: `registers`, not `methods`.")
+        super().__post_init__()
+        repeated = self.trust_remote_code in (None, self.model)
+        self.require(repeated, "trust_remote_code", f"must repeat the model's name ({self.model!r}) or be unset.")
+        mine = "registers" not in self.methods
+        self.require(mine, "methods", "names registers, which have settings of their own: `registers`.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from regtune.config import RunConfig
 from regtune.errors import ConfigError, unknown_name
+from regtune.typed import shown, typed
 
 _FOLDER = Path("recipes")
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+_LARGEST = 100_000
+_DEEPEST = 20
+"""Bytes and levels of a recipe; real ones have 2,000 and 4."""
 
 
 def load_recipe(name: str | Path) -> RunConfig:
@@ -31,7 +33,7 @@ def load_recipe(name: str | Path) -> RunConfig:
     """
     path = find_recipe(name)
     content = read_recipe(path)
-    config: RunConfig = _build(RunConfig, content, str(path), "")
+    config = typed(RunConfig, content, path)
     if "output_dir" in content:
         _refuse_outside(path, config.output_dir)
     return config
@@ -43,8 +45,7 @@ def config_from_dict(content: Mapping[str, Any], where: str) -> RunConfig:
     Raises:
         ConfigError: as `load_recipe`; `where` names the file.
     """
-    config: RunConfig = _build(RunConfig, upgraded(content), where, "")
-    return config
+    return typed(RunConfig, upgraded(content), where)
 
 
 def settings_from_dict(kind: type, content: Mapping[str, Any], where: str) -> Any:
@@ -53,13 +54,16 @@ def settings_from_dict(kind: type, content: Mapping[str, Any], where: str) -> An
     Raises:
         ConfigError: a key that doesn't exist, or a value of the wrong type or one that can't work.
     """
-    return _build(kind, dict(content), where, "")
+    return typed(kind, dict(content), where)
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     """A config of an earlier regtune in today's words: `warm_up` and `training.freeze_backbone` became methods."""
     plain = dict(content)
-    methods = dict(plain.get("methods", {}))
+    methods = plain.get("methods", {})
+    if not isinstance(methods, Mapping):
+        return plain  # the reader says what is wrong
+    methods = dict(methods)
     training = plain.get("training")
     if isinstance(training, Mapping) and "freeze_backbone" in training:
         plain["training"] = {key: value for key, value in training.items() if key != "freeze_backbone"}
@@ -93,16 +97,61 @@ def find_recipe(name: str | Path) -> Path:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without tags that make objects, in which every key must be unique."""
+    """YAML 1.2's plain values alone: no tags, no aliases (of which a few lines make gigabytes), no key twice."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's name)
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuses what a list of settings has no use for, before anything is built."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        problem = None
+        if getattr(event, "anchor", None) is not None:
+            problem = "anchors and aliases (&name, *name) are not read; write the value out"
+        elif getattr(event, "tag", None) is not None:
+            problem = f"the tag {shown(event.tag)} is not read; write plain values"
+        elif self._depth >= _DEEPEST:
+            problem = f"more than {_DEEPEST} levels of nesting"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuses a key that occurs twice, where YAML would take the last one."""
         seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark)
+        for key in (key for key, _ in node.value):
+            named = isinstance(key, yaml.ScalarNode)
+            if not named or key.value in seen:
+                problem = f"the key {shown(key.value)} occurs twice" if named else "a key that is no name"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+
+def _whole(_loader: _StrictLoader, node: yaml.ScalarNode) -> int:
+    try:
+        return int(node.value, 0) if node.value[:2] in ("0x", "0o") else int(node.value)
+    except ValueError as error:  # Python makes no number of more than 4,300 digits
+        problem = f"the number has {len(node.value):,} digits"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
+
+for _tag, _pattern, _first, _make in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda *_: None),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF"), lambda _, node: node.value.lower() == "true"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789"), _whole),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+0123456789."),
+        lambda _, node: float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    ),
+):
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _make)
 
 
 def read_recipe(path: Path) -> dict[Any, Any]:
@@ -112,7 +161,11 @@ def read_recipe(path: Path) -> dict[Any, Any]:
         ConfigError: not UTF-8, no valid YAML, a key that occurs twice, or something else than settings.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST + 1)
+        if len(raw) > _LARGEST:
+            raise ConfigError(f"{path} has more than {_LARGEST:,} bytes; a recipe is a few lines of settings.")
+        content = yaml.load(raw.decode("utf-8-sig"), Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -128,72 +181,8 @@ def read_recipe(path: Path) -> dict[Any, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {_shown(content)}, not settings. Write lines like `model: minilm`.")
+        raise ConfigError(f"{path} holds {shown(content)}, not settings. Write lines like `model: minilm`.")
     return content
-
-
-def _build(kind: type, content: dict[Any, Any], where: str, prefix: str) -> Any:
-    """A config dataclass from plain values, checked field by field."""
-    hints = get_type_hints(kind)
-    known = {field.name for field in dataclasses.fields(kind)}
-    settings: dict[str, Any] = {}
-    for key, value in content.items():
-        if key not in known:
-            raise unknown_name(f"setting in {where}:", f"{prefix}{key}", {prefix + name for name in known})
-        settings[key] = _convert(hints[key], value, where, f"{prefix}{key}")
-    try:
-        return kind(**settings)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {prefix}{error}" if prefix else f"{where}: {error}") from error
-
-
-def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
-    """The value as the annotation wants it; refuses what would need guessing."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise ConfigError(
-                f"{where}: {key} is {_shown(value)}, but must hold settings of its own, indented below it."
-            )
-        return _build(hint, value, where, f"{key}.")
-    origin = get_origin(hint)
-    if origin is Mapping:
-        nested = get_args(hint)[1] is not Any
-        if not isinstance(value, dict) or (nested and not all(isinstance(item, dict) for item in value.values())):
-            names = "names with settings below them" if nested else "settings, indented below it"
-            raise ConfigError(f"{where}: {key} is {_shown(value)}, but must hold {names}.")
-        return value
-    if origin in (Union, types.UnionType):
-        inner = next(option for option in get_args(hint) if option is not type(None))
-        return None if value is None else _convert(inner, value, where, key)
-    if origin is Literal:
-        choices = get_args(hint)
-        if value not in choices:
-            raise unknown_name(f"value for {key} in {where}:", str(value), choices)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"{where}: {key} is {_shown(value)}, but must be a list of texts, like [embedded:dev].")
-        return tuple(value)
-    return _scalar(hint, value, where, key)
-
-
-def _scalar(hint: Any, value: Any, where: str, key: str) -> Any:
-    if hint is float and isinstance(value, str):  # PyYAML follows YAML 1.1, where 2e-5 is text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}: {key} is {_shown(value)}, but must be {_WORDS[hint]}.")
-    return value
-
-
-def _shown(value: Any) -> str:
-    return "empty" if value is None else f"{value!r}"
 
 
 def _refuse_outside(path: Path, output_dir: Path) -> None:

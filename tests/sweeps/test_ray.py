@@ -12,7 +12,8 @@ import time
 import pytest
 
 from regtune.errors import ConfigError, MissingExtraError
-from regtune.sweeps.cell_run import finished_record, lock_holder
+from regtune.locks import lock_holder
+from regtune.sweeps.cell_run import finished_record, lock_file
 from regtune.sweeps.ray import ClusterConfig, require_answer
 from regtune.sweeps.sweep import run_sweep
 from tiny_sweep import tiny_sweep
@@ -125,7 +126,7 @@ def kill_a_worker(sweep, folder, killed):
     while time.monotonic() < end:
         for cell in sweep.cells():
             if any((folder / cell.key).glob("checkpoints/checkpoint-*")):
-                holder = lock_holder(folder, cell.key)
+                holder = lock_holder(lock_file(folder, cell.key))
                 if holder and "pid" in holder:
                     os.kill(holder["pid"], signal.SIGKILL)
                     killed.append(holder["pid"])

@@ -14,9 +14,10 @@ import time
 import pytest
 
 from regtune.errors import CheckpointError, DataError
+from regtune.locks import lock_holder, locked
 from regtune.records import load_record, read_json
 from regtune.sweeps import run as experiment
-from regtune.sweeps.cell_run import cell_status, finished_record, lock_holder, locked, run_cell
+from regtune.sweeps.cell_run import cell_status, finished_record, lock_file, run_cell
 from regtune.sweeps.estimate import plan_text
 from regtune.sweeps.grid import LearningRates
 from regtune.sweeps.sweep import outcome_text, plan_sweep, run_sweep
@@ -25,8 +26,8 @@ from tiny_sweep import fake_runs, tiny_sweep, with_base
 HOLDER = """
 import sys, time
 from pathlib import Path
-from regtune.sweeps.cell_run import locked
-with locked(Path(sys.argv[1]), "cell") as ours:
+from regtune.locks import locked
+with locked(Path(sys.argv[1]) / "cell") as ours:
     print(ours, flush=True)
     time.sleep(60)
 """
@@ -106,10 +107,10 @@ def test_two_threads_of_control_share_the_cells_and_none_is_run_twice(tmp_path, 
 def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, runs):
     sweep = tiny_sweep(tmp_path)
     first, second = sweep.cells()
-    with locked(tmp_path / "s", first.key) as ours:
+    with locked(lock_file(tmp_path / "s", first.key)) as ours:
         assert ours
         assert cell_status(tmp_path / "s", first) == "running"
-        assert lock_holder(tmp_path / "s", first.key)["pid"] == os.getpid()
+        assert lock_holder(lock_file(tmp_path / "s", first.key))["pid"] == os.getpid()
         outcome = run_sweep(sweep, tmp_path / "s", progress=False)
     assert runs == [second.key]
     assert outcome.elsewhere == (first,)
@@ -119,14 +120,14 @@ def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, runs):
 def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline().strip() == "True"
-        with locked(tmp_path, "cell") as ours:
+        with locked(tmp_path / "cell") as ours:
             assert not ours
-        assert lock_holder(tmp_path, "cell")["pid"] == holder.pid
+        assert lock_holder(tmp_path / "cell")["pid"] == holder.pid
         holder.send_signal(signal.SIGKILL)
         holder.wait(10)
-    assert (tmp_path / "locks" / "cell").is_file()
-    assert lock_holder(tmp_path, "cell") is None
-    with locked(tmp_path, "cell") as ours:
+    assert (tmp_path / "cell").is_file()
+    assert lock_holder(tmp_path / "cell") is None
+    with locked(tmp_path / "cell") as ours:
         assert ours
 
 
@@ -135,15 +136,15 @@ def test_looking_at_a_lock_does_not_keep_anyone_from_taking_it(tmp_path):
 
     def look():
         while not stop.is_set():
-            lock_holder(tmp_path, "cell")
+            lock_holder(tmp_path / "cell")
 
-    with locked(tmp_path, "cell"):
+    with locked(tmp_path / "cell"):
         pass
     watcher = threading.Thread(target=look)
     watcher.start()
     taken = []
     for _ in range(50):
-        with locked(tmp_path, "cell") as ours:
+        with locked(tmp_path / "cell") as ours:
             taken.append(ours)
         time.sleep(0.001)
     stop.set()

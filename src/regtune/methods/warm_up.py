@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regtune.config import RunConfig, TrainConfig, require
+from regtune.config import Count, Rate, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
 from regtune.interfaces import Method, Stage
 from regtune.models.loading import quiet_transformers, resolve_model
@@ -36,38 +36,28 @@ from regtune.training.batches import BatchOrder
 from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups
 from regtune.training.trainer import preserved_random_state
+from regtune.typed import Checked, Range
 
 WARM_UP_FILE = "warm_up.safetensors"
 _LOGGED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmUpSettings:
+class WarmUpSettings(Checked, section="warm_up"):
     """A short continuation of masked-language-model pretraining on the training passages, before fine-tuning."""
 
-    steps: int = 500
+    steps: Annotated[int, Range(1, 10**9)] = 500
     """Optimiser steps."""
     trainable: Literal["registers", "all"] = "all"
     """What learns meanwhile: the registers (and the new masked-LM head) alone, or all weights."""
-    learning_rate: float = 1e-4
+    learning_rate: Rate = 1e-4
     """Peak learning rate of all weights but the registers'."""
-    register_learning_rate: float = 1e-3
+    register_learning_rate: Rate = 1e-3
     """Peak learning rate of the registers."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Passages in a step."""
-    mask_probability: float = 0.15
+    mask_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.15
     """Share of tokens to predict (BERT's)."""
-
-    def __post_init__(self) -> None:
-        require(self.steps > 0, f"warm_up.steps={self.steps} must be at least 1.")
-        require(self.batch_size > 0, f"warm_up.batch_size={self.batch_size} must be at least 1.")
-        require(
-            0 < self.mask_probability < 1,
-            f"warm_up.mask_probability={self.mask_probability} must lie between 0 and 1.",
-        )
-        for name in ("learning_rate", "register_learning_rate"):
-            value = getattr(self, name)
-            require(value >= 0 and math.isfinite(value), f"warm_up.{name}={value} must be 0 or more.")
 
 
 def warm_up(

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import gc
-import json
-import os
 import shutil
-import socket
-import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from regtune.errors import CheckpointError, DataError
+from regtune.locks import lock_holder, locked
 from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, now, read_json, source_hash, write_json
 from regtune.sweeps.grid import Cell
 
@@ -28,61 +23,11 @@ ERROR_FILE = "error.json"
 LOCKS = "locks"
 Status = Literal["finished", "running", "failed", "begun", "open"]
 _TRACEBACK_LINES = 30
-_ATTEMPTS = 5
 
 
-@contextlib.contextmanager
-def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
-    """Holds the lock `locks/NAME` of a sweep's folder; gives False at once if another process has it.
-
-    The kernel lets go of the lock when its process dies, however that happens, so none is ever stale. The file says
-    which process had it last. On a folder that several machines share, its file system must pass locks on (NFS 4 does).
-
-    Args:
-        folder: the sweep's folder.
-        name: what is locked.
-        wait: wait for the other process instead.
-    """
-    path = folder / LOCKS / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        if not take_columns(file, wait=wait):
-            yield False
-            return
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
-        file.flush()
-        try:
-            yield True
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def take_columns(file: IO[str], *, wait: bool) -> bool:
-    """Tries a few times, because `lock_holder` of another process has the lock for a moment."""
-    for _ in range(_ATTEMPTS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            return True
-        except BlockingIOError:
-            time.sleep(0.02)
-    return False
-
-
-def lock_holder(folder: Path, name: str) -> dict[str, Any] | None:
-    """Pid, host and time of the process that holds a lock; None if none does."""
-    path = folder / LOCKS / name
-    try:
-        with path.open("a+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return None
-    except FileNotFoundError:
-        return None
-    except BlockingIOError:
-        with contextlib.suppress(OSError, ValueError):
-            holder: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return holder
-        return {}
+def lock_file(folder: Path, name: str) -> Path:
+    """Where the lock of a cell, of `sweep.json` or of the search lies in a sweep's folder."""
+    return folder / LOCKS / name
 
 
 def cell_status(folder: Path, cell: Cell) -> Status:
@@ -90,7 +35,7 @@ def cell_status(folder: Path, cell: Cell) -> Status:
     run_dir = folder / cell.key
     if (run_dir / RUN_FILE).is_file():
         return "finished" if finished_record(folder, cell) is not None else "failed"
-    if (folder / LOCKS / cell.key).is_file() and lock_holder(folder, cell.key) is not None:
+    if lock_holder(lock_file(folder, cell.key)) is not None:
         return "running"
     if (run_dir / ERROR_FILE).is_file():
         return "failed"
@@ -131,7 +76,7 @@ def run_cell(cell: Cell, folder: Path, *, keep_model: bool = False, progress: bo
         `finished`, `failed`, or `running` (by another process).
     """
     run_dir = folder / cell.key
-    with locked(folder, cell.key) as ours:
+    with locked(lock_file(folder, cell.key)) as ours:
         if not ours:
             return "running"
         already = (run_dir / RUN_FILE).is_file()

@@ -6,43 +6,43 @@ import dataclasses
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from regtune.config import DataConfig, RunConfig, TrainConfig, config_hash
+from regtune.config import DataConfig, Epochs, Rate, Registers, RunConfig, Seed, TrainConfig, config_hash
 from regtune.errors import ConfigError
 from regtune.records import file_name
 from regtune.sweeps.arms import Arm, Methods, apply_arm, arm_named
+from regtune.typed import Checked, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningRates:
+class LearningRates(Checked, section="learning_rates"):
     """Peak learning rates of one arm."""
 
-    learning_rate: float
-    register_learning_rate: float | None = None
+    learning_rate: Rate
+    register_learning_rate: Rate | None = None
     """None: the base config's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(Checked, section="search"):
     """Which learning rates are tried, on held-out training paragraphs; the same for every arm."""
 
-    learning_rates: tuple[float, ...]
-    register_learning_rates: tuple[float, ...]
+    learning_rates: tuple[Rate, ...]
+    register_learning_rates: tuple[Rate, ...]
     """Tried in arms whose registers learn, each with every `learning_rate`."""
-    num_registers: int = 8
+    num_registers: Registers = 8
     """N of the arms with registers in the search."""
-    epochs: float = 1.0
-    seed: int = 0
-    held_out: int = 7
+    epochs: Epochs = 1.0
+    seed: Seed = 0
+    held_out: Annotated[int, Range(2, 10**6)] = 7
     """Every so-manieth paragraph of the first training set is held out to score the rates on."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("learning_rates", "register_learning_rates"):
             if not getattr(self, name):
                 raise ConfigError(f"search.{name} is empty; name at least one rate.")
-        if self.held_out < 2:
-            raise ConfigError(f"search.held_out={self.held_out} must be at least 2, or nothing is left to train on.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +69,14 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(Checked):
     """Arms x numbers of registers x seeds x training sets, all scored on the same evaluation sets."""
 
     arms: tuple[str, ...]
     """Names from `regtune.sweeps.arms.ARMS`; arms without registers have one cell for all N."""
-    num_registers: tuple[int, ...] = ()
+    num_registers: tuple[Registers, ...] = ()
     """Values of N for the arms with registers; a 0 stands for the arm `baseline`, which has to be named."""
-    seeds: tuple[int, ...]
+    seeds: tuple[Seed, ...]
     """Each seeds the new weights, dropout and the order of the data, so that arms are paired by seed."""
     training_sets: Mapping[str, tuple[str, ...]]
     """A short name, and the data sets that are trained on together under it."""
@@ -98,11 +98,10 @@ class SweepConfig:
     """What all cells share; its training and evaluation sets, seeds and output_dir are the sweep's business."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("arms", "seeds", "training_sets", "evaluation_sets"):
             if not getattr(self, name):
                 raise ConfigError(f"The sweep is empty: {name} holds nothing. Name at least one.")
-        for name in ("num_registers", "seeds"):
-            _require_whole(name, getattr(self, name))
         for name in ("arms", "at_best", "num_registers", "seeds", "evaluation_sets"):
             _refuse_repeats(name, getattr(self, name))
         _refuse_repeats("arms and at_best together", (*self.arms, *self.at_best))
@@ -201,12 +200,6 @@ class SweepConfig:
 def set_name(name: str) -> str:
     """The short name under which records keep an evaluation set."""
     return file_name(name).removesuffix(".gz").removesuffix(".json")
-
-
-def _require_whole(name: str, values: Sequence[Any]) -> None:
-    for value in values:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ConfigError(f"{name} holds {value!r}; whole numbers of 0 or more are needed.")
 
 
 def _refuse_repeats(name: str, values: Sequence[Hashable]) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from regtune.config import RunConfig, TrainConfig, config_hash, to_dict
 from regtune.errors import CheckpointError, ConfigError
 from regtune.interfaces import Examples, Floats, Rows, Task
+from regtune.locks import RUN_LOCK, owned
 from regtune.methods.used import methods_of
 from regtune.methods.warm_up import WarmUpSettings, warm_up
 from regtune.models.precision import best_device, resolve_precision
@@ -70,6 +71,11 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
         CheckpointError: the run directory belongs to another config.
         ConfigError, DataError, TrainingError, UnsupportedModelError: as the parts that raise them say.
     """
+    with owned(config.output_dir, "regtune train"):
+        return _run(config, progress=progress, inputs=inputs)
+
+
+def _run(config: RunConfig, *, progress: bool, inputs: SharedInputs | None) -> RunRecord:
     began, started = time.perf_counter(), now()
     run_dir, training = config.output_dir, config.training
     fingerprint = config_hash(config)
@@ -190,7 +196,7 @@ def open_run(run_dir: Path, config: RunConfig) -> bool:
                 f"{run_dir} holds a run of another config; different: {', '.join(different)}. "
                 "Choose another --output-dir, or remove that folder."
             )
-    elif run_dir.exists() and any(run_dir.iterdir()):
+    elif run_dir.exists() and any(not path.name.startswith(RUN_LOCK) for path in run_dir.iterdir()):
         raise CheckpointError(f"{run_dir} is not empty and is no run directory. Choose another --output-dir.")
     return (run_dir / RUN_FILE).is_file()
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from regtune.errors import TrainingError
+from regtune.locks import locked
 from regtune.records import machine, read_json, write_json
-from regtune.sweeps.cell_run import failure, finished_record, locked, run_cell
+from regtune.sweeps.cell_run import failure, finished_record, lock_file, run_cell
 from regtune.sweeps.grid import Cell, LearningRates, SearchConfig, SweepConfig
 
 SEARCH_FILE = "search.json"
@@ -39,7 +40,7 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
 
     settings = _settings(sweep)
     path, place = folder / SEARCH_FILE, folder / SEARCH_FOLDER
-    with locked(folder, "search", wait=True):
+    with locked(lock_file(folder, "search"), wait=True):
         facts, cells = _prepare(sweep, settings, place)
         rows = {row["key"]: row for row in (read_json(path)["rows"] if path.is_file() else [])}
         for cell, rates in tqdm(cells, unit="cell", desc="search", disable=None if progress else True):

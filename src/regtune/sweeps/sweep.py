@@ -11,8 +11,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 from regtune.errors import CheckpointError
+from regtune.locks import locked
 from regtune.records import read_json, write_json
-from regtune.sweeps.cell_run import LOCKS, Status, cell_status, failure, finished_record, locked, run_cell
+from regtune.sweeps.cell_run import LOCKS, Status, cell_status, failure, finished_record, lock_file, run_cell
 from regtune.sweeps.estimate import PlannedCell, plan_cells
 from regtune.sweeps.grid import Cell, SweepConfig, set_name
 from regtune.sweeps.ray import ClusterConfig, run_on_ray
@@ -134,7 +135,7 @@ def check_folder(sweep: SweepConfig, folder: Path) -> None:
 def open_folder(sweep: SweepConfig, folder: Path) -> None:
     """Makes the folder and writes `sweep.json`. Raises as `check_folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, "sweep", wait=True):
+    with locked(lock_file(folder, "sweep"), wait=True):
         check_folder(sweep, folder)
     _write_sweep(sweep, folder)
 
@@ -172,7 +173,7 @@ def _place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _write_sweep(sweep: SweepConfig, folder: Path) -> None:
     """Cells that the file already names stay: another process may run another part of the same grid."""
-    with locked(folder, "sweep", wait=True):
+    with locked(lock_file(folder, "sweep"), wait=True):
         path = folder / SWEEP_FILE
         before = read_json(path)["cells"] if path.is_file() else []
         cells = {cell["key"]: cell for cell in before}
