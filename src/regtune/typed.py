@@ -108,6 +108,9 @@ def problem(hint: Any, value: Any) -> str:  # noqa: PLR0911 (a line for each kin
         if not isinstance(value, tuple) or any(problem(arguments[0], item) for item in value):
             return f"a list, each item {problem(arguments[0], object())}"
         return ""
+    if origin in (dict, Mapping):
+        fits = isinstance(value, Mapping) and not any(problem(arguments[1], item) for item in value.values())
+        return "" if fits else "names, each with what is its own"
     if isinstance(hint, type) and hint in _WORDS:
         return (
             ""
