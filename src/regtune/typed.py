@@ -87,7 +87,7 @@ def hints_of(kind: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def problem(hint: Any, value: Any) -> str:  # noqa: PLR0911 (a line for each kind of annotation)
+def problem(hint: Any, value: Any) -> str:  # noqa: C901, PLR0911 (a line for each kind of annotation)
     """What a value would have to be to fit an annotation; empty if it does."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
