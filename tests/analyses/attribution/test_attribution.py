@@ -91,3 +91,26 @@ def test_a_record_without_a_field_is_refused():
     del record["offsets"]
     with pytest.raises(DataError, match="offsets"):
         Attribution.from_json(record)
+
+
+def test_options_the_error_of_a_score_and_what_is_inside_the_model_come_back_too():
+    one = example(
+        options={"baseline": "pad", "start_layer": 3, "without": None},
+        error=0.004,
+        read_from=(0,),
+        by="head",
+        inner=np.arange(6.0).reshape(1, 2, 3),
+        inner_residual=np.array([1e-9]),
+    )
+    back = Attribution.from_json(json.loads(json.dumps(one.to_json(), allow_nan=False)))
+    assert (back.options, back.error, back.read_from, back.by) == (one.options, 0.004, (0,), "head")
+    assert np.array_equal(back.inner, one.inner)
+    assert np.array_equal(back.inner_residual, one.inner_residual)
+
+
+def test_records_from_before_options_were_kept_are_read():
+    record = example().to_json()
+    for name in ("options", "error", "read_from", "by", "inner", "inner_residual"):
+        del record[name]
+    back = Attribution.from_json(record)
+    assert (back.options, back.error, back.read_from, back.by, back.inner) == ({}, None, (), None, None)

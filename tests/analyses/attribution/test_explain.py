@@ -10,6 +10,7 @@ import tiny
 from analyses.attribution.explained import decoder, encoder
 from regtune.analyses.attribution.attribution import ConservationError
 from regtune.analyses.attribution.explain import explain
+from regtune.errors import ConfigError, UnknownNameError
 from regtune.targets import (
     Answer,
     ClassLogit,
@@ -198,3 +199,28 @@ def test_logits_that_are_no_numbers_are_refused(batch):
         model.qa_outputs.bias[0] = float("nan")
     with pytest.raises(ConservationError):
         explain(model, batch, target=StartLogit(position=3))
+
+
+def test_every_option_that_a_result_was_made_with_is_in_it(qa, batch):
+    found = {
+        method: explain(qa, batch, method=method, target="start", options=options, on_residual="warn")[0].options
+        for method, options in (
+            ("attnlrp", {}),
+            ("chefer", {"start_layer": 1}),
+            ("attention", {}),
+            ("occlusion", {"special_tokens": "moved", "baseline": torch.zeros(32)}),
+        )
+    }
+    assert found == {
+        "attnlrp": {"without": None},
+        "chefer": {"start_layer": 1},
+        "attention": {"layers": "last"},
+        "occlusion": {"special_tokens": "moved", "baseline": "a vector [32]"},
+    }
+
+
+def test_parts_inside_need_a_ledger(qa, batch):
+    with pytest.raises(ConfigError, match="by='head' needs a method with a ledger, attnlrp or cp-lrp, not chefer"):
+        explain(qa, batch, method="chefer", by="head")
+    with pytest.raises(UnknownNameError, match=r"part to look at \(by\) 'heads'.*head, layer, neuron"):
+        explain(qa, batch, by="heads")
