@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from regtune.report.arms import BASELINE, REGISTERS
 from regtune.report.collect import Group, Sweep, collect
-from regtune.report.families import Settings
 from regtune.report.page import Report, build_report, write_report
+from regtune.report.scores import Settings
 from regtune.report.sections import Section
 from regtune.report.table import Table, escaped
 
@@ -28,22 +27,43 @@ MADE = ("tables", "figures")
 LIMIT_BYTES = 20_000_000
 
 
-def copy_search() -> tuple[Path, bytes]:
-    """The search for learning rates that the recipe's rates come from; the report shows it when it lies beside it."""
-    return FOLDER / SEARCH.name, SEARCH.read_bytes()
+def folders() -> dict[str, Path]:
+    """What the weights were chosen by, and the cells trained so; those that are there, the fair ones first."""
+    both = {"Last epoch": FOLDER.with_name(f"{FOLDER.name}-last"), "Weights chosen on the reported set": FOLDER}
+    return {rule: folder for rule, folder in both.items() if (folder / "cells").is_dir()}
+
+
+def copy_search() -> dict[Path, bytes]:
+    """The search for learning rates that the recipe's rates come from; a report shows it when it lies beside it."""
+    return {folder / SEARCH.name: SEARCH.read_bytes() for folder in folders().values()}
 
 
 def report_files() -> dict[Path, bytes]:
     """Everything that `regtune report` makes of the cells, and where it belongs."""
-    with tempfile.TemporaryDirectory() as name, _nowhere():
-        place = Path(name) / "report"
-        write_report(FOLDER, output=place)
-        return {FOLDER / path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    made: dict[Path, bytes] = {}
+    for folder in folders().values():
+        with tempfile.TemporaryDirectory() as name, _nowhere():
+            place = Path(name) / "report"
+            write_report(folder, output=place)
+            made |= {folder / f.relative_to(place): f.read_bytes() for f in place.rglob("*") if f.is_file()}
+    return made
 
 
 def stale_files(made: dict[Path, bytes]) -> list[Path]:
     """Files that an earlier report left and that this one doesn't make."""
-    return [path for folder in MADE for path in sorted((FOLDER / folder).glob("*")) if path not in made]
+    return [
+        path
+        for folder in folders().values()
+        for kind in MADE
+        for path in sorted((folder / kind).glob("*"))
+        if path not in made
+    ]
+
+
+def size() -> int:
+    """Bytes of all cells and reports."""
+    files = (path for folder in folders().values() for path in folder.rglob("*"))
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 @contextlib.contextmanager
@@ -59,49 +79,69 @@ def _nowhere() -> Iterator[None]:
 
 
 @cache
-def _built() -> tuple[Sweep, Report]:
+def _built(folder: Path) -> tuple[Sweep, Report]:
     with _nowhere():
-        sweep = collect(FOLDER)
+        sweep = collect(folder)
         return sweep, build_report(sweep, settings=Settings())
 
 
+def _both(block: Callable[[Path], str]) -> str:
+    """A block of the fair cells and, below, of those whose weights were chosen on the reported set."""
+    found = folders()
+    if len(found) == 1:
+        return block(FOLDER)
+    return "\n\n".join(f"### {rule}\n\n{block(folder)}" for rule, folder in found.items())
+
+
 def verdict() -> str:
-    """For the README: the verdict, each N with its interval, and the same on every other set."""
-    sweep, report = _built()
-    parts = []
-    for group, section in zip(sweep.groups, report.sections, strict=True):
-        top = section.headline
-        several = f"### {escaped(section.title)}\n\n" if len(report.sections) > 1 else ""
-        parts += [f"{several}**{escaped(top.sentence)}**", escaped(f"{_runs(group)} {top.controls}".strip())]
-        parts += [
-            _figures(section),
-            _by_number(section),
-            _by_set(section),
-            f"<sub>{escaped(f'{top.basis} {_sources(section)}')}</sub>",
-        ]
-    return "\n\n".join(part for part in parts if part)
+    """For the README: the verdict, a table of six columns and a figure; the small print folded."""
+    return _both(_verdict)
 
 
 def sentence() -> str:
-    """The verdict alone."""
-    return " ".join(escaped(section.headline.sentence) for section in _built()[1].sections)
+    """The verdict alone, of the fair cells where there are any."""
+    _, report = _built(next(iter(folders().values())))
+    return " ".join(escaped(section.headline.sentence) for section in report.sections)
 
 
 def arms() -> str:
     """For the page: every arm and control with all that its verdict rests on, on the first set."""
-    tables = [table for section in _built()[1].sections for table in (*section.arms, *section.controls)]
-    return _pages(tables)
+    return _both(lambda folder: _of_sections(folder, lambda section: (*section.arms, *section.controls)))
 
 
 def sets() -> str:
     """For the page: all evaluation sets in columns, and the tests behind them."""
-    tables = [table for section in _built()[1].sections for table in (*section.sets, *section.set_details)]
-    return _pages(tables)
+    return _both(lambda folder: _of_sections(folder, lambda section: (*section.sets, *section.set_details)))
 
 
 def how() -> str:
     """For the page: search, settings, versions, cost, and the cells that are missing."""
-    _, report = _built()
+    return _both(_how)
+
+
+def _verdict(folder: Path) -> str:
+    sweep, report = _built(folder)
+    parts = []
+    for group, section in zip(sweep.groups, report.sections, strict=True):
+        top = section.headline
+        several = f"#### {escaped(section.title)}\n\n" if len(report.sections) > 1 else ""
+        small = " ".join(filter(None, (_runs(group), top.basis, _sources(section))))
+        parts += [
+            f"{several}**{escaped(top.sentence)}**",
+            escaped(f"{top.proven} {top.controls}".strip()),
+            _table(section.summary) if section.summary else "",
+            _figures(section, folder),
+            f"<details><summary>What this rests on</summary>\n\n{escaped(small)}\n\n</details>",
+        ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _of_sections(folder: Path, of: Callable[[Section], tuple[Table, ...]]) -> str:
+    return _pages([table for section in _built(folder)[1].sections for table in of(section)])
+
+
+def _how(folder: Path) -> str:
+    _, report = _built(folder)
     costs = [section.cost for section in report.sections]
     made = _pages([table for table in (*costs, report.search, report.settings, report.versions) if table is not None])
     missing = [f"- {escaped(f'{name}: {reason}')}" for name, reason in report.skipped]
@@ -120,68 +160,14 @@ def _sources(section: Section) -> str:
     return next((note for table in section.sets for note in table.notes if note.startswith("The sets: ")), "")
 
 
-def _figures(section: Section) -> str:
-    place = FOLDER.relative_to(ROOT).as_posix()
+def _figures(section: Section, folder: Path) -> str:
+    place = folder.relative_to(ROOT).as_posix()
     return " ".join(f"![{escaped(one.title)}]({place}/figures/{one.name}.svg)" for one in section.score_figures)
 
 
-def _by_number(section: Section) -> str:
-    """Each N: mean and standard deviation over seeds, difference to N = 0 with its interval, corrected p, verdict."""
-    rows = [_registers(table) for table in section.arms]
-    if not rows or not rows[0]:
-        return ""
-    columns = ["mean ± SD", "difference to N = 0 (95 %)", "p, Holm", "verdict"]
-    header = ["N", "seeds", *(f"{metric}: {column}" for metric in ("F1", "EM") for column in columns)]
-    lines = []
-    for label in rows[0]:
-        cells = [_number(label), rows[0][label]["seeds"]]
-        for found in rows:
-            row = found[label]
-            spread = f"{row['mean']} ± {row['seed SD (95 % interval)'].partition(' ')[0]}"
-            cells += [spread, _difference(row), row["p, Holm"], row["verdict"]]
-        lines.append(cells)
-    return _markdown(header, lines)
-
-
-def _by_set(section: Section) -> str:
-    """F1's difference to N = 0 on every evaluation set."""
-    tables = [section.arms[0], *section.set_details] if section.arms else []
-    found = {table.title.removeprefix("F1 on ").partition(":")[0]: _registers(table) for table in tables}
-    labels = [
-        label for label in dict.fromkeys(label for rows in found.values() for label in rows) if _number(label) != "0"
-    ]
-    if len(found) < 2 or not labels:
-        return ""
-    lines = [
-        [
-            _number(label),
-            *(
-                f"{_difference(rows[label])} {rows[label]['verdict']}" if label in rows else ""
-                for rows in found.values()
-            ),
-        ]
-        for label in labels
-    ]
-    return _markdown(["N", *(f"{name}: F1 difference" for name in found)], lines)
-
-
-def _registers(table: Table) -> dict[str, dict[str, str]]:
-    """Rows of the baseline and the registers, by their label."""
-    rows = (dict(zip(table.header, row, strict=True)) for row in table.rows)
-    return {row["arm"]: row for row in rows if row["arm"].partition(",")[0].partition(" (")[0] in (BASELINE, REGISTERS)}
-
-
-def _number(label: str) -> str:
-    return label.partition("N = ")[2] or "0"
-
-
-def _difference(row: dict[str, str]) -> str:
-    return f"{row['difference']} ({row['95 % interval']})" if row["difference"] else ""
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|--:" * len(header) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(map(escaped, row)) + " |" for row in rows])
+def _table(table: Table) -> str:
+    """The table without its title."""
+    return table.markdown.partition("\n\n")[2].strip()
 
 
 def _pages(tables: list[Table]) -> str:

@@ -217,7 +217,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     check = parser.parse_args().check
-    differing = refresh(dict([ablation.copy_search()]), check=check)  # first: the report reads it
+    differing = refresh(ablation.copy_search(), check=check)  # first: the report reads it
     made = build()
     differing += refresh(made, check=check)
     for path in ablation.stale_files(made):
@@ -225,9 +225,9 @@ def main() -> int:
         print(f"{'is not made any more' if check else 'removed'}: {path.relative_to(ROOT)}")
         if not check:
             path.unlink()
-    size = sum(path.stat().st_size for path in ablation.FOLDER.rglob("*") if path.is_file())
+    size = ablation.size()
     if size > ablation.LIMIT_BYTES:
-        print(f"{ablation.FOLDER.relative_to(ROOT)} holds {size:,} bytes; {ablation.LIMIT_BYTES:,} are allowed.")
+        print(f"The ablation's cells and reports hold {size:,} bytes; {ablation.LIMIT_BYTES:,} are allowed.")
         return 1
     return 1 if check and differing else 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from regtune.records import write_json
 from regtune.report import flips
-from regtune.report.families import Settings
+from regtune.report.scores import Settings
 from regtune.tasks.qa.data.squad import write_squad
 from regtune.tasks.qa.examples import QAExample
 from report.synthetic import write_sweep
@@ -41,15 +42,27 @@ def test_the_readme_block_has_the_verdict_and_a_row_for_every_n_that_was_found(a
     text = ablation.verdict()
     assert text.startswith("**Registers help at N = 16: ")
     assert "16 runs; seeds of each arm: baseline: 4; registers, N = 4: 4; registers, N = 16: 4;" in text
-    numbers, sets = re.findall(r"^\|(?:.*\n?\|)+.*$", text, re.MULTILINE)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in numbers.splitlines()]
-    assert [row[0] for row in rows[2:]] == ["0", "4", "16"]
-    assert all(re.fullmatch(r"\d+\.\d ± \d+\.\d\d", row[2]) for row in rows[2:])
-    assert re.fullmatch(r"\+\d+\.\d\d \(\+\d+\.\d\d to \+\d+\.\d\d\)", rows[-1][3])
-    assert rows[-1][5] == "helps"
-    assert sets.splitlines()[0] == "| N | en.dev: F1 difference | xquad.en: F1 difference |"
+    (table,) = re.findall(r"^\|(?:.*\n?\|)+.*$", text, re.MULTILINE)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert {len(row) for row in rows} == {6}
+    assert [row[0] for row in rows[2:5]] == ["baseline", "registers, N = 4", "registers, N = 16"]
+    assert all(re.fullmatch(r"\d+\.\d ± \d+\.\d\d", row[1]) for row in rows[2:])
+    assert re.fullmatch(r"\+\d+\.\d\d \(\+\d+\.\d\d to \+\d+\.\d\d\)", rows[4][2])
+    assert rows[4][4] == "helps"
     assert "1 of its 1 planned cells is missing (registers, N = 4: seed 4)" in text
-    assert "docs/results/ablation/figures/f1-by-registers.svg" in text
+    assert text.index("<details>") > text.index("docs/results/ablation/figures/f1-by-registers.svg")
+
+
+def test_cells_of_the_last_epoch_stand_above_those_whose_weights_were_chosen(ablation):
+    """The same cells serve as both here; only the order and the places are looked at."""
+    shutil.copytree(ablation.FOLDER, ablation.FOLDER.with_name("ablation-last"))
+    text = ablation.verdict()
+    first, second = text.index("### Last epoch"), text.index("### Weights chosen on the reported set")
+    assert first < text.index("docs/results/ablation-last/figures/f1-by-registers.svg") < second
+    assert second < text.index("docs/results/ablation/figures/f1-by-registers.svg")
+    assert ablation.how().count("### What each arm costs") == 2
+    pages = {path.parent.name for path in ablation.report_files() if path.name == "report.html"}
+    assert pages == {"ablation", "ablation-last"}
 
 
 def test_the_page_holds_controls_sets_and_what_is_missing(ablation):

@@ -82,7 +82,7 @@ def write_cell(
     save_record(
         run_dir,
         RunRecord(
-            config=to_dict(config),
+            config=_fair(to_dict(config)),
             config_hash=config_hash(config),
             metrics=metrics,
             training={
@@ -103,6 +103,12 @@ def write_cell(
         ),
     )
     return run_dir
+
+
+def _fair(config: dict[str, Any]) -> dict[str, Any]:
+    """Weights of the last epoch: nothing is chosen on what is reported."""
+    config["training"]["checkpoint"] = "last"
+    return config
 
 
 def write_sweep(

@@ -8,8 +8,8 @@ import pytest
 from regtune.errors import DataError
 from regtune.records import read_json, write_json
 from regtune.report.collect import collect
-from regtune.report.families import Settings
 from regtune.report.page import build_report, write_report
+from regtune.report.scores import Settings
 from report.synthetic import config_of, write_cell, write_sweep
 
 FAST = Settings(resamples=200)

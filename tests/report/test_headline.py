@@ -9,8 +9,11 @@ from regtune.config import RegisterConfig, RunConfig, to_dict
 from regtune.records import RunRecord
 from regtune.report.arms import arm_of, told_apart
 from regtune.report.headline import control_sentence, headline
+from regtune.report.tasks import reported
 from regtune.stats.comparison import compare
 from report.synthetic import ARMS, config_of
+
+F1, _ = reported("qa").metrics
 
 
 def arm(config):
@@ -38,14 +41,14 @@ def found(effects, *, questions=800, seeds=6, noise=0.002):
 
 
 def test_one_n_that_helps_is_named_and_the_rest_is_not_claimed():
-    top = headline(found((0.05, 0.0)), set_name="dev", metric="F1")
+    top = headline(found((0.05, 0.0)), set_name="dev", metric=F1)
     assert top.verdict == "helps"
     assert top.sentence.startswith("Registers help at N = 4: +")
     assert top.sentence.endswith(" At N = 8 they are equivalent to the baseline.")
 
 
 def test_an_n_that_hurts_is_not_hidden_behind_one_that_helps():
-    top = headline(found((0.05, -0.05)), set_name="dev", metric="F1")
+    top = headline(found((0.05, -0.05)), set_name="dev", metric=F1)
     assert top.sentence.startswith("Registers help at N = 4: +")
     assert top.sentence.endswith(" At N = 8 they hurt.")
 
@@ -59,29 +62,73 @@ def test_controls_that_do_as_well_stand_beside_the_verdict():
 
 
 def test_several_n_that_hurt_are_listed_with_the_worst():
-    top = headline(found((-0.05, -0.1)), set_name="dev", metric="F1")
+    top = headline(found((-0.05, -0.1)), set_name="dev", metric=F1)
     assert top.verdict == "hurts"
     assert top.sentence.startswith("Registers hurt at N = 4 and N = 8, most at N = 8: -")
 
 
 def test_the_largest_of_several_differences_is_said_to_be_flattered_and_caveats_follow():
-    top = headline(found((0.05, 0.0)), set_name="dev", metric="F1", caveats=["One thing.", "Another."])
+    top = headline(
+        found((0.05, 0.0)), set_name="dev", metric=F1, examples="questions", caveats=["One thing.", "Another."]
+    )
     assert "N = 4 is named because its difference is the largest of 2 on these very questions" in top.basis
     assert top.basis.endswith(" One thing. Another.")
-    assert "flatters" not in headline(found((0.05,)), set_name="dev", metric="F1").basis
+    assert "flatters" not in headline(found((0.05,)), set_name="dev", metric=F1).basis
+
+
+def test_the_interval_beside_a_corrected_p_is_the_simultaneous_one_and_the_detectable_difference_the_largest():
+    results = found((0.05, 0.0), noise=0.02)
+    top = headline(results, set_name="dev", metric=F1)
+    best = results[top.arm]
+    low, high = (f"{100 * end:+.2f}" for end in best.simultaneous_interval)
+    assert f"(95 % interval {low} to {high}, p " in top.sentence
+    assert f"{100 * best.interval[0]:+.2f} to" not in top.sentence
+    largest = max(result.minimal_detectable for result in results.values())
+    assert (
+        f"a true difference of {100 * largest:.2f} points would be found at every N with probability 0.8" in top.basis
+    )
+    assert "3 values of N tried (0, 4, 8)" in top.basis
+    assert "corrected for 2 comparisons" in top.basis
+
+
+def test_a_published_gain_is_excluded_where_the_corrected_limits_lie_below_it():
+    claim = reported("qa").claim
+    top = headline(found((0.0, 0.0)), set_name="dev", metric=F1, claim=claim)
+    assert (
+        "claims for 5 to 10 registers on BERT, is excluded at N = 4 and N = 8: the corrected upper limits" in top.proven
+    )
+    assert headline(found((0.2, 0.2)), set_name="dev", metric=F1, claim=claim).proven.endswith(" is not excluded.")
+    mixed = headline(found((0.2, 0.0)), set_name="dev", metric=F1, claim=claim)
+    assert mixed.proven.endswith("It is not excluded at N = 4.")
+    other = dataclasses.replace(F1, name="accuracy")
+    assert headline(found((0.0, 0.0)), set_name="dev", metric=other, claim=claim).proven == ""
+
+
+def test_few_seeds_make_the_plan_a_guess():
+    assert "(a guess: fewer than 5 seeds)" in headline(found((0.0,), seeds=4), set_name="dev", metric=F1).basis
+    assert "guess" not in headline(found((0.0,), seeds=5), set_name="dev", metric=F1).basis
+
+
+def test_two_valued_seeds_are_named():
+    top = headline(found((0.0,), seeds=6), set_name="dev", metric=F1)
+    assert "two sharp groups" not in top.basis
+    odd = {arm: dataclasses.replace(result, two_valued=True) for arm, result in found((0.0,)).items()}
+    assert (
+        "At N = 4 the seeds' differences fall into two sharp groups" in headline(odd, set_name="dev", metric=F1).basis
+    )
 
 
 def test_equivalent_needs_every_n():
-    top = headline(found((0.0, 0.0), noise=0.0005), set_name="dev", metric="F1")
+    top = headline(found((0.0, 0.0), noise=0.0005), set_name="dev", metric=F1)
     assert top.verdict == "equivalent"
-    assert "equivalent to the baseline within ±1 F1 point at N = 4 and N = 8" in top.sentence
+    assert "equivalent to the baseline within ±1 point at N = 4 and N = 8" in top.sentence
 
 
 def test_cannot_tell_says_how_many_seeds_it_would_take():
-    top = headline(found((0.0, 0.0), noise=0.03), set_name="dev", metric="F1")
+    top = headline(found((0.0, 0.0), noise=0.03), set_name="dev", metric=F1)
     assert top.verdict == "cannot tell"
     assert "It would take about " in top.sentence
-    assert " more seeds in each arm to settle every N at ±1 F1 point." in top.sentence
+    assert " more seeds in each arm to settle every N at ±1 point." in top.sentence
 
 
 @pytest.mark.parametrize(

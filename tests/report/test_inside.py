@@ -10,10 +10,10 @@ import pytest
 from regtune.errors import DataError
 from regtune.records import read_json, write_json
 from regtune.report.collect import collect
-from regtune.report.families import Settings
 from regtune.report.inside.blocks import estimate
 from regtune.report.inside.heat_maps import Axis, heat_map, matrix, numbered
 from regtune.report.page import build_report, write_report
+from regtune.report.scores import Settings
 from report.measured import artefacts, attention, audit, explanations, write_inside
 from report.synthetic import config_of, write_cell, write_sweep
 from report.test_page import Structure

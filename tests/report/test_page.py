@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from regtune.report.collect import collect
-from regtune.report.families import Settings
 from regtune.report.figures import Series, score_figure
 from regtune.report.page import build_report, write_report
+from regtune.report.scores import Settings
+from regtune.report.tasks import reported
 from report.synthetic import config_of, write_cell, write_sweep
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
@@ -57,7 +58,7 @@ def test_the_verdict_stands_on_top_with_seeds_questions_and_corrections(text):
     assert 'class="verdict helps"' in top
     assert "Registers help at N = 16: +" in top
     assert "200 questions, 5 seeds in each arm, paired by seed" in top
-    assert "corrected (Holm) for the 2 values of N tried" in top
+    assert "corrected for 2 comparisons" in top
     assert "Worse than these registers: frozen random vectors and registers, backbone frozen." in top
 
 
@@ -101,6 +102,75 @@ def test_tables_lie_beside_the_page_as_markdown_and_csv(report):
     assert [row[0] for row in rows[1:4]] == ["baseline", "registers, N = 4", "registers, N = 16"]
     assert rows[3][1] == "helps"
     assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_the_first_table_has_six_columns_and_the_small_print_is_folded(report, text):
+    rows = list(csv.reader(io.StringIO((report.parent / "tables/summary.csv").read_text())))
+    assert rows[0] == ["arm", "F1, mean ± SD", "difference (95 %)", "p", "verdict", "seeds"]
+    assert rows[1][0] == "baseline"
+    assert text.index('id="summary"') < text.index('class="figures"')
+    assert re.search(
+        r'<details class="basis"><summary>[^<]+</summary><p class="basis">F1 on en.dev, 200 questions', text
+    )
+
+
+def test_weights_chosen_on_the_reported_set_get_no_verdict(tmp_path):
+    import json
+
+    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=60, sets=("dev.json",), effects={4: 0.4})
+    fair = build_report(collect(tmp_path), settings=Settings(resamples=200)).sections[0].headline
+    assert "Weights that are scored: the last epoch's." in fair.basis
+    for path in tmp_path.rglob("run.json"):
+        content = json.loads(path.read_text())
+        del content["config"]["training"]["checkpoint"]
+        path.write_text(json.dumps(content))
+    top = build_report(collect(tmp_path), settings=Settings(resamples=200)).sections[0].headline
+    assert top.verdict == "no verdict"
+    assert top.sentence.startswith("No verdict: the weights of these runs were chosen on dev, the set that is reported")
+    assert top.sentence.endswith(fair.sentence)
+    assert "the checkpoint that scored best on dev, which is reported here" in top.basis
+
+
+def test_a_task_of_ones_own_is_reported_by_its_own_metrics(tmp_path, monkeypatch):
+    """Perplexity: two columns, no upper bound, less is better; no points, no paper, no claim."""
+    import json
+
+    import numpy as np
+
+    from regtune.records import read_json, write_json
+    from regtune.report import collect as collecting
+    from regtune.report import scores
+    from regtune.report.tasks import Reported
+    from stats.made_up import PERPLEXITY
+
+    task = Reported(name="lm", title="language modelling", metrics=(PERPLEXITY,), examples="texts")
+    for module in (collecting, scores):
+        monkeypatch.setattr(module, "reported", lambda name: task if name == "lm" else reported(name))
+    for module in ("figures", "sections", "result_tables", "flips"):
+        monkeypatch.setattr(f"regtune.report.{module}.reported", lambda name: task, raising=False)
+    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1, 2), questions=60, sets=("dev.json",))
+    for path in tmp_path.rglob("run.json"):
+        content = json.loads(path.read_text())
+        content["config"]["task"] = "lm"
+        n = content["config"]["registers"]["num_registers"]
+        rng = np.random.default_rng([n, content["config"]["training"]["seed"]])
+        tokens = 5 + np.random.default_rng(0).integers(0, 90, 60)
+        nats = tokens * (2.0 - 0.1 * n + 0.02 * rng.standard_normal(60))
+        file = path.parent / content["predictions"]["dev"]
+        rows = [
+            {"id": row["id"], "nats": a, "tokens": float(b)}
+            for row, a, b in zip(read_json(file), nats, tokens, strict=True)
+        ]
+        write_json(file, rows)
+        content["metrics"]["dev"] = {"perplexity": float(np.exp(nats.sum() / tokens.sum()))}
+        path.write_text(json.dumps(content))
+    section = build_report(collect(tmp_path), settings=Settings(resamples=400)).sections[0]
+    assert section.headline.verdict == "helps"
+    assert re.search(r"Registers help at N = 4: -\d\.\d\d perplexity \(95 %", section.headline.sentence)
+    assert section.headline.proven == ""
+    assert "60 texts, 3 seeds" in section.headline.basis
+    assert "point" not in section.headline.basis + section.headline.sentence + str(section.summary)
+    assert "paper" not in section.figures[0].svg
 
 
 def test_controls_are_compared_with_registers_of_the_same_number(report):
@@ -199,11 +269,12 @@ def test_the_search_for_learning_rates_is_shown(tmp_path):
     assert table is not None
     assert table.rows == (("8", "0.0002", "0.001", "54.1"),)
     assert "every 7th paragraph" in table.notes[0]
-    assert table.notes[1] == "Chosen: registers: 0.0002, 0.001."
+    assert table.notes[1] == "Searched for N = 8 alone. Other arms took these rates."
+    assert table.notes[2] == "Chosen: registers: 0.0002, 0.001."
 
 
 def test_a_rate_at_the_edge_of_the_search_is_said_to_be_there():
-    from regtune.report.fact_tables import search_table
+    from regtune.report.result_tables import search_table
 
     rates = [(1e-4, 1e-2, 0.5), (2e-4, 1e-3, 0.6), (2e-4, 1e-2, 0.7), (4e-4, 1e-2, 0.4)]
     names = ("learning_rate", "register_learning_rate", "f1")
@@ -302,7 +373,7 @@ def test_settings_tell_which_arms_have_them(sweep):
 
 def test_a_set_with_dollar_signs_is_no_formula_to_the_figures():
     series = [Series(num_registers=n, scores=(50.0, 51.0), comparison=None) for n in (0, 4)]
-    assert "cost $5 and $6" in score_figure(series, "f1", "cost $5 and $6").svg
+    assert "cost $5 and $6" in score_figure(series, reported("qa").metrics[0], "cost $5 and $6").svg
 
 
 def test_two_training_sets_give_two_sections_with_ids_of_their_own(tmp_path):

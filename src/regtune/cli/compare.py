@@ -30,8 +30,8 @@ class CompareArgs:
     """A run directory."""
     run_b: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN_B")]
     """Another one, evaluated on the same sets."""
-    delta: float = 0.01
-    """Largest difference that does not matter, as a ratio: 0.01 is one point of F1."""
+    delta: float | None = None
+    """Largest difference that does not matter: 0.01 is one point of a ratio. The metric's own by default."""
     resamples: int = 10_000
     """Bootstrap draws."""
     flips: int = 5

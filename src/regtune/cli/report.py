@@ -34,8 +34,8 @@ class ReportArgs:
     """A folder with run directories in it, or one run directory."""
     output_dir: Path | None = None
     """Gets report.html and the rest; `report` in DIR by default."""
-    delta: float = 0.01
-    """Largest difference that does not matter, as a ratio: 0.01 is one point of F1."""
+    delta: float | None = None
+    """Largest difference that does not matter: 0.01 is one point of a ratio. The metric's own by default."""
     resamples: int = 10_000
     """Bootstrap draws."""
 

@@ -13,6 +13,7 @@ from regtune.recipes import upgraded
 from regtune.records import RunRecord, file_name
 
 BASELINE, REGISTERS = "baseline", "registers"
+ON_REPORTED = "the checkpoint that scored best on {}, which is reported here"
 _NOT_ARM = (
     ("output_dir",),
     ("data", "eval"),
@@ -67,10 +68,29 @@ def seed_of(record: RunRecord) -> int:
     return int(filled(record.config)["training"]["seed"])
 
 
-def trained_on(record: RunRecord) -> tuple[str, tuple[str, ...]]:
-    """The model that was fine-tuned and the names of the training sets, in order."""
+def trained_on(record: RunRecord) -> tuple[str, str, tuple[str, ...]]:
+    """The task, the model that was fine-tuned and the names of the training sets, in order."""
     config = filled(record.config)
-    return str(config["model"]), tuple(config["data"]["train"])
+    return task_of(record), str(config["model"]), tuple(config["data"]["train"])
+
+
+def task_of(record: RunRecord) -> str:
+    """The name of the task; records from before there were several are of question answering."""
+    return str(record.config.get("task", "qa"))
+
+
+def checkpoint_rule(record: RunRecord) -> str:
+    """Which weights were scored, in words.
+
+    Records from before the rule was a setting kept the checkpoint that scored best on the first evaluation set.
+    """
+    training = record.config["training"]
+    if "checkpoint" not in training:
+        return ON_REPORTED.format(next(iter(record.metrics), "the first evaluation set"))
+    if training["checkpoint"] == "last":
+        return "the last epoch's"
+    share = f"{100 * float(training.get('held_out', 0)):g} % of the training data, held out"
+    return f"the checkpoint that scored best on {share}"
 
 
 def set_name(source: str) -> str:

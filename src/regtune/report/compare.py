@@ -7,15 +7,15 @@ from pathlib import Path
 
 from regtune.errors import ConfigError, DataError
 from regtune.records import load_record
-from regtune.report.arms import arm_of, seed_of
+from regtune.report.arms import arm_of, seed_of, task_of
 from regtune.report.collect import Cell
 from regtune.report.flips import Flip, Flips, find_flips
-from regtune.report.scores import METRICS, Metric, arm_scores, check_coverage
-from regtune.report.table import percent, points, probability, span
-from regtune.stats.comparison import Comparison, compare
+from regtune.report.scores import arm_scores, check_coverage
+from regtune.report.table import probability
+from regtune.report.tasks import reported
+from regtune.stats.comparison import Comparison, compare, shown, shown_difference, shown_interval
 from regtune.stats.scores import match_arm
 
-_METRICS: tuple[Metric, ...] = ("exact_match", "f1")
 _WIDTH = 100
 
 
@@ -24,7 +24,7 @@ class SetComparison:
     """Both runs on one evaluation set."""
 
     name: str
-    results: dict[Metric, Comparison]
+    results: dict[str, Comparison]
     flips: Flips
 
 
@@ -37,13 +37,13 @@ class RunComparison:
     sets: tuple[SetComparison, ...]
 
 
-def compare_two(first: Path, second: Path, *, delta: float = 0.01, resamples: int = 10_000) -> RunComparison:
+def compare_two(first: Path, second: Path, *, delta: float | None = None, resamples: int = 10_000) -> RunComparison:
     """Compares two finished runs by a paired bootstrap over questions; seeds are not covered, and the text says so.
 
     Args:
         first: a run directory.
         second: another one, evaluated on the same sets.
-        delta: largest difference that does not matter, as a ratio (0.01 is one point).
+        delta: largest difference that does not matter (0.01 is one point); each metric's own if None.
         resamples: bootstrap draws.
 
     Raises:
@@ -53,7 +53,7 @@ def compare_two(first: Path, second: Path, *, delta: float = 0.01, resamples: in
     """
     if first.resolve() == second.resolve():
         raise ConfigError(f"{first} and {second} are the same run; name two different ones.")
-    one, other = _cell(first), _cell(second)
+    one, other = _cell(first.resolve()), _cell(second.resolve())
     names = list(one.record.metrics)
     different = sorted(set(names) ^ set(other.record.metrics))
     if different:
@@ -89,32 +89,33 @@ def _cell(folder: Path) -> Cell:
     return Cell(folder=folder, record=record, arm=arm_of(record), seed=seed_of(record))
 
 
-def _on_set(one: Cell, other: Cell, name: str, *, delta: float, resamples: int) -> SetComparison:
+def _on_set(one: Cell, other: Cell, name: str, *, delta: float | None, resamples: int) -> SetComparison:
     check_coverage([one, other], name)
-    results: dict[Metric, Comparison] = {}
-    for metric in _METRICS:
+    results: dict[str, Comparison] = {}
+    for metric in reported(task_of(one.record)).metrics:
         base = arm_scores([one], name, metric)
         arm = match_arm(arm_scores([other], name, metric), base, paired=False, partial=False)[0]
-        results[metric] = compare(base, {"B": arm}, delta=delta, resamples=resamples)[0]
+        results[metric.name] = compare(base, {"B": arm}, delta=delta, resamples=resamples)[0]
     return SetComparison(name=name, results=results, flips=find_flips([one], [other], name))
 
 
-def _set_lines(part: SetComparison, shown: int) -> list[str]:
+def _set_lines(part: SetComparison, most: int) -> list[str]:
     rows = [("", "A", "B", "B - A", "95 % interval", "p")]
-    for metric, result in part.results.items():
-        means = (percent(result.baseline_mean), percent(result.arm_mean))
-        rows.append(
-            (METRICS[metric], *means, points(result.difference), span(result.interval), probability(result.p_value))
-        )
+    for result in part.results.values():
+        metric = result.metric
+        means = (shown(metric, result.baseline_mean), shown(metric, result.arm_mean))
+        difference = (shown_difference(metric, result.difference), shown_interval(metric, result.interval))
+        rows.append((metric.title, *means, *difference, probability(result.p_value)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    main = next(iter(part.results.values()))
     gained, lost = part.flips.gained, part.flips.lost
     return [
         f"{part.name}, {part.flips.questions:,} questions",
         *table,
-        f"F1: {part.results['f1'].sentence.replace('the baseline', 'A')}",
+        f"{main.metric.title}: {main.sentence.replace('the baseline', 'A')}",
         f"Flips: {len(gained)} questions wrong in A and right in B, {len(lost)} right in A and wrong in B.",
-        *(line for flip in (*gained[:shown], *lost[:shown]) for line in _flip_lines(flip)),
+        *(line for flip in (*gained[:most], *lost[:most]) for line in _flip_lines(flip)),
     ]
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from regtune.errors import MissingExtraError
-from regtune.report.paper_curve import LABEL, POINTS
-from regtune.report.scores import METRICS, Metric
+from regtune.interfaces import Metric
+from regtune.report.tasks import LABEL, reported
 from regtune.stats.comparison import Comparison
 
 INK, FAINT = "#010203", "#040506"
@@ -65,17 +65,17 @@ class Curve:
     seeds: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
 
 
-def score_figure(series: Sequence[Series], metric: Metric, set_name: str, *, paper: bool = True) -> Figure:
+def score_figure(series: Sequence[Series], metric: Metric, set_name: str, *, task: str = "qa") -> Figure:
     """Score against N: a dot for each seed, the mean, and the 95 % band of the difference to the baseline.
 
     The band is drawn around the baseline's mean, so where it does not touch the baseline's line the difference is
-    distinguishable from 0 (before the correction for several N).
+    distinguishable from 0, corrected for all N (Bonferroni).
     """
+    curve = reported(task).curve.get(metric.name, ())
 
     def draw(axes: Any) -> None:
         places = [_place(one.num_registers) for one in series]
-        if paper:
-            _paper(axes, metric)
+        _published(axes, curve)
         _band(axes, series)
         for place, one in zip(places, series, strict=True):
             count = len(one.scores)
@@ -84,17 +84,17 @@ def score_figure(series: Sequence[Series], metric: Metric, set_name: str, *, pap
         means = [float(np.mean(one.scores)) for one in series]
         axes.plot(places, means, "-D", color=INK, markersize=5, linewidth=1.6, label="mean over seeds", zorder=4)
         axes.plot([], [], "o", color=COLOURS[0], markersize=4, label="one seed")
-        counts = {one.num_registers for one in series} | ({0, 5, 15, 100} if paper else set())
+        counts = {one.num_registers for one in series} | {count for count, _ in curve}
         shown = _ticks(sorted(counts), {one.num_registers for one in series})
         axes.set_xticks([_place(count) for count in shown], [str(count) for count in shown])
         axes.set_xlabel("number of registers N (log scale)")
-        axes.set_ylabel(f"{METRICS[metric]} (%)")
+        axes.set_ylabel(f"{metric.title} (%)" if metric.scale == 100 else metric.title)
 
     description = "; ".join(
         f"N = {one.num_registers}: mean {np.mean(one.scores):.1f} over {len(one.scores)} seeds" for one in series
     )
-    title = f"{METRICS[metric]} on {set_name} against the number of registers"
-    return drawn(f"{metric}-by-registers", title, description, draw)
+    title = f"{metric.title} on {set_name} against the number of registers"
+    return drawn(f"{metric.name}-by-registers", title, description, draw)
 
 
 def curve_figure(curves: Sequence[Curve], name: str, title: str, ylabel: str) -> Figure:
@@ -129,35 +129,38 @@ def _place(count: int) -> float:
     return float(np.log2(1 + count))
 
 
-def _paper(axes: Any, metric: Metric) -> None:
-    points = POINTS[metric]
-    axes.plot(
-        [_place(count) for count, _ in points],
-        [value for _, value in points],
-        linestyle=(0, (1, 2)),
-        marker="s",
-        markerfacecolor="none",
-        color=FAINT,
-        linewidth=1.1,
-        markersize=4.5,
-        label=LABEL,
-        zorder=1,
-    )
+def _published(axes: Any, curve: Sequence[tuple[int, float]]) -> None:
+    """Points that can be read off a chart; nothing joins them, for what lies between is not known."""
+    if curve:
+        axes.plot(
+            [_place(count) for count, _ in curve],
+            [value for _, value in curve],
+            linestyle="none",
+            marker="s",
+            markerfacecolor="none",
+            color=FAINT,
+            markersize=4.5,
+            label=LABEL,
+            zorder=1,
+        )
 
 
 def _band(axes: Any, series: Sequence[Series]) -> None:
     compared = [one for one in series if one.comparison is not None]
     if not compared:
         return
-    base = 100 * compared[0].comparison.baseline_mean  # type: ignore[union-attr]
+    result = compared[0].comparison
+    assert result is not None
+    scale = result.metric.scale
+    base = scale * result.baseline_mean
     axes.axhline(base, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="baseline's mean", zorder=2)
-    ends = [(one.num_registers, one.comparison.interval) for one in compared if one.comparison is not None]
+    ends = [(one.num_registers, one.comparison.simultaneous_interval) for one in compared if one.comparison is not None]
     start = [(0, (0.0, 0.0))] if any(one.comparison is None for one in series) else []
-    low, high = ([base + 100 * interval[end] for _, interval in start + ends] for end in (0, 1))
+    low, high = ([base + scale * interval[end] for _, interval in start + ends] for end in (0, 1))
     places = [_place(count) for count, _ in start + ends]
     axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.16, linewidth=0, zorder=0)
     for place, bottom, top in zip(places[len(start) :], low[len(start) :], high[len(start) :], strict=True):
-        label = "95 % interval of the difference" if place == places[len(start)] else None
+        label = "95 % interval of the difference (simultaneous)" if place == places[len(start)] else None
         axes.plot([place, place], [bottom, top], "-_", color=COLOURS[0], linewidth=1.2, markersize=7, label=label)
 
 

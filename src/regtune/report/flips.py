@@ -15,8 +15,9 @@ from regtune.errors import RegtuneError
 from regtune.report.arms import Arm, filled
 from regtune.report.arms import set_name as short_name
 from regtune.report.collect import Cell, Group
-from regtune.report.scores import Answer, answers, some
+from regtune.report.scores import Answer, answers
 from regtune.report.table import Table, percent
+from regtune.stats.scores import some
 
 SHOWN = 40
 NOT_KEPT = "(text not kept)"
@@ -160,7 +161,7 @@ def disagreement(pairs: Iterable[tuple[Cell, Cell]], set_name: str) -> float | N
     shares = []
     for one, other in pairs:
         old, new = answers(one, set_name), answers(other, set_name)
-        shares.append(np.mean(old.column("exact_match", old) != new.column("exact_match", old)))
+        shares.append(np.mean(old.right != new.right[new.like(old)]))
     return float(np.mean(shares)) if shares else None
 
 
@@ -217,8 +218,8 @@ def _side(found: Sequence[Answer], kept: bool) -> Side:
     (text, _), *_ = Counter(answer.text for answer in found).most_common(1)
     return Side(
         text=text if kept else NOT_KEPT,
-        f1=float(np.mean([answer.f1 for answer in found])),
-        right=sum(answer.exact_match > 0.5 for answer in found),
+        f1=float(np.mean([answer.score for answer in found])),
+        right=sum(answer.right for answer in found),
         seeds=len(found),
     )
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from regtune.errors import DataError
 from regtune.records import RUN_FILE, versions
 from regtune.report.collect import Sweep, collect
-from regtune.report.fact_tables import search_table, settings_table, versions_table
-from regtune.report.families import Settings
 from regtune.report.inside.files import find_inside, has_inside, read_inside
 from regtune.report.inside.sections import InsideSection, inside_sections
 from regtune.report.rendering import environment, write
-from regtune.report.result_tables import runs_table
+from regtune.report.result_tables import runs_table, search_table, settings_table, versions_table
+from regtune.report.scores import Settings
 from regtune.report.sections import Section, make_section, named
 from regtune.report.table import Table, escaped
 
@@ -47,14 +46,16 @@ class Report:
         return [t for part in parts for t in part.tables] + [t for t in rest if t is not None]
 
 
-def write_report(folder: Path, *, output: Path | None = None, delta: float = 0.01, resamples: int = 10_000) -> Path:
+def write_report(
+    folder: Path, *, output: Path | None = None, delta: float | None = None, resamples: int = 10_000
+) -> Path:
     """Writes the page of a sweep (or of one run), and its tables (Markdown, CSV) and figures (SVG) beside it.
 
     Args:
         folder: a sweep's folder with run directories in it, one run directory, or a folder that holds `inside` alone.
             What lies in `inside` folders, of the sweep and of each arm's first run, gets sections of its own.
         output: folder for `report.html`, `tables.md`, `tables/*.csv` and `figures/*.svg`; `report` in `folder` if None.
-        delta: largest difference that does not matter, as a ratio (0.01 is one point).
+        delta: largest difference of the main metric that does not matter (0.01 is one point); its own if None.
         resamples: bootstrap draws.
 
     Returns:
@@ -130,7 +131,7 @@ def _markdown(report: Report) -> str:
     for section in report.sections:
         top = section.headline
         parts += [f"**{escaped(section.title)}**\n", f"{escaped(top.sentence)}\n"]
-        parts += [f"{escaped(text)}\n" for text in (top.controls, top.basis) if text]
+        parts += [f"{escaped(text)}\n" for text in (top.proven, top.controls, top.basis) if text]
     parts += [table.markdown for table in report.tables]
     if report.skipped:
         listed = "\n".join(f"- {escaped(name)}: {escaped(reason)}" for name, reason in report.skipped)

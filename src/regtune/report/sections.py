@@ -8,17 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regtune.interfaces import Metric
 from regtune.records import CURVE_FILE, read_json
-from regtune.report.arms import BASELINE, REGISTERS, Arm
+from regtune.report.arms import BASELINE, REGISTERS, Arm, checkpoint_rule
 from regtune.report.collect import Group
-from regtune.report.fact_tables import cost_table
-from regtune.report.families import Family, Settings, against_baseline, against_controls, find_baseline
 from regtune.report.figures import Curve, Figure, Series, curve_figure, score_figure
 from regtune.report.flips import Flips, find_flips, flips_table, shown_table
 from regtune.report.headline import Headline, control_sentence, headline, no_comparison
-from regtune.report.result_tables import arms_table, caveats, controls_table, sets_table
-from regtune.report.scores import METRICS, Metric, check_coverage
+from regtune.report.result_tables import arms_table, caveats, controls_table, cost_table, sets_table, summary_table
+from regtune.report.scores import (
+    Family,
+    Settings,
+    against_baseline,
+    against_controls,
+    check_coverage,
+    find_baseline,
+)
 from regtune.report.table import Table
+from regtune.report.tasks import reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,8 @@ class Section:
     title: str
     headline: Headline
     score_figures: tuple[Figure, ...] = ()
+    summary: Table | None = None
+    """The main metric on the first set, in six columns."""
     arms: tuple[Table, ...] = ()
     controls: tuple[Table, ...] = ()
     curve_figures: tuple[Figure, ...] = ()
@@ -45,7 +54,7 @@ class Section:
     @property
     def tables(self) -> list[Table]:
         """All tables, in the page's order."""
-        found = [*self.arms, *self.controls, *self.sets, *self.set_details, self.cost, self.flip_counts]
+        found = [self.summary, *self.arms, *self.controls, *self.sets, *self.set_details, self.cost, self.flip_counts]
         if self.flips is not None and self.flips.flips:
             found.append(shown_table(self.flips))
         return [table for table in found if table is not None]
@@ -59,7 +68,8 @@ def make_section(group: Group, settings: Settings) -> Section:
     """
     trained = " + ".join(Path(name).name for name in group.train)
     named_so = f"{group.train_name}: " if group.train_name else ""
-    title = f"{named_so}{group.model}, trained on {trained}"
+    what = "" if group.task == "qa" else f", {reported(group.task).title}"
+    title = f"{named_so}{group.model}{what}, trained on {trained}"
     for name in group.sets:
         check_coverage([cell for cell in group.cells if name in cell.record.predictions], name)
     baseline = find_baseline(group)
@@ -69,36 +79,38 @@ def make_section(group: Group, settings: Settings) -> Section:
     )
     if first is None:
         return plain
-    sets = tuple(sets_table(group, None, {}, metric) for metric in METRICS)
+    sets = tuple(sets_table(group, None, {}, metric) for metric in group.metrics)
     if isinstance(baseline, str) or len(group.arms) == 1:
         return dataclasses.replace(plain, sets=sets)
     return _compared(plain, group, baseline, first, settings)
 
 
 def _compared(plain: Section, group: Group, baseline: Arm, first: str, settings: Settings) -> Section:
-    results: dict[tuple[str, Metric], list[Family]] = {
-        (name, metric): [
+    main = group.metrics[0]
+    results: dict[tuple[str, str], list[Family]] = {
+        (name, metric.name): [
             against_baseline(group, name, metric, registers=registers, settings=settings) for registers in (True, False)
         ]
         for name in group.sets
-        for metric in METRICS
+        for metric in group.metrics
     }
-    top = _headline(results[first, "f1"], first, caveats(group))
-    against = {metric: against_controls(group, first, metric, settings=settings) for metric in METRICS}
-    controls = [controls_table(against[metric], first, metric) for metric in METRICS]
-    if top.arm in against["f1"]:
-        top = dataclasses.replace(top, controls=control_sentence(against["f1"][top.arm].comparisons))
+    top = _headline(results[first, main.name], first, group)
+    against = {metric.name: against_controls(group, first, metric, settings=settings) for metric in group.metrics}
+    controls = [controls_table(against[metric.name], first, metric) for metric in group.metrics]
+    if top.arm in against[main.name]:
+        top = dataclasses.replace(top, controls=control_sentence(against[main.name][top.arm].comparisons))
     return dataclasses.replace(
         plain,
         headline=top,
         score_figures=tuple(
-            _score_figure(group, baseline, results[first, metric][0], first, metric) for metric in METRICS
+            _score_figure(group, baseline, results[first, metric.name][0], first, metric) for metric in group.metrics
         ),
-        arms=tuple(arms_table(group, baseline, results[first, metric], first, metric) for metric in METRICS),
+        summary=summary_table(group, baseline, results[first, main.name], first, main),
+        arms=tuple(arms_table(group, baseline, results[first, metric.name], first, metric) for metric in group.metrics),
         controls=tuple(table for table in controls if table is not None),
-        sets=tuple(sets_table(group, baseline, results, metric) for metric in METRICS),
+        sets=tuple(sets_table(group, baseline, results, metric) for metric in group.metrics),
         set_details=tuple(
-            arms_table(group, baseline, results[name, "f1"], name, "f1") for name in group.sets if name != first
+            arms_table(group, baseline, results[name, main.name], name, main) for name in group.sets if name != first
         ),
         flip_counts=flips_table(group, baseline, first),
         flips=_flips(group, baseline, top.arm, first),
@@ -123,32 +135,57 @@ def _why_not(group: Group, baseline: Arm | str) -> Headline:
     return no_comparison("the runs hold no predictions", "They were scored, but not question by question.")
 
 
-def _headline(families: Sequence[Family], first: str, known: Sequence[str]) -> Headline:
+def _headline(families: Sequence[Family], first: str, group: Group) -> Headline:
+    task = reported(group.task)
     for family, what in zip(families, ("Registers", "The controls"), strict=True):
         if family.comparisons:
-            return headline(family.comparisons, set_name=first, metric="F1", what=what, caveats=known)
+            top = headline(
+                family.comparisons,
+                set_name=first,
+                metric=group.metrics[0],
+                what=what,
+                examples=task.examples,
+                claim=task.claim,
+                caveats=caveats(group),
+            )
+            return _refused(top, first, group)
     notes = " ".join(note for family in families for note in family.notes)
     return no_comparison("no arm has enough runs beside the baseline's", notes)
+
+
+def _refused(top: Headline, first: str, group: Group) -> Headline:
+    """No verdict where weights were chosen on the examples that are reported."""
+    if not any(checkpoint_rule(cell.record).endswith("reported here") for cell in group.cells):
+        return top
+    return dataclasses.replace(
+        top,
+        verdict="no verdict",
+        sentence=(
+            f"No verdict: the weights of these runs were chosen on {first}, the set that is reported, which favours "
+            f"some arms over others. Taken as they are: {top.sentence}"
+        ),
+    )
 
 
 def _score_figure(group: Group, baseline: Arm, family: Family, first: str, metric: Metric) -> Figure:
     series = []
     for arm in [baseline, *(arm for arm in group.arms if arm.kind == REGISTERS)]:
-        cells = [cell for cell in group.of(arm) if metric in cell.record.metrics.get(first, {})]
-        scores = tuple(100 * cell.record.metrics[first][metric] for cell in cells)
+        cells = [cell for cell in group.of(arm) if metric.name in cell.record.metrics.get(first, {})]
+        scores = tuple(metric.scale * cell.record.metrics[first][metric.name] for cell in cells)
         if scores:
             series.append(
                 Series(num_registers=arm.num_registers, scores=scores, comparison=family.comparisons.get(arm))
             )
     series.sort(key=lambda one: one.num_registers)
-    return score_figure(series, metric, first)
+    return score_figure(series, metric, first, task=group.task)
 
 
 def _curves(group: Group) -> tuple[Figure, ...]:
     arms = [arm for arm in group.arms if arm.kind in (BASELINE, REGISTERS)] or group.arms
+    main = group.metrics[0]
     wanted = (
         ("loss", "Training loss", "loss", 1.0),
-        ("f1", "F1 while training, on the first evaluation set", "F1 (%)", 100.0),
+        (main.name, f"{main.title} while training", f"{main.title}{' (%)' if main.scale == 100 else ''}", main.scale),
     )
     found = []
     for key, title, label, factor in wanted:

@@ -50,7 +50,8 @@ class ArmScores:
         if scores.ndim == 2 and len(self.metric.columns) == 1:
             scores = scores[..., None]
         object.__setattr__(self, "scores", scores)
-        if scores.ndim != 3 or scores.shape[2] != len(self.metric.columns):
+        open_ended = any(column.endswith("*") for column in self.metric.columns)
+        if scores.ndim != 3 or (scores.shape[2] != len(self.metric.columns) and not open_ended):
             wanted = ", ".join(self.metric.columns)
             raise DataError(
                 f"{self.name}: scores have shape {np.asarray(self.scores).shape}, expected [seeds, examples, columns] "
