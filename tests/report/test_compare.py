@@ -84,3 +84,13 @@ def test_a_run_with_itself_is_refused(runs):
 def test_a_folder_without_a_run_is_refused(runs, tmp_path):
     with pytest.raises(CheckpointError, match="holds no finished run"):
         compare_two(runs[0], tmp_path / "nothing")
+
+
+def test_relative_folders_of_an_export_are_found(monkeypatch):
+    from pathlib import Path
+
+    cells = Path(__file__).parents[2] / "docs" / "results" / "ablation" / "cells"
+    one, other = sorted(path.name for path in cells.iterdir())[:2]
+    monkeypatch.chdir(cells)
+    found = compare_two(Path(one), Path(other), resamples=200)
+    assert found.sets[0].results["f1"].examples == 440

@@ -390,6 +390,10 @@ def test_two_training_sets_give_two_sections_with_ids_of_their_own(tmp_path):
     assert "trained on a.json + b.json" in page
     assert sorted(found.ids) == sorted(set(found.ids))
     assert page.count('class="verdict') == 2
+    rows = list(csv.reader(io.StringIO((tmp_path / "out/tables/overview.csv").read_text())))
+    assert [title.partition(" (")[0].split("trained on ")[1] for title in rows[0][1:]] == ["a.json", "a.json + b.json"]
+    assert [row[0] for row in rows[1:]] == ["baseline", "registers, N = 4"]
+    assert all("cannot tell" in cell or "equivalent" in cell for cell in rows[2][1:])
 
 
 def test_the_output_folder_is_made_and_a_file_in_its_place_is_named(sweep, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class Report:
 
     title: str
     sections: tuple[Section, ...]
+    overview: Table | None = None
+    """Tasks, models and training sets in columns, where there are several."""
     search: Table | None = None
     settings: Table | None = None
     versions: Table | None = None
@@ -43,7 +46,8 @@ class Report:
         """All tables, in the page's order."""
         rest = [self.search, self.settings, self.versions, self.runs]
         parts: list[Section | InsideSection] = [*self.sections, *self.inside]
-        return [t for part in parts for t in part.tables] + [t for t in rest if t is not None]
+        first = [] if self.overview is None else [self.overview]
+        return first + [t for part in parts for t in part.tables] + [t for t in rest if t is not None]
 
 
 def write_report(
@@ -92,6 +96,7 @@ def build_report(sweep: Sweep, *, settings: Settings) -> Report:
         folder=sweep.folder.resolve().name,
         not_begun=sweep.not_begun,
         sections=sections,
+        overview=_overview(sections) if several else None,
         search=search_table(sweep.search) if sweep.search else None,
         settings=settings_table(sweep.cells),
         versions=versions_table(sweep.cells),
@@ -100,6 +105,21 @@ def build_report(sweep: Sweep, *, settings: Settings) -> Report:
         inside=inside,
         made_with=f"regtune {versions()['regtune']}",
     )
+
+
+def _overview(sections: Sequence[Section]) -> Table:
+    """Arms in rows, sections in columns: the mean, and the difference to the baseline with its verdict."""
+    columns = [{row[0]: row for row in section.summary.rows} if section.summary else {} for section in sections]
+    arms = list(dict.fromkeys(arm for column in columns for arm in column))
+    rows = [
+        (arm, *(". ".join(filter(None, (c[arm][1], c[arm][2], c[arm][4]))) if arm in c else "" for c in columns))
+        for arm in arms
+    ]
+    titles = [
+        f"{section.title} ({section.summary.title})" if section.summary else section.title for section in sections
+    ]
+    note = "Mean ± SD over seeds; difference to the baseline with its interval; verdict. Corrected column by column."
+    return Table(name="overview", title="All at a glance", header=("arm", *titles), rows=tuple(rows), notes=(note,))
 
 
 def _inside_alone(folder: Path) -> Report | None:

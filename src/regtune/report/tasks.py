@@ -40,10 +40,6 @@ class Reported:
     """Metric to points of a published curve: number of registers, value as a person reads it."""
 
 
-_QA_METRICS = (
-    Metric(name="f1", title="F1", columns=("f1",)),
-    Metric(name="exact_match", title="EM", columns=("exact_match",)),
-)
 _QA: dict[str, Any] = {
     "examples": "questions",
     "claim": Claim(
@@ -68,7 +64,5 @@ def reported(name: str) -> Reported:
         UnknownNameError: no such task is installed.
     """
     own = _QA if name == "qa" else {}
-    if name == "qa" and name not in TASKS:
-        return Reported(name=name, title="question answering", metrics=_QA_METRICS, **own)
     task = TASKS.get(name)
     return Reported(name=name, title=task.title, metrics=tuple(task.metrics), **own)
