@@ -91,7 +91,8 @@ class DataConfig(Checked, section="data"):
         super().__post_init__()
         self.require(len(self.eval) > 0, "eval", "is empty; name at least one evaluation set.")
         for name in ("stride", "max_question_length"):
-            smaller = getattr(self, name) < self.max_length
+            value = getattr(self, name)
+            smaller = value < self.max_length or value == getattr(DataConfig, name)  # not every task has them
             self.require(smaller, name, f"must be smaller than max_length={self.max_length}.")
 
 

@@ -232,6 +232,11 @@ class Task:
         scores = self.score(predictions, examples)
         return {metric.name: metric.of(scores) for metric in self.metrics}
 
+    def language(self, name: str) -> str:
+        """ISO 639-1 code of a data set, empty where unknown."""
+        del name
+        return ""
+
     def group(self, example: Any) -> str:
         """Examples of one group are never split between training and held-out data: a passage, a document."""
         return str(example.id)

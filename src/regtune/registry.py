@@ -113,7 +113,11 @@ def _origin(item: Any) -> str:
     return str(getattr(module, "__file__", None) or kind.__module__)
 
 
-TASKS: Final = Registry("task", "tasks", {"qa": "regtune.tasks.qa.task:QuestionAnswering"})
+TASKS: Final = Registry(
+    "task",
+    "tasks",
+    {"qa": "regtune.tasks.qa.task:QuestionAnswering", "classify": "regtune.tasks.classify:Classification"},
+)
 FAMILIES: Final = Registry(
     "family",
     "families",

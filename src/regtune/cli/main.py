@@ -10,7 +10,21 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from regtune.cli import ask, compare, demo, diagnose, doctor, evaluate, explain, info, inside, report, sweep, train
+from regtune.cli import (
+    ask,
+    compare,
+    demo,
+    diagnose,
+    doctor,
+    evaluate,
+    explain,
+    info,
+    inside,
+    predict,
+    report,
+    sweep,
+    train,
+)
 from regtune.errors import ConfigError, RegtuneError, bounded, unknown_name
 
 
@@ -24,7 +38,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     module.HELP.name: Command(module.run, module.HELP.sentence, module.HELP.examples)
-    for module in (demo, train, sweep, report, compare, evaluate, ask, info, doctor, explain, diagnose, inside)
+    for module in (demo, train, sweep, report, compare, evaluate, predict, ask, info, doctor, explain, diagnose, inside)
 }
 """In the order of the overview."""
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import dataclasses
+import inspect
+import itertools
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import tyro
 
-from regtune.errors import ConfigError
+from regtune.config import AnswerConfig, DataConfig, RunConfig
+from regtune.errors import ConfigError, unknown_name
+from regtune.registry import TASKS
 
 ArgsT = TypeVar("ArgsT")
 
@@ -39,6 +47,71 @@ def parse(help_: CommandHelp, kind: type[ArgsT], argv: Sequence[str], default: A
 def first_argument(argv: Sequence[str]) -> str | None:
     """The argument that the defaults of all others depend on, if it stands where it belongs."""
     return argv[0] if argv and not argv[0].startswith("-") else None
+
+
+def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
+    """The class of run configs whose `settings` are the task's own, as flags, and the config as one of them.
+
+    The task is the one that `--task` names, or the config's.
+    """
+    task = config.task
+    for index, argument in enumerate(argv):
+        name, _, value = argument.partition("=")
+        if name == "--task":
+            task = value or (argv[index + 1] if index + 1 < len(argv) else task)
+    kind = TASKS.get(task).settings
+    shared = {field.name for part in (DataConfig, AnswerConfig) for field in dataclasses.fields(part)}
+    hints, texts = get_type_hints(kind), _field_texts(kind)
+    own = [
+        (field.name, Annotated[hints[field.name], tyro.conf.arg(help=texts.get(field.name))], field)
+        for field in dataclasses.fields(kind)
+        if field.name not in shared
+    ]
+    settings = dataclasses.make_dataclass(
+        "Settings", [(name, hint, _default(field)) for name, hint, field in own], frozen=True, kw_only=True
+    )
+    given = dict(config.settings) if task == config.task else {}
+    for name in given:
+        if name not in {each[0] for each in own}:
+            raise unknown_name(f"setting of the task {task}:", name, [each[0] for each in own])
+    typed = dataclasses.make_dataclass(
+        "RunConfig", [("settings", settings)], bases=(RunConfig,), frozen=True, kw_only=True
+    )
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return typed, typed(**{**values, "task": task, "settings": settings(**given)})
+
+
+def without_types(config: Any) -> RunConfig:
+    """The plain config of one that `with_settings` made; settings that have their default are left out."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    typed = values["settings"]
+    default = type(typed)()
+    values["settings"] = {
+        field.name: getattr(typed, field.name)
+        for field in dataclasses.fields(typed)
+        if getattr(typed, field.name) != getattr(default, field.name)
+    }
+    return RunConfig(**values)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory)
+    return dataclasses.field(default=field.default)
+
+
+def _field_texts(kind: type) -> dict[str, str]:
+    """What the source says below each field of a dataclass."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        with contextlib.suppress(OSError, TypeError, SyntaxError):
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+            lines = getattr(body, "body", [])
+            for line, below in itertools.pairwise(lines):
+                named = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+                if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                    found[line.target.id] = str(below.value.value)
+    return found
 
 
 def context_of(context: str | None, context_file: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet
+from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet, with_settings, without_types
 from regtune.config import RunConfig
 from regtune.errors import ConfigError
 
@@ -21,6 +22,7 @@ HELP = CommandHelp(
         "regtune train --model minilm --registers.num-registers 4 --output-dir runs/first",
         "regtune train recipes/minilm-tydiqa-en.yaml --training.seed 1 --output-dir runs/seed1",
         "regtune train --model roberta-base --data.train my.train.json --data.eval my.dev.json",
+        "regtune train --task classify --data.train my.csv --data.eval dev.csv --settings.label-column mood",
     ),
 )
 
@@ -44,7 +46,16 @@ def run(argv: Sequence[str]) -> int:
 
     recipe = first_argument(argv)
     config = RunConfig() if recipe is None else load_recipe(recipe)
-    args = parse(HELP, TrainArgs, argv, TrainArgs(recipe=recipe, config=config))
+    kind, typed = with_settings(config, argv)
+    arguments = dataclasses.make_dataclass(
+        "TrainArgs",
+        [("config", Annotated[kind, tyro.conf.arg(name="")])],
+        bases=(TrainArgs,),
+        frozen=True,
+        kw_only=True,
+    )
+    arguments.__doc__ = TrainArgs.__doc__
+    args: TrainArgs = parse(HELP, arguments, argv, arguments(recipe=recipe, config=typed))
     if args.recipe != recipe:
         raise ConfigError(f"Put the recipe first: regtune train {args.recipe} ...")
     quiet()
@@ -52,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     from regtune.sweeps.describe import scores_text
     from regtune.sweeps.run import data_lines, run_experiment
 
-    record = run_experiment(args.config)
+    record = run_experiment(without_types(args.config))
     for line in data_lines(record.data):
         print(printable(f"note: {line}", keep=""), file=sys.stderr)
     print(scores_text(record.metrics))

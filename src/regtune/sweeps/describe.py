@@ -10,6 +10,7 @@ from typing import Any
 from regtune.errors import CheckpointError
 from regtune.records import RunRecord
 from regtune.session import Target, open_target
+from regtune.sweeps.evaluate import titles_of
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def describe_text(facts: dict[str, Any]) -> str:
 
 
 def scores_text(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """EM and F1 of each evaluation set in percent, a line each."""
+    """The metrics of each evaluation set in percent, a line each."""
     return "\n".join(f"{name}: {_percent(values)}" for name, values in metrics.items())
 
 
@@ -134,5 +135,5 @@ def _settings(values: dict[str, Any]) -> str:
 
 
 def _percent(metrics: Mapping[str, float]) -> str:
-    names = {"exact_match": "EM", "f1": "F1"}
-    return ", ".join(f"{label} {100 * metrics[name]:.1f}" for name, label in names.items() if name in metrics)
+    titles = titles_of()
+    return ", ".join(f"{titles[name]} {100 * value:.1f}" for name, value in metrics.items() if name in titles)

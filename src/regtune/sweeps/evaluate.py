@@ -12,7 +12,8 @@ from regtune.config import DataConfig, RunConfig, to_dict
 from regtune.errors import printable
 from regtune.models.precision import resolve_precision
 from regtune.records import now, versions, write_json
-from regtune.session import Session, SharedInputs, Target, open_target, settings_of
+from regtune.registry import TASKS
+from regtune.session import Session, SharedInputs, Target, fitted, open_target, settings_of
 from regtune.session import open as open_session
 from regtune.tasks.qa.windows import fitting
 
@@ -86,14 +87,13 @@ def evaluate(
         DataError: as reading the sets.
     """
     from regtune.sweeps.run import data_facts, evaluate_sets, evaluation_set, refuse_same_names
-    from regtune.tasks.qa.data.sources import dataset_info
 
     target = open_target(name)
     config = config or _that_stops_at_no_question(target.config)
     names = tuple(data) or config.data.eval
-    languages = {each: dataset_info(each).language for each in names}
     refuse_same_names(names)
     session = _open(target, config)
+    languages = {each: session.reads.language(each) for each in names}
     folder = output_dir or (target.run_dir / "evaluation" if target.run_dir else Path("runs/evaluation"))
     inputs = SharedInputs()
     parts = {each: evaluation_set(each, session, inputs) for each in names}
@@ -117,7 +117,7 @@ def evaluate(
         model=target.model,
         settings=settings,
         sets=sets,
-        averages=language_averages(sets),
+        averages=language_averages(sets, [metric.name for metric in session.reads.metrics]),
         versions=versions(),
         finished=now(),
     )
@@ -126,9 +126,12 @@ def evaluate(
 
 def _open(target: Target, config: RunConfig) -> Session:
     """The session of a model under other settings than its own, cut to what it has positions for."""
-    session = open_session(
-        target.name, task=config.task, settings=settings_of(config), attention=config.training.attention
-    )
+    known = config.task if target.record is not None else None
+    session = open_session(target.name, task=known, attention=config.training.attention)
+    if session.task is None:
+        session = open_session(target.name, task=config.task)  # says that there is no head for it
+    session.task_settings = fitted(settings_of(config, session.reads), session)
+    config = dataclasses.replace(config, task=session.reads.name)
     names = [each.name for each in dataclasses.fields(config.data) if hasattr(session.task_settings, each.name)]
     used: dict[str, Any] = {name: getattr(session.task_settings, name) for name in names}
     session.config = dataclasses.replace(config, data=dataclasses.replace(config.data, **used))
@@ -147,22 +150,25 @@ def shorter(data: DataConfig, max_length: int) -> DataConfig:
     return dataclasses.replace(data, max_length=max_length, stride=stride, max_question_length=question)
 
 
-def language_averages(sets: Sequence[SetScores]) -> dict[str, dict[str, float]]:
-    """EM and F1 averaged over sets (each counts once, as in TyDi QA), where they have several languages."""
+def language_averages(
+    sets: Sequence[SetScores], metrics: Sequence[str] = ("exact_match", "f1")
+) -> dict[str, dict[str, float]]:
+    """Metrics averaged over sets (each counts once, as in TyDi QA), where they have several languages."""
     known = [part for part in sets if part.language]
     if len({part.language for part in known}) < 2:
         return {}
     groups = {"all languages": known, "non-English": [part for part in known if part.language != "en"]}
     return {
-        name: {metric: sum(part.metrics[metric] for part in group) / len(group) for metric in ("exact_match", "f1")}
+        name: {metric: sum(part.metrics[metric] for part in group) / len(group) for metric in metrics}
         for name, group in groups.items()
     }
 
 
 def evaluation_text(found: Evaluation) -> str:
     """The table that a person reads, ratios in percent, and below it what was left out, mended, converted or cut."""
-    columns = [key for key in _COLUMNS if any(key in part.metrics for part in found.sets)]
-    head = ["set", "language", "questions", *(_COLUMNS[key] for key in columns)]
+    titles = titles_of() | _COLUMNS
+    columns = [key for key in titles if any(key in part.metrics for part in found.sets)]
+    head = ["set", "language", "questions", *(titles[key] for key in columns)]
     rows = [[part.name, part.language or "?", _of(part), *_cells(part.metrics, columns)] for part in found.sets]
     rows += [[f"mean, {name}", "", "", *_cells(metrics, columns)] for name, metrics in found.averages.items()]
     notes = [f"{part.name}: {line}" for part in found.sets for line in part.account.get("lines", ())]
@@ -173,6 +179,11 @@ def _of(part: SetScores) -> str:
     """Scored questions, of how many where some are missing."""
     read = part.account.get("questions_read", part.questions)
     return f"{part.questions} of {read}" if read > part.questions else str(part.questions)
+
+
+def titles_of() -> dict[str, str]:
+    """Every metric's title by its name."""
+    return {metric.name: metric.title for task in TASKS for metric in TASKS.get(task).metrics}
 
 
 def _cells(metrics: Mapping[str, float], columns: Sequence[str]) -> list[str]:

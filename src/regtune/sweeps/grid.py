@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,7 +200,7 @@ class SweepConfig(Checked):
 
 def set_name(name: str) -> str:
     """The short name under which records keep an evaluation set."""
-    return file_name(name).removesuffix(".gz").removesuffix(".json")
+    return re.sub(r"\.(json|jsonl|csv|tsv|txt)$", "", file_name(name).removesuffix(".gz"))
 
 
 def _refuse_repeats(name: str, values: Sequence[Hashable]) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from regtune.errors import DataError
-from regtune.tasks.classify.sentences import text_of
+from regtune.tasks.classify import decoded
+from regtune.tasks.qa.data.files import read_bytes
 
 SPLITS = ("train", "val", "test")
 _WORD = re.compile(r"\S+")
@@ -74,7 +75,7 @@ def _documents(path: Path) -> dict[str, str]:
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every line with its place, for messages."""
-    lines = text_of(path).split("\n")
+    lines = decoded(read_bytes(path), str(path), "auto").split("\n")
     if not any(line.strip() for line in lines):
         raise DataError(f"{path} is empty. Download or write it again.")
     for number, line in enumerate(lines, start=1):

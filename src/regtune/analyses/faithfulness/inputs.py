@@ -16,11 +16,9 @@ from torch import Tensor
 from regtune.analyses.batches import Batch, question_batches, text_batches
 from regtune.analyses.faithfulness.eraser import Rationale, read_rationales
 from regtune.analyses.faithfulness.rationales import words_to_tokens
-from regtune.errors import CheckpointError, ConfigError, DataError
-from regtune.models.loading import load_question_answering_model, load_tokenizer, quiet_transformers, resolve_model
-from regtune.registers.saving import from_pretrained
-from regtune.session import MODEL_DIR, open_target, require_answering_head
-from regtune.tasks.classify.sentences import read_sentiment
+from regtune.errors import ConfigError, DataError
+from regtune.session import open as open_session
+from regtune.tasks.classify import Classification, ClassifySettings
 from regtune.tasks.qa.data.sources import load_questions
 from regtune.tasks.qa.examples import QAExample
 from regtune.tasks.qa.pairs import require_fast_tokenizer
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["sentiment", "questions", "rationales"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SENTIMENT_FILE = "sentiment.json"
-"""The record that `train_sentiment` leaves beside its model."""
 REVIEW_LABELS = {"NEG": 0, "POS": 1}
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*\s+|\n+")
 
@@ -53,35 +49,13 @@ class MeasuredTexts:
 
 
 def open_model(model_dir: str | Path, kind: Kind) -> tuple[Any, Any]:
-    """The model, in evaluation mode, and its tokenizer: a run directory, a sentiment cell or a model's own folder.
+    """The model, in evaluation mode, and its tokenizer.
 
     Raises:
         CheckpointError: no model there, or one whose head isn't made for this kind of text.
     """
-    if kind == "questions":
-        name = open_target(model_dir).model
-        require_answering_head(name)
-        answering: Any = load_question_answering_model(name)
-        return answering.eval(), load_tokenizer(name)
-    folder = Path(model_dir)
-    return _classifier(str(folder / MODEL_DIR if (folder / SENTIMENT_FILE).is_file() else model_dir))
-
-
-def _classifier(name: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification
-
-    try:
-        with quiet_transformers():
-            model: Any = from_pretrained(AutoModelForSequenceClassification, resolve_model(name))
-    except ValueError as error:
-        raise CheckpointError(f"{name} can't be loaded for classification: {error}") from error
-    made_for = model.config.architectures or []
-    if not any("SequenceClassification" in architecture for architecture in made_for):
-        raise CheckpointError(
-            f"{name} is a {', '.join(made_for) or 'model without a head'}, so its classes would be random. Train one "
-            "first: train_sentiment in regtune.tasks.classify.sentiment."
-        )
-    return model.eval(), load_tokenizer(name)
+    session = open_session(model_dir, task="qa" if kind == "questions" else "classify")
+    return session.model, session.reader
 
 
 def drawn(count: int, limit: int | None, seed: int) -> list[int]:
@@ -101,7 +75,7 @@ def sentiment_texts(
     path: Path, tokenizer: PreTrainedTokenizerBase, *, limit: int | None, seed: int, max_length: int, batch_size: int
 ) -> MeasuredTexts:
     """Sentences of an SST-2 file."""
-    sentences = read_sentiment(path)
+    sentences = Classification().read([str(path)], ClassifySettings()).items
     rows = drawn(len(sentences), limit, seed)
     batches = text_batches(
         [sentences[row].text for row in rows], tokenizer, max_length=max_length, batch_size=batch_size
@@ -109,7 +83,7 @@ def sentiment_texts(
     return MeasuredTexts(
         batches=batches,
         names=tuple(f"{path.name}:{row + 1}" for row in rows),
-        labels={index: sentences[row].label for index, row in enumerate(rows)},
+        labels={index: int(sentences[row].label) for index, row in enumerate(rows)},
         facts={"texts": len(rows)},
     )
 

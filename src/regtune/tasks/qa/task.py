@@ -15,7 +15,7 @@ from regtune.errors import DataError
 from regtune.interfaces import Batch, Examples, Floats, Metric, Rows, Task
 from regtune.registers.surgery import register_positions
 from regtune.tasks.qa.answers import Prediction, extract_answers
-from regtune.tasks.qa.data.sources import load_questions
+from regtune.tasks.qa.data.sources import language_of, load_questions
 from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.metrics.scoring import score_set
 from regtune.tasks.qa.windows import make_windows
@@ -120,6 +120,10 @@ class QuestionAnswering(Task):
     def figures(self, predictions: Sequence[Prediction], examples: Examples) -> dict[str, float]:
         """The metrics and, for SQuAD v2.0, those of questions with and without an answer and of the best threshold."""
         return score_set(_rules(examples), predictions, examples.items)[1]
+
+    def language(self, name: str) -> str:
+        """See `language_of`."""
+        return language_of(name)
 
     def group(self, example: QAExample) -> str:
         """The passage."""

@@ -45,10 +45,21 @@ def read_json(path: Path, max_bytes: int = MAX_UNPACKED) -> Parsed:
     """
     if max_bytes < 1:
         raise ConfigError(f"max_bytes={max_bytes} must be at least 1.")
+    return parse_json(read_bytes(path, max_bytes), str(path))
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_UNPACKED) -> bytes:
+    """What a file holds, unpacked if it is gzip.
+
+    Raises:
+        DataError: the file is missing, a folder, unreadable, a Git-LFS pointer, broken gzip or too large.
+    """
     try:
-        return parse_json(_unpack(_read_bytes(path), path, max_bytes), str(path))
+        raw = _unpack(_read_bytes(path), path, max_bytes)
     except MemoryError as error:
         raise DataError(f"{path} does not fit into this machine's memory. Split it into smaller files.") from error
+    _refuse_lfs_pointer(raw, str(path))
+    return raw
 
 
 def parse_json(raw: bytes, name: str) -> Parsed:

@@ -1,0 +1,66 @@
+"""What a model says of texts that nobody labelled, for any task."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from regtune.errors import DataError, shown
+from regtune.interfaces import Examples
+from regtune.session import open as open_session
+from regtune.tasks.classify import decoded
+from regtune.tasks.qa.data.files import parse_json, read_bytes
+
+
+def predict(
+    name: str | Path, records: Sequence[Mapping[str, Any]] | str | Path, *, progress: bool = False
+) -> list[dict[str, Any]]:
+    """The predictions of a run's model, or of any model with a task's head.
+
+    Args:
+        name: a run directory, a folder or a hub name.
+        records: mappings with what the task reads (`text`; `question` and `context`), or a file of them: JSON lines,
+            CSV or TSV with a header, or plain text with a text a line.
+        progress: show a progress bar.
+
+    Returns:
+        One mapping of plain JSON types for each record, in order; `id` is the record's own, or its number.
+
+    Raises:
+        CheckpointError: no such model, or one without a head.
+        DataError: nothing to predict, or a record without what the task needs.
+    """
+    session = open_session(name)
+    given = read_records(Path(records)) if isinstance(records, (str, Path)) else list(records)
+    if not given:
+        raise DataError("There is nothing to predict: 0 records. Give at least one.")
+    settings = session.task_settings
+    items = tuple(session.reads.example({"id": str(index), **one}, settings) for index, one in enumerate(given, 1))
+    found = session.predict(Examples(items=items, names=("records",)), progress=progress)
+    return [one.to_json() for one in found]
+
+
+def read_records(path: Path) -> list[Mapping[str, Any]]:
+    """The records of a `.json`, `.jsonl`, `.csv` or `.tsv` file, or `{"text": line}` of any other.
+
+    Raises:
+        DataError: a file that can't be read, or a line that is no record.
+    """
+    raw = read_bytes(path)
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind in (".json", ".jsonl", ".ndjson"):
+        parsed = parse_json(raw, str(path))
+        values = [one for _, value in parsed.values for one in (value if isinstance(value, list) else [value])]
+        bad = [f"{place}: {problem}" for place, problem in parsed.broken]
+        bad += [f"{shown(value)} is no object with fields" for value in values if not isinstance(value, dict)]
+        if bad:
+            raise DataError(f"{path}, {bad[0]}. Write one JSON object a line.")
+        return values
+    text = decoded(raw, str(path), "auto")
+    if kind in (".csv", ".tsv"):
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="," if kind == ".csv" else "\t", strict=True)
+        return list(rows)
+    return [{"text": line} for line in text.splitlines() if line.strip()]

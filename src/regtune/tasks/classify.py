@@ -1,0 +1,421 @@
+"""Classification of texts and pairs of texts: any labelled CSV, TSV, JSON lines, lines of `label text`, or hub set."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from regtune.config import AnswerConfig, DataConfig
+from regtune.errors import ConfigError, DataError, MissingExtraError, shown, unknown_name
+from regtune.interfaces import Examples, Floats, Metric, Rows, Task
+from regtune.registers.surgery import register_positions
+from regtune.targets import ClassLogit
+from regtune.tasks.qa.data.files import parse_json, read_bytes
+from regtune.texts import TextRow, text_rows
+
+if TYPE_CHECKING:
+    from regtune.session import Session
+
+LABELS = ("label", "labels", "class", "category", "sentiment", "target", "intent", "coarse_label", "y")
+TEXTS = ("text", "sentence", "sentence1", "premise", "question1", "content", "review", "question", "tweet", "title")
+PAIRS = ("sentence2", "hypothesis", "question2", "text2", "text_pair")
+"""Columns that are looked for, in this order, where the settings name none."""
+_EMBEDDED = ("embedded:train", "embedded:dev")
+_NO_LABEL = ("", None)
+
+
+def macro_f1(means: Floats) -> Floats:
+    """Mean over classes of 2·right / (gold + predicted); classes that occur in neither are left out."""
+    gold, predicted, right = np.split(means, 3, axis=-1)
+    total = gold + predicted
+    seen = total > 0
+    shares = np.where(seen, 2 * right / np.where(seen, total, 1.0), 0.0)
+    found: Floats = np.asarray(shares.sum(-1) / seen.sum(-1))
+    return found
+
+
+def correlation(means: Floats) -> Floats:
+    """Matthews's correlation for any number of classes (Gorodkin 2004, R_K); 0 where one class is all there is."""
+    gold, predicted, right = np.split(means, 3, axis=-1)
+    together = right.sum(-1) - (gold * predicted).sum(-1)
+    spread = (1 - (gold**2).sum(-1)) * (1 - (predicted**2).sum(-1))
+    some = spread > 1e-15
+    found: Floats = np.asarray(np.where(some, together / np.sqrt(np.where(some, spread, 1.0)), 0.0))
+    return found
+
+
+_CELLS = ("gold:*", "predicted:*", "right:*")
+ACCURACY = Metric(name="accuracy", title="accuracy", columns=("accuracy",))
+MACRO_F1 = Metric(name="macro_f1", title="macro-F1", columns=_CELLS, value=macro_f1)
+MCC = Metric(name="mcc", title="MCC", columns=_CELLS, value=correlation, bounds=(-1.0, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifySettings:
+    """Which columns hold what, and how long a text may be."""
+
+    label_column: str | None = None
+    """Column (or its number, in a file without a header) of the label; the first of the usual names by default."""
+    text_column: str | None = None
+    """Column of the text."""
+    pair_column: str | None = None
+    """Column of a second text, read together with the first."""
+    label_names: tuple[str, ...] = ()
+    """What labels 0, 1, ... of the files are called."""
+    encoding: str = "auto"
+    """Of text files: UTF-8 or, where it isn't valid, latin-1; or a name that Python knows."""
+    max_length: int = DataConfig.max_length
+    """Longest text in tokens, special tokens included, registers not; longer ones are cut and counted."""
+    batch_size: int = AnswerConfig.batch_size
+    """Texts in a batch at inference."""
+    on_bad_record: Literal["raise", "skip", "mend"] = "raise"
+    """Stop at the first bad record, or leave it out, count it and list it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledText:
+    """A text, or a pair of texts, and its class."""
+
+    id: str
+    text: str
+    pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassPrediction:
+    """What a model says of one text."""
+
+    id: str
+    label: str
+    probabilities: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"id": self.id, "label": self.label, "probabilities": dict(self.probabilities)}
+
+
+class Classification(Task):
+    """One label a text."""
+
+    name: ClassVar[str] = "classify"
+    title: ClassVar[str] = "classification"
+    head: ClassVar[str] = "AutoModelForSequenceClassification"
+    settings: ClassVar[type] = ClassifySettings
+    needs: ClassVar[tuple[Literal["pad", "sep"], ...]] = ("pad",)
+    reads_text: ClassVar[bool] = True
+    metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MACRO_F1, MCC)
+
+    def read(
+        self, names: Sequence[str], settings: ClassifySettings, *, limit: int | None = None, training: bool = False
+    ) -> Examples:
+        """Reads files and named sets: `embedded:train`, `hub:NAME[:CONFIG]:SPLIT`, or a file by its ending.
+
+        `.csv` and `.tsv` have a header; `.json` and `.jsonl` hold objects; everything else is a label, a space and a
+        text a line. Each may end in `.gz`.
+
+        Raises:
+            DataError: a file that can't be read or is empty, a column or a label that is missing; with its place.
+        """
+        del training
+        items: list[LabelledText] = []
+        skipped: list[str] = []
+        for name in names:
+            count = len(items)
+            for place, record in _records(name, settings):
+                try:
+                    items.append(_example(f"{Path(name).name}:{len(items) - count + 1}", record, place, settings))
+                except DataError as error:
+                    if settings.on_bad_record == "raise":
+                        raise
+                    skipped.append(str(error))
+            if len(items) == count:
+                raise DataError(f"{name} holds no labelled text. Write a header and at least one record.")
+        kept = items[:limit]
+        notes = [
+            f"{len(skipped)} of {len(items) + len(skipped)} texts were left out, the first: {one}" for one in skipped
+        ]
+        facts = {"read": len(items) + len(skipped), "left_out": len(skipped), "skipped": skipped}
+        return Examples(
+            items=tuple(kept),
+            names=tuple(names),
+            skipped=tuple(skipped),
+            notes=tuple(notes[:1]),
+            facts=facts | {"labels": dict(Counter(str(item.label) for item in kept))},
+        )
+
+    def prepare(self, examples: Examples, settings: ClassifySettings) -> Mapping[str, Any]:
+        """The labels of the training data, numbers in their order, words in the alphabet's."""
+        found = {item.label for item in examples.items if item.label is not None}
+        if len(found) < 2:
+            raise DataError(
+                f"The training data have {len(found)} label{'s' * (len(found) != 1)} "
+                f"({', '.join(sorted(found)) or 'none'}); a classifier needs at least two."
+            )
+        names = [name for name in settings.label_names if name in found]
+        rest = found - set(names)
+        numbers = all(name.lstrip("-").isdecimal() for name in rest)
+        names += sorted(rest, key=(lambda name: (int(name), name)) if numbers else (lambda name: (0, name)))
+        return {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+            "problem_type": "single_label_classification",
+        }
+
+    def rows(self, examples: Examples, session: Session, *, training: bool = False) -> Rows[TextRow]:
+        """A row a text. In training every text needs a label; in evaluation either all have one or none."""
+        items: Sequence[LabelledText] = examples.items
+        labelled = [item.label is not None for item in items]
+        if (training or any(labelled)) and not all(labelled):
+            bad = items[labelled.index(False)]
+            raise DataError(f"The text {bad.id} has no label ({shown(bad.text)}); give it one or leave it out.")
+        known = _names(session)
+        labels = None
+        if all(labelled):
+            labels = [_index(item, known) for item in items]
+        pairs = [item.pair for item in items]
+        settings: ClassifySettings = session.task_settings
+        rows = text_rows(
+            [item.text for item in items],
+            session.reader,
+            max_length=settings.max_length - register_positions(session.model),
+            pairs=None if None in pairs else [str(pair) for pair in pairs],
+            labels=labels,
+        )
+        return rows
+
+    def decode(
+        self,
+        rows: Rows[TextRow],
+        outputs: Iterable[tuple[Sequence[int], Any]],
+        examples: Examples,
+        session: Session,
+    ) -> list[ClassPrediction]:
+        """The likeliest class and all probabilities (softmax in float64)."""
+        names = _names(session)
+        found: list[Any] = [None] * len(examples)
+        for indices, output in outputs:
+            shares = output.logits.double().softmax(-1).cpu().numpy()
+            for index, row in zip(indices, shares, strict=True):
+                example = rows.example[index]
+                found[example] = ClassPrediction(
+                    id=examples.items[example].id,
+                    label=names[int(row.argmax())],
+                    probabilities=dict(zip(names, row.tolist(), strict=True)),
+                )
+        return found
+
+    def score(self, predictions: Sequence[ClassPrediction], examples: Examples) -> Mapping[str, Floats]:
+        """Accuracy and, for each label, whether it is the gold one, the predicted one, and both."""
+        names = list(predictions[0].probabilities)
+        gold = np.array([_named(str(item.label), names) for item in examples.items])
+        said = np.array([names.index(one.label) for one in predictions])
+        labels = np.arange(len(names))[:, None]
+        columns = {"accuracy": (gold == said).astype(np.float64)}
+        for kind, hits in (("gold", gold == labels), ("predicted", said == labels)):
+            columns |= {f"{kind}:{name}": row.astype(np.float64) for name, row in zip(names, hits, strict=True)}
+        both = (gold == labels) & (said == labels)
+        return columns | {f"right:{name}": row.astype(np.float64) for name, row in zip(names, both, strict=True)}
+
+    def example(self, record: Mapping[str, Any], settings: ClassifySettings) -> LabelledText:
+        """From `text` (and `pair`), or from the columns that the settings name."""
+        found = _example(str(record.get("id", "0")), record, "the text given", settings, need_label=False)
+        return found
+
+    def target(self, asked: str, row: int, rows: Rows[TextRow], session: Session) -> ClassLogit:
+        """`predicted`, a label, or one label minus another: `positive-negative`."""
+        del row, rows
+        names = _names(session)
+        if asked == "predicted":
+            return ClassLogit()
+        if asked in names:
+            return ClassLogit(label=names.index(asked))
+        for cut in (place for place, sign in enumerate(asked) if sign == "-"):
+            first, second = asked[:cut], asked[cut + 1 :]
+            if first in names and second in names:
+                return ClassLogit(label=names.index(first), minus=names.index(second))
+        raise unknown_name(f"target of {self.title}", asked, self.targets(session))
+
+    def targets(self, session: Session) -> tuple[str, ...]:
+        """The predicted class, every label, and differences of two."""
+        names = _names(session)
+        return ("predicted", *names, *(f"{one}-{other}" for one in names[:4] for other in names[:4] if one != other))
+
+
+def _names(session: Session) -> list[str]:
+    """The model's labels, in the order of its logits."""
+    table = session.model.config.id2label
+    return [str(table[index]) for index in range(len(table))]
+
+
+def _named(label: str, names: Sequence[str]) -> int:
+    """The number of a label, as it is written or as transformers calls one without a name; -1 for an unknown one."""
+    for written in (label, f"LABEL_{label}"):
+        if written in names:
+            return names.index(written)
+    return -1
+
+
+def _index(item: LabelledText, names: Sequence[str]) -> int:
+    found = _named(str(item.label), names)
+    if found < 0:
+        raise DataError(
+            f"The text {item.id} has the label {shown(item.label)}, which the model doesn't know: its labels are "
+            f"{', '.join(names)}. Add examples of it to the training data, or leave it out."
+        )
+    return found
+
+
+# Reading
+
+
+def _records(name: str, settings: ClassifySettings) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every record of a set, behind its place."""
+    if name in _EMBEDDED:
+        path = resources.files("regtune.tasks").joinpath(f"classes/{name.partition(':')[2]}.tsv")
+        yield from _table(path.read_text(encoding="utf-8"), "\t", name, settings)
+        return
+    if name.startswith("hub:"):
+        yield from _hub(name)
+        return
+    path_ = Path(name)
+    raw = read_bytes(path_)
+    kind = path_.with_suffix("").suffix if path_.suffix == ".gz" else path_.suffix
+    if kind in (".json", ".jsonl", ".ndjson"):
+        yield from _json(raw, name)
+    elif kind in (".csv", ".tsv"):
+        yield from _table(decoded(raw, name, settings.encoding), "," if kind == ".csv" else "\t", name, settings)
+    else:
+        yield from _lines(decoded(raw, name, settings.encoding), name)
+
+
+def decoded(raw: bytes, name: str, encoding: str) -> str:
+    """Text in an encoding; `auto` takes UTF-8 or, where it isn't valid, latin-1.
+
+    Raises:
+        DataError: empty, or not that encoding.
+        ConfigError: no such encoding.
+    """
+    tried = ("utf-8-sig", "latin-1") if encoding == "auto" else (encoding,)
+    for one in tried:
+        try:
+            text = raw.decode(one)
+        except UnicodeDecodeError:
+            continue
+        except LookupError as error:
+            raise ConfigError(f"encoding={encoding!r} is none that Python knows; try utf-8 or latin-1.") from error
+        if not text.strip():
+            raise DataError(f"{name} is empty. Download or write it again.")
+        return text
+    raise DataError(f"{name} is not {encoding} text. Name its encoding, for example --settings.encoding latin-1.")
+
+
+def _lines(text: str, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(text.replace("\r\n", "\n").removesuffix("\n").split("\n"), start=1):
+        label, space, rest = line.partition(" ")
+        place = f"{name}, line {number}"
+        if not space or not label or not rest.strip():
+            yield place, {"": f"{shown(line)} is not a label, a space and a text, as in '1 a stirring film'"}
+        else:
+            yield place, {"label": label, "text": rest.strip()}
+
+
+def _table(text: str, delimiter: str, name: str, settings: ClassifySettings) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    if any((column or "").isdecimal() for column in (settings.label_column, settings.text_column)):
+        header = []
+    try:
+        for row in reader:
+            place = f"{name}, line {reader.line_num}"
+            if header is None:
+                header = [column.strip() for column in row]
+            elif not any(cell.strip() for cell in row):
+                continue
+            elif header and len(row) != len(header):
+                yield place, {"": f"it has {len(row)} cells where the header has {len(header)}"}
+            else:
+                yield place, dict(zip(header or map(str, range(len(row))), row, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{name}, line {reader.line_num}: {error}. Quote cells that hold quotes or breaks.") from error
+
+
+def _json(raw: bytes, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    parsed = parse_json(raw, name)
+    for place, problem in parsed.broken:
+        yield f"{name}, {place}", {"": problem}
+    for place, value in parsed.values:
+        inside = value if isinstance(value, list) else [value]
+        for index, record in enumerate(inside):
+            where = f"{name}, {place or f'record {index + 1}'}"
+            yield where, record if isinstance(record, dict) else {"": f"{shown(record)} is no object with fields"}
+
+
+def _hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    parts = name.split(":")[1:]
+    if len(parts) not in (2, 3):
+        raise ConfigError(f"The data set {name!r} must be written hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT.")
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "hub", f"Loading {name}") from error
+    try:
+        found: Any = datasets.load_dataset(*parts[:-1], split=parts[-1])
+    except Exception as error:  # a dozen kinds, network and format alike; all mean the same to the user
+        detail = f"{type(error).__name__}: {error}".strip()
+        raise DataError(
+            f"{name} cannot be loaded ({detail}). Check the network, or give the path of a file."
+        ) from error
+    classes = {column: kind.names for column, kind in found.features.items() if hasattr(kind, "names")}
+    for index, record in enumerate(found):
+        named = {key: classes[key][record[key]] for key in classes if isinstance(record[key], int) and record[key] >= 0}
+        yield f"{name}, record {index + 1}", {**record, **named}
+
+
+def _example(
+    id_: str, record: Mapping[str, Any], place: str, settings: ClassifySettings, *, need_label: bool = True
+) -> LabelledText:
+    if "" in record and len(record) == 1:
+        raise DataError(f"{place}: {record['']}.")
+    text = _cell(record, settings.text_column, TEXTS, "text", place)
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{place}: the text is {shown(text)}; a text with at least one word is needed.")
+    pair = None
+    if settings.pair_column is not None or any(column in record for column in (*PAIRS, "pair")):
+        pair = str(_cell(record, settings.pair_column, (*PAIRS, "pair"), "second text", place))
+    label = None
+    if need_label:
+        label = _label(_cell(record, settings.label_column, LABELS, "label", place), place, settings)
+    return LabelledText(id=id_, text=text, pair=pair, label=label)
+
+
+def _cell(record: Mapping[str, Any], asked: str | None, usual: Sequence[str], what: str, place: str) -> Any:
+    if asked is not None:
+        if asked in record:
+            return record[asked]
+        raise DataError(f"{place}: there is no column {asked!r} for the {what}; there are {', '.join(record)}.")
+    for column in usual:
+        if column in record:
+            return record[column]
+    option = f"{'pair' if what == 'second text' else what}_column"
+    raise DataError(
+        f"{place}: no column is called like a {what} ({', '.join(usual)}); there are {', '.join(map(str, record))}. "
+        f"Name it: --settings.{option.replace('_', '-')} COLUMN."
+    )
+
+
+def _label(value: Any, place: str, settings: ClassifySettings) -> str:
+    if value in _NO_LABEL or isinstance(value, (float, dict, list)) or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"{place}: the label is {shown(value)}; a word or a whole number is needed.")
+    label = str(value).strip()
+    if settings.label_names and label.isdecimal() and int(label) < len(settings.label_names):
+        return settings.label_names[int(label)]
+    return label
