@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import regtune
@@ -135,6 +135,7 @@ def scores(gold, said, names="abcd"):
     return TASK.score(found, Examples(items=items, names=("x",)))
 
 
+@settings(deadline=None, max_examples=60)  # the first call imports scikit-learn
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=1, max_size=40))
 def test_the_metrics_are_those_of_scikit_learn(cases):
     sklearn = pytest.importorskip("sklearn.metrics")
