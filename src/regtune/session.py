@@ -458,7 +458,8 @@ def has_head(architecture: str, head: str) -> bool:
 def _headless(model: str, architectures: Sequence[str] | None, task: Task) -> str:
     return (
         f"{model} is a {(architectures or ['model without a head'])[0]} and has no head for {task.title}, so its "
-        f"answers would be random. Fine-tune it first: regtune train --task {task.name} --model {model}"
+        f"answers would be random. Fine-tune it first: regtune train --model {model}"
+        + (f" --task {task.name}" if task.name != RunConfig.task else "")
     )
 
 

@@ -18,7 +18,7 @@ HELP = CommandHelp(
     name="predict",
     sentence="Label or answer a file of texts with a fine-tuned model, JSON lines out.",
     examples=(
-        "regtune predict runs/moods --file reviews.csv > predictions.jsonl",
+        "regtune predict runs/moods --file reviews.csv",
         'regtune predict runs/moods --text "A stirring film." "Rather dull."',
     ),
 )

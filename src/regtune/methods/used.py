@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regtune.config import RunConfig, to_dict
-from regtune.interfaces import Method
 from regtune.recipes import settings_from_dict
 from regtune.registry import METHODS
+
+if TYPE_CHECKING:
+    from regtune.interfaces import Method
 
 
 class Used(NamedTuple):
