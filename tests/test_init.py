@@ -10,16 +10,27 @@ import pytest
 import regtune
 
 PUBLIC = [
+    "Analysis",
     "AnswerConfig",
+    "Attached",
+    "Block",
     "DataConfig",
+    "Examples",
+    "Family",
+    "Group",
+    "Method",
+    "Metric",
     "QuestionAnswerer",
     "RegBertForQuestionAnswering",
     "RegBertModel",
     "RegisterConfig",
     "RegtuneError",
+    "Rows",
     "RunConfig",
     "RunRecord",
     "Session",
+    "Stage",
+    "Task",
     "TrainConfig",
     "add_registers",
     "disable_registers",
@@ -36,6 +47,7 @@ PUBLIC = [
     "run_experiment",
     "save_registers",
     "split_attention",
+    "text_rows",
     "write_squad",
 ]
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
     from regtune.errors import RegtuneError
+    from regtune.families._family import Family
+    from regtune.interfaces import Analysis, Attached, Block, Examples, Group, Method, Metric, Rows, Stage, Task
     from regtune.records import RunRecord
     from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel
     from regtune.registers.saving import from_pretrained, load_registers, save_registers
@@ -29,50 +31,74 @@ if TYPE_CHECKING:
     from regtune.tasks.qa.data.sources import load_questions
     from regtune.tasks.qa.data.squad import read_squad, write_squad
     from regtune.tasks.qa.question_answerer import QuestionAnswerer
+    from regtune.texts import text_rows
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Analysis": "regtune.interfaces",
     "AnswerConfig": "regtune.config",
+    "Attached": "regtune.interfaces",
+    "Block": "regtune.interfaces",
     "DataConfig": "regtune.config",
+    "Examples": "regtune.interfaces",
+    "Family": "regtune.families._family",
+    "Group": "regtune.interfaces",
+    "Method": "regtune.interfaces",
+    "Metric": "regtune.interfaces",
     "QuestionAnswerer": "regtune.tasks.qa.question_answerer",
     "RegBertForQuestionAnswering": "regtune.registers.reg_bert",
     "RegBertModel": "regtune.registers.reg_bert",
     "RegisterConfig": "regtune.config",
     "RegtuneError": "regtune.errors",
+    "Rows": "regtune.interfaces",
     "RunConfig": "regtune.config",
     "RunRecord": "regtune.records",
     "Session": "regtune.session",
+    "Stage": "regtune.interfaces",
+    "Task": "regtune.interfaces",
     "TrainConfig": "regtune.config",
     "add_registers": "regtune.registers.surgery",
     "disable_registers": "regtune.registers.surgery",
     "from_pretrained": "regtune.registers.saving",
-    "load_questions": "regtune.tasks.qa.data.sources",
     "load_plugin": "regtune.registry",
+    "load_questions": "regtune.tasks.qa.data.sources",
     "load_registers": "regtune.registers.saving",
     "mask_registers": "regtune.registers.surgery",
     "num_registers": "regtune.registers.surgery",
+    "open": "regtune.session",
     "read_squad": "regtune.tasks.qa.data.squad",
     "register": "regtune.registry",
     "remove_registers": "regtune.registers.surgery",
-    "open": "regtune.session",
     "run_experiment": "regtune.sweeps.run",
     "save_registers": "regtune.registers.saving",
     "split_attention": "regtune.registers.surgery",
+    "text_rows": "regtune.texts",
     "write_squad": "regtune.tasks.qa.data.squad",
 }
 
 __all__ = [
+    "Analysis",
     "AnswerConfig",
+    "Attached",
+    "Block",
     "DataConfig",
+    "Examples",
+    "Family",
+    "Group",
+    "Method",
+    "Metric",
     "QuestionAnswerer",
     "RegBertForQuestionAnswering",
     "RegBertModel",
     "RegisterConfig",
     "RegtuneError",
+    "Rows",
     "RunConfig",
     "RunRecord",
     "Session",
+    "Stage",
+    "Task",
     "TrainConfig",
     "add_registers",
     "disable_registers",
@@ -89,6 +115,7 @@ __all__ = [
     "run_experiment",
     "save_registers",
     "split_attention",
+    "text_rows",
     "write_squad",
 ]
 

@@ -283,16 +283,13 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of training: what learns, for how long, from what."""
+    """A part of training that comes before the main one, on the same rows and with the same loss."""
 
     name: str
-    epochs: float | None = None
-    """None: as the run's `training` says."""
-    steps: int | None = None
-    task: str | None = None
-    """Another task's loss (a masked-LM warm-up); None: the run's own."""
-    only: Callable[[str, nn.Parameter], bool] | None = None
-    """Which parameters learn, by name; None: those that the methods left trainable."""
+    epochs: float
+    learning_rate: float
+    learns: Callable[[str, nn.Parameter], bool]
+    """Which of the trainable parameters learn in it, by name."""
 
 
 class Attached:
@@ -336,8 +333,26 @@ class Method:
         """
         return []
 
-    def stages(self, settings: Any, training: TrainConfig) -> tuple[Stage, ...]:
-        """Stages before the main one."""
+    def before(self, session: Session, settings: Any, texts: Sequence[str], folder: Path) -> Mapping[str, Any] | None:
+        """Trains on the texts alone, before anything is learnt from labels; goes on after a kill.
+
+        Args:
+            session: the model with all methods attached.
+            settings: the method's.
+            texts: the training examples' texts.
+            folder: the run directory.
+
+        Returns:
+            What the run's record says of it, under the method's name.
+        """
+        return None
+
+    def leftovers(self) -> tuple[str, ...]:
+        """Files that `before` leaves in the run directory and that a finished run doesn't need."""
+        return ()
+
+    def stages(self, session: Session, settings: Any, training: TrainConfig) -> tuple[Stage, ...]:
+        """Stages of training before the main one."""
         return ()
 
     def label(self, settings: Any) -> str:

@@ -143,6 +143,7 @@ METHODS: Final = Registry(
     {
         "registers": "regtune.methods.registers:RegistersMethod",
         "linear_probe": "regtune.methods.linear_probe:LinearProbe",
+        "lp_ft": "regtune.methods.lp_ft:LinearProbeThenFineTune",
         "warm_up": "regtune.methods.warm_up:WarmUp",
     },
 )

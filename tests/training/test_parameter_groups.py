@@ -3,15 +3,16 @@
 import pytest
 
 from regtune.config import RegisterConfig
+from regtune.interfaces import Group
 from regtune.registers.surgery import add_registers, register_parameters
-from regtune.training.parameter_groups import parameter_groups
+from regtune.training.parameter_groups import parameter_groups, register_group
 from tiny import FAMILIES, tiny_model
 from tiny_windows import settings
 
 
 def _groups(model, **changes):
     config = settings(learning_rate=1e-4, register_learning_rate=1e-2, weight_decay=0.1, **changes)
-    return {group["name"]: group for group in parameter_groups(model, config, registers_of=model)}
+    return {group["name"]: group for group in parameter_groups(model, config, claimed=[register_group(model, config)])}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -33,3 +34,12 @@ def test_frozen_parameters_and_empty_groups_are_left_out():
     model.bert.requires_grad_(False)
     groups = _groups(model)
     assert [parameter.shape for group in groups.values() for parameter in group["params"]] == [(2, 32), (2,)]
+
+
+def test_of_two_groups_that_claim_a_parameter_the_first_has_it():
+    model, config = tiny_model("bert"), settings(learning_rate=1e-4, weight_decay=0.1)
+    head = tuple(model.qa_outputs.parameters())
+    first, second = (Group(name=name, parameters=head, learning_rate=rate) for name, rate in (("a", 1.0), ("b", 2.0)))
+    groups = {group["name"]: group for group in parameter_groups(model, config, claimed=[first, second])}
+    assert set(groups) == {"weights", "no_decay", "a"}
+    assert (groups["a"]["lr"], groups["a"]["params"]) == (1.0, list(head))

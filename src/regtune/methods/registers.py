@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from regtune.config import RegisterConfig, TrainConfig
 from regtune.interfaces import Attached, Group, Method
 from regtune.registers.saving import save_registers
-from regtune.registers.surgery import add_registers, disable_registers, register_parameters, remove_registers
+from regtune.registers.surgery import add_registers, disable_registers, remove_registers
+from regtune.training.parameter_groups import register_group
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,9 +51,8 @@ class RegistersMethod(Method):
         return AttachedRegisters(session.model)
 
     def groups(self, model: nn.Module, settings: RegisterConfig, training: TrainConfig) -> list[Group]:
-        """Registers start from nothing and see some hundred steps: a rate of their own, and no weight decay."""
-        learning = tuple(p for p in register_parameters(model) if p.requires_grad)
-        return [Group(name=self.name, parameters=learning, learning_rate=training.register_learning_rate)]
+        """The registers, at `register_learning_rate`."""
+        return [register_group(model, training)]
 
     def label(self, settings: RegisterConfig) -> str:
         """What they are and how many: `registers, N = 8`, `[SEP] copies, N = 4`."""

@@ -13,10 +13,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -25,18 +25,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regtune.config import Count, Rate, RunConfig, TrainConfig
+from regtune.config import Count, Rate, RunConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
-from regtune.interfaces import Method, Stage
+from regtune.interfaces import Method
 from regtune.models.loading import quiet_transformers, resolve_model
 from regtune.models.precision import autocast, device_of, resolve_precision
 from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import backbone_of, num_registers, register_parameters, register_positions
 from regtune.training.batches import BatchOrder
 from regtune.training.cpu_dropout import FastCpuDropout
-from regtune.training.parameter_groups import parameter_groups
+from regtune.training.parameter_groups import parameter_groups, register_group
 from regtune.training.trainer import preserved_random_state
 from regtune.typed import Checked, Range
+
+if TYPE_CHECKING:
+    from regtune.session import Session
 
 WARM_UP_FILE = "warm_up.safetensors"
 _LOGGED = 10
@@ -186,7 +189,7 @@ def _train(
     rates = dataclasses.replace(
         config.training, learning_rate=warm.learning_rate, register_learning_rate=warm.register_learning_rate
     )
-    optimizer = torch.optim.AdamW(parameter_groups(masked, rates, registers_of=masked))
+    optimizer = torch.optim.AdamW(parameter_groups(masked, rates, claimed=[register_group(masked, rates)]))
     rising = round(warm.steps * config.training.warmup_ratio)
     schedule = get_linear_schedule_with_warmup(optimizer, rising, warm.steps)  # type: ignore[no-untyped-call]
     precision = resolve_precision(config.training.precision, device)
@@ -294,9 +297,15 @@ class WarmUp(Method):
     title = "masked-LM pretraining on the training texts before fine-tuning"
     settings = WarmUpSettings
 
-    def stages(self, settings: WarmUpSettings, training: TrainConfig) -> tuple[Stage, ...]:
-        """The one before fine-tuning."""
-        return (Stage(name=self.name, steps=settings.steps, task="masked_lm"),)
+    def before(
+        self, session: Session, settings: WarmUpSettings, texts: Sequence[str], folder: Path
+    ) -> Mapping[str, Any]:
+        """The warm-up."""
+        return warm_up(session.model, texts, session.reader, settings=settings, config=session.config, folder=folder)
+
+    def leftovers(self) -> tuple[str, ...]:
+        """The warmed-up weights."""
+        return (WARM_UP_FILE,)
 
     def label(self, settings: WarmUpSettings) -> str:
         """Who learnt."""

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from regtune.config import RunConfig
 from regtune.errors import CheckpointError, DataError
 from regtune.locks import lock_holder, locked
 from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, now, read_json, source_hash, write_json
@@ -89,7 +90,7 @@ def run_cell(cell: Cell, folder: Path, *, keep_model: bool = False, progress: bo
         except Exception as error:
             record_failure(run_dir, error)
             return "failed"
-        _tidy(run_dir, keep_model=keep_model or already)
+        _tidy(run_dir, cell.config, keep_model=keep_model or already)
         return "finished"
 
 
@@ -131,11 +132,14 @@ def _clear_leftovers(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _tidy(run_dir: Path, *, keep_model: bool) -> None:
-    from regtune.methods.warm_up import WARM_UP_FILE
+def _tidy(run_dir: Path, config: RunConfig, *, keep_model: bool) -> None:
+    from regtune.methods.used import methods_of
     from regtune.session import MODEL_DIR
+    from regtune.sweeps.run import STAGES
 
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-    (run_dir / WARM_UP_FILE).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / STAGES, ignore_errors=True)
+    for name in (name for used in methods_of(config) for name in used.method.leftovers()):
+        (run_dir / name).unlink(missing_ok=True)
     if not keep_model:
         shutil.rmtree(run_dir / MODEL_DIR, ignore_errors=True)

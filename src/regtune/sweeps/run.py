@@ -14,10 +14,9 @@ from torch import nn
 
 from regtune.config import RunConfig, TrainConfig, config_hash, to_dict
 from regtune.errors import CheckpointError, ConfigError
-from regtune.interfaces import Examples, Floats, Rows, Task
+from regtune.interfaces import Examples, Floats, Group, Rows, Stage, Task
 from regtune.locks import RUN_LOCK, owned
-from regtune.methods.used import methods_of
-from regtune.methods.warm_up import WarmUpSettings, warm_up
+from regtune.methods.used import Used, methods_of
 from regtune.models.precision import best_device, resolve_precision
 from regtune.records import (
     CONFIG_FILE,
@@ -40,6 +39,11 @@ from regtune.session import MODEL_DIR, Session, SharedInputs, settings_of
 from regtune.sweeps.grid import set_name
 from regtune.training.checkpoints import save_model
 from regtune.training.fine_tune import TrainingResult, fine_tune
+from regtune.training.parameter_groups import register_group
+from regtune.training.trainer import Claims
+
+STAGES = "stages"
+"""Folder of a run in which stages before the main one keep their checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +99,25 @@ def _run(config: RunConfig, *, progress: bool, inputs: SharedInputs | None) -> R
         learnt, train_rows, watched = train, inputs.rows(train, session, training=True), sets[0]
     write_json(run_dir / CONFIG_FILE, resolved(config))  # only now: a mistyped path must not claim the directory
     texts = [session.reads.text(example) for example in learnt.items]
-    warmed = None
-    for used in methods_of(config):
-        if isinstance(used.settings, WarmUpSettings):
-            warmed = warm_up(model, texts, session.reader, settings=used.settings, config=config, folder=run_dir)
+    used = methods_of(config)
+    facts = before_training(session, used, texts, run_dir)
 
     def evaluate(candidate: nn.Module) -> Mapping[str, float]:
         on = dataclasses.replace(session, model=candidate)
         return session.reads.figures(on.predict(watched.examples, watched.rows, progress=progress), watched.examples)
 
+    def claims(of: nn.Module) -> list[Group]:
+        own = [group for each in used for group in each.method.groups(of, each.settings, training)]
+        return [*own, register_group(of, training)]  # a model may have come with registers
+
+    for stage in (stage for each in used for stage in each.method.stages(session, each.settings, training)):
+        facts[stage.name] = run_stage(stage, session, train_rows, claims=claims, folder=run_dir)
     result = fine_tune(
         model,
         train_rows,
         training,
         output_dir=run_dir,
+        claims=claims,
         max_length=config.data.max_length,
         evaluate=evaluate,
         choose=session.reads.metrics[0] if training.checkpoint == "best" else None,
@@ -122,7 +131,7 @@ def _run(config: RunConfig, *, progress: bool, inputs: SharedInputs | None) -> R
         config=to_dict(config),
         config_hash=fingerprint,
         metrics=metrics,
-        training=_training_facts(result) | {"checkpoint": rule} | ({"warm_up": warmed} if warmed else {}),
+        training=_training_facts(result) | {"checkpoint": rule} | facts,
         data={"train": data_facts(train, train_rows)} | {s.name: data_facts(s.examples, s.rows) for s in sets},
         parameters=count_parameters(model),
         versions=versions(),
@@ -136,6 +145,48 @@ def _run(config: RunConfig, *, progress: bool, inputs: SharedInputs | None) -> R
         model.push_to_hub(training.push_to_hub)
         session.reader.push_to_hub(training.push_to_hub)
     return record
+
+
+def before_training(
+    session: Session, used: Sequence[Used], texts: Sequence[str], folder: Path
+) -> dict[str, Mapping[str, Any]]:
+    """What methods learn from texts alone, and by the method's name what the record says of it."""
+    facts: dict[str, Mapping[str, Any]] = {}
+    for each in used:
+        found = each.method.before(session, each.settings, texts, folder)
+        if found is not None:
+            facts[each.method.name] = found
+    return facts
+
+
+def run_stage(stage: Stage, session: Session, rows: Rows[Any], *, claims: Claims, folder: Path) -> dict[str, Any]:
+    """A stage of training before the main one, in its own folder; it goes on after a kill.
+
+    Returns:
+        Steps, seconds and the curve.
+
+    Raises:
+        ConfigError: nothing learns in it.
+    """
+    config = session.config
+    training = dataclasses.replace(config.training, epochs=stage.epochs, learning_rate=stage.learning_rate)
+    waiting = [p for name, p in session.model.named_parameters() if p.requires_grad and not stage.learns(name, p)]
+    for parameter in waiting:
+        parameter.requires_grad_(False)
+    try:
+        result = fine_tune(
+            session.model,
+            rows,
+            training,
+            output_dir=folder / STAGES / stage.name,
+            max_length=config.data.max_length,
+            claims=claims,
+            fingerprint=f"{config_hash(config)}-{stage.name}",
+        )
+    finally:
+        for parameter in waiting:
+            parameter.requires_grad_(True)
+    return {"steps": result.steps, "seconds": result.seconds, "curve": list(result.curve)}
 
 
 def split(examples: Examples, task: Task | None, training: TrainConfig) -> tuple[Examples, Examples]:

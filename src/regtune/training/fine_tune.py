@@ -25,8 +25,9 @@ from regtune.registers.surgery import num_registers
 from regtune.training.batches import BatchOrder, Collator, check_rows, length_multiple
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike
+from regtune.training.parameter_groups import register_group
 from regtune.training.run_flow import Progress, RunFlow
-from regtune.training.trainer import Evaluate, RegisterTrainer
+from regtune.training.trainer import Claims, Evaluate, RegisterTrainer
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -63,6 +64,7 @@ def fine_tune(
     max_length: int,
     evaluate: Evaluate | None = None,
     choose: Metric | None = None,
+    claims: Claims | None = None,
     fingerprint: str,
     on_progress: Progress | None = None,
 ) -> TrainingResult:
@@ -80,6 +82,7 @@ def fine_tune(
         evaluate: scores the model (in evaluation mode, no autocast) and returns named numbers; None trains without.
         choose: which of these chooses the checkpoint; None keeps the last weights. Never choose on a set that is
             reported afterwards.
+        claims: which parameters learn at rates of their own; by default the registers, at `register_learning_rate`.
         fingerprint: identifies the configuration; a folder with another one is refused.
         on_progress: called after every step with step, total steps and latest logged loss; replaces the progress bar.
 
@@ -98,7 +101,8 @@ def fine_tune(
     precision = resolve_precision(config.precision, arguments.device)
     if precision == "bfloat16" and not has_bfloat16(arguments.device):
         notes.append(f"precision=bfloat16 is only emulated on this {arguments.device.type}; try float32 here.")
-    run = _Run(model, rows, config, arguments, store, precision, evaluate, on_progress)
+    claims = claims or (lambda of: [register_group(of, config)])
+    run = _Run(model, rows, config, arguments, store, precision, evaluate, claims, on_progress)
     with quiet_transformers(), _prepared(model, config, arguments.device), _explained(run, max_length):
         trainer = _train(run, max_length, checkpoint)
     return _result(trainer, checkpoint, notes)
@@ -114,6 +118,7 @@ class _Run(NamedTuple):
     store: CheckpointStore
     precision: Precision
     evaluate: Evaluate | None
+    claims: Claims
     on_progress: Progress | None
 
 
@@ -130,6 +135,7 @@ def _train(run: _Run, max_length: int, checkpoint: Checkpoint | None) -> Registe
         order=BatchOrder(lengths, step_rows, data_seed=config.data_seed, group=grouped),
         precision=run.precision,
         run_evaluation=run.evaluate,
+        claims=run.claims,
         store=run.store,
         train_dataset=range(len(lengths)),
         data_collator=collator,

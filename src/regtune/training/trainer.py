@@ -7,7 +7,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from regtune.config import TrainConfig
 from regtune.errors import ConfigError, TrainingError
+from regtune.interfaces import Group
 from regtune.models.precision import Precision, autocast
 from regtune.training.batches import BatchOrder
 from regtune.training.checkpoints import CheckpointStore, read_state, write_state
@@ -28,6 +29,8 @@ from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups
 
 Evaluate = Callable[[PreTrainedModel], Mapping[str, float]]
+Claims = Callable[[PreTrainedModel], Sequence[Group]]
+"""Parameters of a model that learn at rates of their own; asked when the optimiser is made."""
 
 
 class RegisterTrainer(Trainer):
@@ -43,6 +46,7 @@ class RegisterTrainer(Trainer):
         precision: Precision,
         store: CheckpointStore,
         run_evaluation: Evaluate | None,
+        claims: Claims,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, **kwargs)
@@ -52,6 +56,7 @@ class RegisterTrainer(Trainer):
         self.precision = precision
         self.run_evaluation = run_evaluation
         self.store = store
+        self.claims = claims
         self.rates: dict[str, float] = {}
         """Learning rate of each parameter group in the step that runs."""
         self.stopwatch = Stopwatch()
@@ -77,7 +82,7 @@ class RegisterTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over regtune's parameter groups."""
         if self.optimizer is None:
-            groups = parameter_groups(model or self.trained, self.config, registers_of=self.trained)
+            groups = parameter_groups(model or self.trained, self.config, claimed=self.claims(self.trained))
             if not groups:
                 raise ConfigError("Every parameter of the model is frozen, so there is nothing to train.")
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.trained)
