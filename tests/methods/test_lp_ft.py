@@ -64,7 +64,7 @@ def test_afterwards_everything_learns_and_the_record_tells_both_stages(config):
 
 
 def test_without_epochs_it_is_refused():
-    with pytest.raises(ConfigError, match=r"lp_ft\.epochs=0\.0 must be in \(0, 1e\+06\]"):
+    with pytest.raises(ConfigError, match=r"lp_ft\.epochs=0\.0 must be a number in"):
         LpFtSettings(epochs=0.0)
     with pytest.raises(ConfigError, match="nan"):
         dataclasses.replace(LpFtSettings(), epochs=float("nan"))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from regtune.config import Rate, TrainConfig
+from regtune.config import Epochs, Rate, TrainConfig
 from regtune.interfaces import Method, Stage
 from regtune.registers.surgery import backbone_of, register_parameters
-from regtune.typed import Checked, Range
+from regtune.typed import Checked
 
 if TYPE_CHECKING:
     from regtune.session import Session
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LpFtSettings(Checked, section="lp_ft"):
     """The first stage."""
 
-    epochs: Annotated[float, Range(0, 1e6, above=True)] = 1.0
+    epochs: Epochs = 1.0
     """Passes over the training data in which the head (and registers) learn alone."""
     learning_rate: Rate = 1e-3
     """Peak learning rate of the head meanwhile."""
