@@ -64,7 +64,7 @@ def test_every_public_name_can_be_imported_and_is_documented(name):
 
 
 def test_an_unknown_name_is_refused_with_the_public_ones():
-    with pytest.raises(AttributeError, match="no attribute 'add_register'; public names: AnswerConfig"):
+    with pytest.raises(AttributeError, match="no attribute 'add_register'; public names: Analysis"):
         _ = regtune.add_register
 
 
