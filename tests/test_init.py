@@ -41,6 +41,7 @@ PUBLIC = [
     "mask_registers",
     "num_registers",
     "open",
+    "predict",
     "read_squad",
     "register",
     "remove_registers",

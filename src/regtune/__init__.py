@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from regtune.registry import load_plugin, register
     from regtune.session import Session, open  # noqa: A004
+    from regtune.sweeps.predict import predict
     from regtune.sweeps.run import run_experiment
     from regtune.tasks.qa.data.sources import load_questions
     from regtune.tasks.qa.data.squad import read_squad, write_squad
@@ -70,6 +71,7 @@ _HOME = {
     "read_squad": "regtune.tasks.qa.data.squad",
     "register": "regtune.registry",
     "remove_registers": "regtune.registers.surgery",
+    "predict": "regtune.sweeps.predict",
     "run_experiment": "regtune.sweeps.run",
     "save_registers": "regtune.registers.saving",
     "split_attention": "regtune.registers.surgery",
@@ -109,6 +111,7 @@ __all__ = [
     "mask_registers",
     "num_registers",
     "open",
+    "predict",
     "read_squad",
     "register",
     "remove_registers",

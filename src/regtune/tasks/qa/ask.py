@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from regtune.errors import printable
-from regtune.session import open_target, require_answering_head
+from regtune.session import open as open_session
 from regtune.tasks.qa.answers import Prediction
 from regtune.tasks.qa.question_answerer import QuestionAnswerer
 
@@ -26,14 +26,13 @@ def ask(name: str, question: str, context: str, *, top_k: int = 5) -> Prediction
         CheckpointError: no such model, or one without a question-answering head.
         DataError: an empty question or context.
     """
-    target = open_target(name)
-    require_answering_head(target.model)
-    config = target.config
-    answerer = QuestionAnswerer.from_pretrained(
-        target.model,
-        config=dataclasses.replace(config.answers, top_k=top_k),
-        max_length=config.data.max_length,
-        stride=config.data.stride,
+    session = open_session(name, task="qa")
+    answerer = QuestionAnswerer(
+        session.model,
+        session.reader,
+        config=dataclasses.replace(session.config.answers, top_k=top_k),
+        max_length=session.config.data.max_length,
+        stride=session.config.data.stride,
     )
     return answerer(question=question, context=context)
 
