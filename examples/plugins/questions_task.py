@@ -42,7 +42,7 @@ class Questions(Task):
     reads_text = True
     metrics = (Metric(name="accuracy", title="accuracy", columns=("right",)),)
 
-    def read(self, names, settings, *, limit=None):
+    def read(self, names, settings, *, limit=None, training=False):
         lines = [line for name in names for line in Path(name).read_text(encoding="utf-8").splitlines() if line]
         items = (Sentence(str(i), line.rstrip("?."), int(line.endswith("?"))) for i, line in enumerate(lines[:limit]))
         return Examples(items=tuple(items), names=tuple(names))

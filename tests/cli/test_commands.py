@@ -279,3 +279,19 @@ def test_the_demo_without_its_extra_says_what_to_install_and_writes_nothing(run,
     assert code == 1
     assert "pip install 'regtune[demo]'" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_methods_are_flags_with_their_settings(run, place):
+    code, _, err = run(*train("--methods", "lp_ft:epochs=1,learning_rate=1e-2", "linear_probe", "--output-dir", "m"))
+    assert code == 0, err
+    config = read_json(Path("m/run.json"))["config"]
+    assert config["methods"] == {"lp_ft": {"epochs": 1, "learning_rate": 0.01}, "linear_probe": {}}
+    for flag, said in (
+        ("lp_fit", "Unknown method 'lp_fit'. Did you mean 'lp_ft'?"),
+        ("lp_ft:epochs", "'epochs' is no setting. Write lp_ft:key=value"),
+        ("lp_ft:epoch=1", "Did you mean 'epochs'?"),
+        ("registers", "settings of their own"),
+    ):
+        code, _, err = run(*train("--methods", flag, "--output-dir", "n"))
+        assert code == 2
+        assert said in err

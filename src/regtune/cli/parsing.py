@@ -7,9 +7,10 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
+import json
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
@@ -20,6 +21,7 @@ from regtune.errors import ConfigError, unknown_name
 from regtune.registry import TASKS
 
 ArgsT = TypeVar("ArgsT")
+_METHODS_HELP = "Methods beside registers, with their settings: linear_probe, warm_up:steps=100,trainable=all."
 
 
 class CommandHelp(NamedTuple):
@@ -52,6 +54,8 @@ def first_argument(argv: Sequence[str]) -> str | None:
 def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
     """The class of run configs whose `settings` are the task's own, as flags, and the config as one of them.
 
+    Methods are flags as well, a text each: `linear_probe`, `warm_up:steps=100,trainable=all`.
+
     The task is the one that `--task` names, or the config's.
     """
     task = config.task
@@ -75,10 +79,15 @@ def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
         if name not in {each[0] for each in own}:
             raise unknown_name(f"setting of the task {task}:", name, [each[0] for each in own])
     typed = dataclasses.make_dataclass(
-        "RunConfig", [("settings", settings)], bases=(RunConfig,), frozen=True, kw_only=True
+        "RunConfig",
+        [("settings", settings), ("methods", Annotated[tuple[str, ...], tyro.conf.arg(help=_METHODS_HELP)])],
+        bases=(RunConfig,),
+        frozen=True,
+        kw_only=True,
     )
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return typed, typed(**{**values, "task": task, "settings": settings(**given)})
+    values |= {"task": task, "settings": settings(**given), "methods": tuple(map(_method_text, config.methods.items()))}
+    return typed, typed(**values)
 
 
 def without_types(config: Any) -> RunConfig:
@@ -91,7 +100,32 @@ def without_types(config: Any) -> RunConfig:
         for field in dataclasses.fields(typed)
         if getattr(typed, field.name) != getattr(default, field.name)
     }
+    values["methods"] = dict(map(_method, values["methods"]))
     return RunConfig(**values)
+
+
+def _method_text(used: tuple[str, Mapping[str, Any]]) -> str:
+    name, settings = used
+    return f"{name}:{','.join(f'{key}={json.dumps(value)}' for key, value in settings.items())}" if settings else name
+
+
+def _method(text: str) -> tuple[str, dict[str, Any]]:
+    """A method's name and settings from `name:key=value,key=value`: numbers, true, false, null, or text."""
+    name, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--methods {text}: {part!r} is no setting. Write {name}:key=value,key=value.")
+        settings[key.strip()] = _value(value)
+    return name, settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)  # YAML 1.1 takes 1e-4 for a text
+    except ValueError:
+        return text
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -9,8 +9,9 @@ from functools import cache
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
-from regtune.recipes import upgraded
+from regtune.recipes import settings_from_dict, upgraded
 from regtune.records import RunRecord, file_name
+from regtune.registry import METHODS
 
 BASELINE, REGISTERS = "baseline", "registers"
 ON_REPORTED = "the checkpoint that scored best on {}, which is reported here"
@@ -173,8 +174,16 @@ def _kind(config: Mapping[str, Any]) -> str:
     if "warm_up" in methods:
         who = " of the registers" if methods["warm_up"].get("trainable") == "registers" else ""
         words.append(f"after a warm-up{who}" if count else "warm-up without registers")
-    words += [name for name in methods if name not in ("linear_probe", "warm_up")]
+    words += [_method(name, given) for name, given in methods.items() if name not in ("linear_probe", "warm_up")]
     return ", ".join(word for word in words if word) or BASELINE
+
+
+def _method(name: str, given: Mapping[str, Any]) -> str:
+    """A method's own words; its name where it comes from a plugin that isn't here."""
+    if name not in METHODS:
+        return name
+    method = METHODS.get(name)
+    return str(method.label(settings_from_dict(method.settings, given, f"methods.{name}")))
 
 
 def _is_prompt(registers: Mapping[str, Any]) -> bool:

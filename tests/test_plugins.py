@@ -1,0 +1,116 @@
+"""The examples in docs/extending.md: a file outside the package adds a task, a family, a method and an analysis."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import QUICK, invoke
+from regtune.registry import ANALYSES, FAMILIES, METHODS, TASKS
+from tiny_tokenizer import save_tiny
+
+PLUGINS = Path(__file__).parents[1] / "examples" / "plugins"
+LINES = [f"who was in the house {n}?" if n % 2 else f"the cat lives in the house {n}." for n in range(24)]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a tiny model and lines of text; what plugins add is forgotten afterwards."""
+    for table in (ANALYSES, FAMILIES, METHODS, TASKS):
+        monkeypatch.setattr(table, "_added", dict(table._added))
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "model")
+    (tmp_path / "lines.txt").write_text("\n".join(LINES))
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith("regtune_plugin_")]:
+        monkeypatch.delitem(sys.modules, name)  # so that each test runs the files again
+    return lambda *arguments: invoke(capsys, arguments)
+
+
+def plugins(*names):
+    return [part for name in names for part in ("--plugin", str(PLUGINS / f"{name}.py"))]
+
+
+@pytest.mark.parametrize("file", sorted(PLUGINS.glob("*.py")), ids=lambda file: file.stem)
+def test_each_example_is_short(file):
+    assert len(file.read_text().splitlines()) <= 60
+
+
+def test_a_task_and_a_method_from_outside_are_trained_swept_and_reported(place, run):
+    both = plugins("questions_task", "last_layers_method")
+    sets = [
+        "--data.max-question-length",
+        "24",
+        "--data.train",
+        "lines.txt",
+        "--data.eval",
+        "lines.txt",
+        "--model",
+        "model",
+        "--data.max-length",
+        "48",
+        "--data.stride",
+        "8",
+        *QUICK,
+    ]
+    code, out, err = run(*both, "train", "--task", "questions", *sets, "--methods", "last_layers:layers=1")
+    assert code == 0, err
+    assert "accuracy" in out
+    record = json.loads(Path("runs/latest/run.json").read_text())
+    assert 0 <= next(iter(record["metrics"].values()))["accuracy"] <= 1
+    assert record["parameters"]["trainable"] < record["parameters"]["total"]
+    recipe = {
+        "base": {
+            "model": "model",
+            "task": "questions",
+            "data": {"max_length": 48, "stride": 8, "max_question_length": 24},
+            "training": {"epochs": 1, "batch_size": 8, "precision": "float32"},
+        },
+        "arms": ["baseline", "registers", "short"],
+        "own_arms": {"short": {"registers": {}, "last_layers": {"layers": 1}}},
+        "num_registers": [0, 2],
+        "seeds": [0, 1],
+        "training_sets": {"lines": ["lines.txt"]},
+        "evaluation_sets": ["lines.txt"],
+    }
+    Path("mine.yaml").write_text(json.dumps(recipe))
+    code, out, err = run(*both, "sweep", "mine.yaml", "--folder", "s")
+    assert code == 0, out + err
+    assert "6 cells finished" in out
+    code, out, err = run(*both, "report", "s", "--resamples", "200")
+    assert code == 0, err
+    page = Path("s/report/report.html").read_text()
+    assert "accuracy" in page
+    assert "last 1 layers" in page
+
+
+def test_a_family_from_outside_is_examined(place, run):
+    from transformers import ErnieConfig, ErnieForQuestionAnswering
+
+    from tiny_tokenizer import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    config = ErnieConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
+    ErnieForQuestionAnswering(config).save_pretrained("ernie")
+    tokenizer.save_pretrained("ernie")
+    code, _, err = run("doctor", "ernie", "--registers.num-registers", "3")
+    assert code == 1
+    assert "not supported for model_type='ernie'" in err
+    code, out, err = run(*plugins("ernie_family"), "doctor", "ernie", "--registers.num-registers", "3")
+    assert code == 0, out + err
+    assert "ERNIE" in out
