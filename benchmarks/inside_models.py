@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from regtune.analyses.inside import PARTS, look_inside
+
 from regtune.records import load_record
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,60 +1,76 @@
-"""Tables of docs/results/inside.md, made from the looks inside in `docs/results/inside` and the ablation's cells."""
+"""Tables of docs/results/inside.md, made from the records of `regtune inspect` in `docs/results/inside`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import ablation_results as ablation
 import numpy as np
 
-from regtune.analyses.faithfulness.compare import FaithfulnessDifference, compare_faithfulness
-from regtune.analyses.faithfulness.results import Faithfulness, Row
-from regtune.analyses.inside_compare import ALPHA, MeasureRow, compare_inside
-from regtune.analyses.inside_measures import MEASURES
-from regtune.records import read_json
-from regtune.stats.holm import holm
+from regtune.analyses.parts import estimate
+from regtune.inspection import MeasureRow, PartRecord, compare_records, read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results" / "inside"
 PAGE = "docs/results/inside.md"
 SETS = {"tydiqa-en": "TyDi QA English dev", "squad": "SQuAD v1.1 dev"}
 _RESAMPLES = 1_000
+Place = tuple[int, int | None]
+"""Number of registers and seed; seed None is the model before fine-tuning."""
 
 
 @cache
-def records(name: str) -> tuple[dict[str, Any], ...]:
-    """Every look inside of one set of questions, those before fine-tuning first."""
-    found = [read_json(path) for path in sorted((FOLDER / name).glob("*/measures.json"))]
-    return tuple(sorted(found, key=lambda each: (each["seed"] is not None, each["num_registers"], each["seed"] or 0)))
+def records(name: str) -> dict[Place, tuple[PartRecord, ...]]:
+    """The records of every model that was inspected on one set of questions, those before fine-tuning first."""
+    found: dict[Place, tuple[PartRecord, ...]] = {}
+    for folder in sorted((FOLDER / name).iterdir()):
+        parts, refused = read_records(folder)
+        assert not refused, refused
+        found[parts[0].subject["num_registers"], parts[0].subject["seed"]] = tuple(parts)
+    return dict(sorted(found.items(), key=lambda each: (each[0][1] is not None, each[0][0], each[0][1] or 0)))
 
 
 @cache
-def rows(name: str) -> tuple[MeasureRow, ...]:
-    """Every measure of the trained models against N = 0."""
-    trained = [record for record in records(name) if record["seed"] is not None]
-    return tuple(compare_inside(trained, resamples=_RESAMPLES))
+def compared(name: str, faithful: bool = False) -> dict[int, list[MeasureRow]]:
+    """Every measure of the trained models with N registers against N = 0, seeds paired; one entry for each N.
+
+    Args:
+        name: of the set of questions.
+        faithful: the measures of faithfulness, or all others; each is a table with its own correction.
+    """
+    places = [place for place in records(name) if place[1] is not None]
+    found = {}
+    for n in sorted({n for n, _ in places} - {0}):
+        seeds = [s for m, s in places if m == n and (0, s) in places]
+        if len(seeds) >= 2:
+            arms = [[_parts(name, (m, s), faithful) for s in seeds] for m in (0, n)]
+            if all(part for arm in arms for part in arm):
+                found[n] = compare_records(*arms, resamples=_RESAMPLES)
+    return found
 
 
-def row(name: str, measure: str) -> MeasureRow:
+def _parts(name: str, place: Place, faithful: bool) -> list[PartRecord]:
+    return [record for record in records(name)[place] if (record.part == "faithfulness") == faithful]
+
+
+def row(name: str, measure: str) -> tuple[int, MeasureRow]:
     """One measure at the smallest N that was compared."""
-    return min((each for each in rows(name) if each.name == measure), key=lambda each: each.num_registers)
+    n, rows = min(compared(name).items())
+    return n, next(each for each in rows if each.name == measure)
 
 
 def before(name: str, measure: str) -> float | None:
     """A measure's mean before fine-tuning."""
-    for record in records(name):
-        if record["seed"] is None and measure in record["measures"]:
-            values = [value for value in record["measures"][measure] if value is not None]
-            return float(np.mean(values)) if values else None
-    return None
-
-
-def titles() -> dict[str, str]:
-    """What a measure is called in a table."""
-    return {measure.name: f"{measure.title} <sub>{measure.meaning}</sub>" for measure in MEASURES}
+    means = [
+        mean
+        for place, parts in records(name).items()
+        if place[1] is None
+        for record in parts
+        if (mean := record.mean(measure)) is not None
+    ]
+    return means[0] if means else None
 
 
 def number(value: float | None) -> str:
@@ -75,41 +91,34 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def table(name: str) -> str:
     """Measures before fine-tuning, without registers, and with each N."""
-    counts = sorted({each.num_registers for each in rows(name)})
-    known = [title for title in titles() if any(each.name == title for each in rows(name))]
-    named = {each.name for each in rows(name)}
-    known += sorted(named - set(known))
+    found = compared(name)
+    titles = {each.name: each.title for rows in found.values() for each in rows}
     lines = []
-    for measure in known:
-        line = [titles().get(measure, f"`{measure}`"), number(before(name, measure))]
-        for n in counts:
-            found = next((each for each in rows(name) if each.name == measure and each.num_registers == n), None)
-            line += (
-                ["", "", "", ""]
-                if found is None
-                else [
-                    number(found.baseline),
-                    number(found.arm),
-                    f"{signed(found.difference)} ({signed(found.interval[0])} … {signed(found.interval[1])})",
-                    found.verdict,
-                ]
-            )
+    for measure, title in titles.items():
+        line = [title, number(before(name, measure))]
+        for rows in found.values():
+            mine = next((each for each in rows if each.name == measure), None)
+            line += ["", "", "", ""] if mine is None else [number(mine.base), *_changed(mine)]
         lines.append(line)
     header = ["", "before fine-tuning"]
-    for n in counts:
+    for n in found:
         header += ["N = 0", f"N = {n}", "difference (95 % interval)", "verdict"]
     return f"{_basis(name)}\n\n{markdown(header, lines)}"
 
 
+def _changed(found: MeasureRow) -> list[str]:
+    low, high = found.interval
+    return [number(found.other), f"{signed(found.difference)} ({signed(low)} … {signed(high)})", found.verdict]
+
+
 def _basis(name: str) -> str:
-    first = records(name)[0]
-    parts = []
-    for n in sorted({each.num_registers for each in rows(name)}):
-        found = next(each for each in rows(name) if each.num_registers == n)
-        parts.append(f"N = {n}: {found.seeds} seeds")
+    found = compared(name)
+    count = max(len(record.data["ids"]) for record in next(iter(records(name).values())))
+    parts = [f"N = {n}: {rows[0].seeds} seeds" for n, rows in found.items()]
     return (
-        f"{SETS[name]}, {len(first['questions'])} questions spread evenly over the set; {'; '.join(parts)}. "
-        f"Verdicts are corrected (Holm) over the {len(rows(name))} comparisons of this table; intervals are not."
+        f"{SETS[name]}, {count} questions spread evenly over the set; {'; '.join(parts)}. "
+        f"Verdicts are corrected (Holm) over the {sum(map(len, found.values()))} comparisons of this table; intervals "
+        "are not."
     )
 
 
@@ -135,7 +144,7 @@ _CLAIMS: tuple[tuple[str, str], ...] = (
     ("… the norm of [CLS]", "artefacts.feed_forward.cls_relative"),
     ("… outlier dimensions", "artefacts.norm_input.outlier_entries"),
     ("… heavy tails (kurtosis)", "artefacts.norm_input.kurtosis"),
-    ("8 bits cost less", "w8a8.f1_loss"),
+    ("8 bits cost less", "int8.linear.f1_loss"),
     ("relevance is more focused (AttnLRP, entropy)", "explanation.attnlrp.entropy"),
     ("relevance is more focused (Chefer 2021, the paper's method)", "explanation.chefer.entropy"),
     ("more relevance on the gold answer (AttnLRP)", "explanation.attnlrp.on_gold"),
@@ -144,45 +153,20 @@ _CLAIMS: tuple[tuple[str, str], ...] = (
 
 
 def _claim(claim: str, name: str, measure: str) -> list[str]:
-    found = row(name, measure)
-    return [
-        claim,
-        f"`{measure}`",
-        f"{number(found.baseline)} → {number(found.arm)} (N = {found.num_registers})",
-        f"{signed(found.difference)} ({signed(found.interval[0])} … {signed(found.interval[1])})",
-        found.verdict,
-    ]
-
-
-def faithfulness(name: str) -> list[FaithfulnessDifference]:
-    """Each method and metric with the smallest N against N = 0, seeds paired; empty if it wasn't measured."""
-    by_place: dict[tuple[int, int], Faithfulness] = {}
-    for path in (FOLDER / name).glob("*/faithfulness.json"):
-        record = read_json(path.parent / "measures.json")
-        by_place[record["num_registers"], record["seed"]] = Faithfulness.from_json(read_json(path))
-    counts = sorted({n for n, _ in by_place} - {0})
-    seeds = sorted({s for n, s in by_place if n == 0} & {s for n, s in by_place if counts and n == counts[0]})
-    if not seeds:
-        return []
-    return compare_faithfulness(
-        [by_place[0, s] for s in seeds], [by_place[counts[0], s] for s in seeds], resamples=_RESAMPLES
-    )
+    n, found = row(name, measure)
+    shown, difference, verdict = _changed(found)
+    return [claim, f"`{measure}`", f"{number(found.base)} → {shown} (N = {n})", difference, verdict]
 
 
 def table_faithfulness() -> str:
     """Normalised faithfulness, and agreement with the gold answer, of every method."""
-    found = [each for each in faithfulness("tydiqa-en") if each.normalised or each.metric not in _NORMALISED]
-    adjusted = holm([each.p_value for each in found])
+    found = compared("tydiqa-en", faithful=True)
+    if not found:
+        return "Not measured."
     lines = [
-        [
-            f"{each.method}: {each.metric}{' (normalised)' if each.normalised else ''}",
-            number(each.first),
-            number(each.second),
-            f"{signed(each.difference)} ({signed(each.low)} … {signed(each.high)})",
-            _verdict(each, float(p)),
-            str(each.n),
-        ]
-        for each, p in zip(found, adjusted, strict=True)
+        [each.title, number(each.base), *_changed(each), str(each.examples)]
+        for each in min(found.items())[1]
+        if each.name.endswith(".normalised") or each.name.rpartition(".")[2] not in _NORMALISED
     ]
     return markdown(("", "N = 0", "with registers", "difference (95 % interval)", "verdict", "questions"), lines)
 
@@ -190,50 +174,49 @@ def table_faithfulness() -> str:
 _NORMALISED = ("comprehensiveness", "sufficiency", "deletion", "deletion-lerf")
 
 
-def _verdict(difference: FaithfulnessDifference, p_value: float) -> str:
-    if p_value > ALPHA:
-        return "not shown"
-    return "higher" if difference.difference > 0 else "lower"
-
-
 def _faithful(name: str) -> list[list[str]]:
-    found = [each for each in faithfulness(name) if each.normalised and each.metric == "comprehensiveness"]
-    adjusted = holm([each.p_value for each in found]) if found else []
+    found = compared(name, faithful=True)
+    lines = []
+    for each in min(found.items())[1] if found else ():
+        method = each.name.split(".")[1]
+        if each.name.endswith(".comprehensiveness.normalised") and method in ("attnlrp", "chefer"):
+            shown, difference, verdict = _changed(each)
+            claim = f"explanations are better, not only cleaner ({method})"
+            lines.append([claim, "normalised comprehensiveness", f"{number(each.base)} → {shown}", difference, verdict])
+    return lines
+
+
+def _registers(name: str) -> list[tuple[str, PartRecord]]:
     return [
-        [
-            f"explanations are better, not only cleaner ({each.method})",
-            "normalised comprehensiveness",
-            f"{number(each.first)} → {number(each.second)}",
-            f"{signed(each.difference)} ({signed(each.low)} … {signed(each.high)})",
-            _verdict(each, float(p)),
-        ]
-        for each, p in zip(found, adjusted, strict=True)
-        if each.method in ("attnlrp", "chefer")
+        (f"n{n}-seed{seed}", record)
+        for (n, seed), parts in records(name).items()
+        for record in parts
+        if record.part == "registers"
     ]
 
 
 def _roles(name: str) -> list[list[str]]:
     return [
-        ["do all registers play an equal role?", f"knock-outs, {path.parent.name}", "", "", read_json(path)["verdict"]]
-        for path in sorted((FOLDER / name).glob("*/audit.json"))
+        ["do all registers play an equal role?", f"knock-outs, {label}", "", "", record.content["verdict"]]
+        for label, record in _registers(name)
     ]
 
 
 def table_registers() -> str:
     """Every audited register: what hiding it does, how much it varies and how much attention it draws."""
     lines = []
-    for path in sorted((FOLDER / "tydiqa-en").glob("*/audit.json")):
-        audit = read_json(path)
+    for label, record in _registers("tydiqa-en"):
+        audit = record.content
         hidden = {each["register"]: each for each in audit["knock_outs"] if each["how"] == "mask"}
         fixed = {each["register"]: each for each in audit["knock_outs"] if each["how"] == "mean"}
         for index in [*range(audit["num_registers"]), None]:
             alone = index is not None
             lines.append(
                 [
-                    f"{path.parent.name}: {index if alone else 'all'}",
+                    f"{label}: {index if alone else 'all'}",
                     _effect(hidden[index]["loss"], 1),
-                    _effect(hidden[index]["f1"], 100),
-                    _effect(fixed[index]["f1"], 100),
+                    _effect(hidden[index]["score"], 100),
+                    _effect(fixed[index]["score"], 100),
                     f"{100 * max(layer[index] for layer in audit['variation']):.1f} %" if alone else "",
                     f"{100 * np.mean([layer[index] for layer in audit['attention_in']]):.1f} %" if alone else "",
                 ]
@@ -255,25 +238,21 @@ def _effect(found: dict[str, float], scale: float) -> str:
 
 def table_sentiment() -> str:
     """Faithfulness on single sentences and agreement with people's marks, of one sentiment model for each N."""
-    lines, header = [], [""]
-    found = {
-        (name, path.parent.name): Faithfulness.from_json(read_json(path))
-        for name in ("sst2", "movies")
-        for path in sorted((FOLDER / name).glob("*/faithfulness.json"))
-    }
-    labels = sorted({label for _, label in found})
-    header += labels
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    labels = []
     for name in ("sst2", "movies"):
-        mine = {label: one.rows(resamples=_RESAMPLES) for (of, label), one in found.items() if of == name}
-        for place in dict.fromkeys((one.method, one.metric) for rows in mine.values() for one in rows):
-            line = [f"{name}: {place[0]}, {place[1]}"]
-            for label in labels:
-                one = next((each for each in mine.get(label, ()) if (each.method, each.metric) == place), None)
-                line.append("" if one is None else _interval(one))
-            lines.append(line)
-    return markdown(header, lines)
-
-
-def _interval(one: Row) -> str:
-    value = one.normalised or one.raw
-    return f"{number(value.value)} ({number(value.low)} … {number(value.high)})"
+        for (n, seed), parts in records(name).items():
+            label = f"n{n}-seed{seed}"
+            labels.append(label)
+            for record in parts:
+                for each in [*record.content["rows"], *record.content.get("rationales", {}).get("rows", ())]:
+                    shown = estimate(each["normalised"] or each["raw"])
+                    if shown is not None:
+                        text = f"{number(shown.value)} ({number(shown.low)} … {number(shown.high)})"
+                        found.setdefault((name, each["method"], each["metric"]), {})[label] = text
+    columns = sorted(set(labels))
+    lines = [
+        [f"{name}: {method}, {metric}", *(cells.get(label, "") for label in columns)]
+        for (name, method, metric), cells in found.items()
+    ]
+    return markdown(("", *columns), lines)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from regtune.errors import RegtuneError
     from regtune.families._family import Family
     from regtune.interfaces import Analysis, Attached, Block, Examples, Group, Method, Metric, Rows, Stage, Task
+    from regtune.inspection import inspect
     from regtune.records import RunRecord
     from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel
     from regtune.registers.saving import from_pretrained, load_registers, save_registers
@@ -62,6 +63,8 @@ _HOME = {
     "add_registers": "regtune.registers.surgery",
     "disable_registers": "regtune.registers.surgery",
     "from_pretrained": "regtune.registers.saving",
+    "load_questions": "regtune.tasks.qa.data.sources",
+    "inspect": "regtune.inspection",
     "load_plugin": "regtune.registry",
     "load_questions": "regtune.tasks.qa.data.sources",
     "load_registers": "regtune.registers.saving",
@@ -105,6 +108,7 @@ __all__ = [
     "add_registers",
     "disable_registers",
     "from_pretrained",
+    "inspect",
     "load_plugin",
     "load_questions",
     "load_registers",

@@ -382,6 +382,7 @@ class Block:
     """What the block was made of, as plain JSON types, for export."""
 
 
+@runtime_checkable
 class Analysis(Protocol):
     """Something measured inside a model."""
 

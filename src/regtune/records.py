@@ -178,6 +178,12 @@ def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name if "/" in text else text).strip("-.") or "set"
 
 
+def is_local(name: str) -> bool:
+    """Whether a name that isn't there must have meant a local path: a hub name is `name` or `owner/name`."""
+    first, _, rest = Path(name).as_posix().partition("/")
+    return first in ("", "runs") or first.startswith((".", "~")) or "/" in rest or (rest != "" and Path(first).is_dir())
+
+
 def now() -> str:
     """The time as ISO 8601 in UTC, to the second."""
     return datetime.now(timezone.utc).replace(microsecond=0).isoformat()

@@ -147,7 +147,19 @@ METHODS: Final = Registry(
         "warm_up": "regtune.methods.warm_up:WarmUp",
     },
 )
-ANALYSES: Final = Registry("analysis", "analyses", {})
+ANALYSES: Final = Registry(
+    "analysis",
+    "analyses",
+    {
+        "attention": "regtune.analyses.attention.attention:AttentionAnalysis",
+        "artefacts": "regtune.analyses.artefacts.analysis:ArtefactAnalysis",
+        "int8": "regtune.analyses.int8:Int8Analysis",
+        "registers": "regtune.analyses.registers.analysis:RegisterAnalysis",
+        "heads": "regtune.analyses.heads:HeadAnalysis",
+        "explanations": "regtune.analyses.explanations:ExplanationAnalysis",
+        "faithfulness": "regtune.analyses.faithfulness.analysis:FaithfulnessAnalysis",
+    },
+)
 
 
 class _Register:

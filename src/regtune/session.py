@@ -28,7 +28,7 @@ from regtune.models.loading import load_tokenizer, quiet_transformers, resolve_m
 from regtune.models.precision import Precision, autocast, best_device, device_of
 from regtune.models.safety import read_model_config
 from regtune.recipes import config_from_dict
-from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_json
+from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, is_local, load_record, read_json
 from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import backbone_of, find_registers, max_text_length, register_positions
 from regtune.registry import TASKS
@@ -507,12 +507,6 @@ def open_target(name: str | Path) -> Target:
             f"{name} is neither a run directory nor a model: it holds no {RUN_FILE} and no config.json."
         )
     return Target(name=str(name), model=str(folder))
-
-
-def is_local(name: str) -> bool:
-    """Whether a name that isn't there must have meant a local path: a hub name is `name` or `owner/name`."""
-    first, _, rest = Path(name).as_posix().partition("/")
-    return not first or first.startswith((".", "~")) or "/" in rest or (rest != "" and Path(first).is_dir())
 
 
 def is_run_config(path: Path) -> bool:

@@ -10,21 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from regtune.cli import (
-    ask,
-    compare,
-    demo,
-    diagnose,
-    doctor,
-    evaluate,
-    explain,
-    info,
-    inside,
-    predict,
-    report,
-    sweep,
-    train,
-)
+from regtune.cli import ask, compare, demo, doctor, evaluate, explain, info, inspect, predict, report, sweep, train
 from regtune.errors import ConfigError, RegtuneError, bounded, unknown_name
 
 
@@ -38,7 +24,11 @@ class Command(NamedTuple):
 
 COMMANDS = {
     module.HELP.name: Command(module.run, module.HELP.sentence, module.HELP.examples)
-    for module in (demo, train, sweep, report, compare, evaluate, predict, ask, info, doctor, explain, diagnose, inside)
+    for module in (demo, train, sweep, report, compare, evaluate, predict, ask, info, doctor, explain, inspect)
+} | {
+    inspect.FAITHFULNESS_HELP.name: Command(
+        inspect.run_faithfulness, inspect.FAITHFULNESS_HELP.sentence, inspect.FAITHFULNESS_HELP.examples
+    )
 }
 """In the order of the overview."""
 

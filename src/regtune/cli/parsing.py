@@ -17,7 +17,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 import tyro
 
 from regtune.config import AnswerConfig, DataConfig, RunConfig
-from regtune.errors import ConfigError, unknown_name
+from regtune.errors import CheckpointError, ConfigError, unknown_name
+from regtune.records import is_local
 from regtune.registry import TASKS
 
 ArgsT = TypeVar("ArgsT")
@@ -49,6 +50,16 @@ def parse(help_: CommandHelp, kind: type[ArgsT], argv: Sequence[str], default: A
 def first_argument(argv: Sequence[str]) -> str | None:
     """The argument that the defaults of all others depend on, if it stands where it belongs."""
     return argv[0] if argv and not argv[0].startswith("-") else None
+
+
+def require_there(name: str) -> None:
+    """Refuses a model's name that must have meant a folder and isn't one, before anything slow is imported.
+
+    Raises:
+        CheckpointError: it isn't there.
+    """
+    if is_local(name) and not Path(name).expanduser().is_dir():
+        raise CheckpointError(f"{name} doesn't exist: no such run directory or model folder.")
 
 
 def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:

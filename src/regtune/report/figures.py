@@ -17,12 +17,10 @@ import numpy as np
 
 from regtune.errors import MissingExtraError
 from regtune.interfaces import Metric
+from regtune.pictures import COLOURS, FAINT, INK
 from regtune.report.tasks import LABEL, reported
 from regtune.stats.comparison import Comparison
 
-INK, FAINT = "#010203", "#040506"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c7a00", "#7f7f7f")
-"""Okabe and Ito's, with their yellow darkened to be seen on white; the baseline has the ink."""
 _MARKERS = "os^Dvp*Xh"
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 _PAPER = {INK: "#16181d", FAINT: "#6b7078"}
@@ -94,7 +92,7 @@ def score_figure(series: Sequence[Series], metric: Metric, set_name: str, *, tas
         f"N = {one.num_registers}: mean {np.mean(one.scores):.1f} over {len(one.scores)} seeds" for one in series
     )
     title = f"{metric.title} on {set_name} against the number of registers"
-    return drawn(f"{metric.name}-by-registers", title, description, draw)
+    return drawn(f"{metric.name}-by-registers", title, description, draw, columns=1)
 
 
 def curve_figure(curves: Sequence[Curve], name: str, title: str, ylabel: str) -> Figure:
@@ -185,7 +183,7 @@ def drawn(
     description: str,
     draw: Callable[[Any], None],
     *,
-    columns: int = 1,
+    columns: int | None = None,
     size: tuple[float, float] = (5.2, 4.1),
 ) -> Figure:
     """A figure in the page's style.
@@ -195,7 +193,7 @@ def drawn(
         title: also its accessible name.
         description: what a reader who can't see it should know.
         draw: draws on matplotlib axes, in `INK`, `FAINT` and `COLOURS`.
-        columns: of the legend beneath; 0 for none.
+        columns: of the legend beneath; by default one row of what has a label, if anything has.
         size: width and height in inches.
 
     Raises:
@@ -228,6 +226,8 @@ def drawn(
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
+        if columns is None:
+            columns = min(4, len(axes.get_legend_handles_labels()[1]))
         if columns:
             drawing.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9, reverse=columns == 1)
         stream = io.StringIO()

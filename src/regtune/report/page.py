@@ -9,8 +9,7 @@ from pathlib import Path
 from regtune.errors import DataError
 from regtune.records import RUN_FILE, versions
 from regtune.report.collect import Sweep, collect
-from regtune.report.inside.files import find_inside, has_inside, read_inside
-from regtune.report.inside.sections import InsideSection, inside_sections
+from regtune.report.inspect import InspectSection, has_records, section_of, sections_of
 from regtune.report.rendering import environment, write
 from regtune.report.result_tables import runs_table, search_table, settings_table, versions_table
 from regtune.report.scores import Settings
@@ -32,8 +31,8 @@ class Report:
     settings: Table | None = None
     versions: Table | None = None
     runs: Table | None = None
-    """None, as all that tells of runs, where only an `inside` folder was found."""
-    inside: tuple[InsideSection, ...] = ()
+    """None, as all that tells of runs, where only an `inspect` folder was found."""
+    inspected: tuple[InspectSection, ...] = ()
     skipped: tuple[tuple[str, str], ...]
     """Folder and reason of every cell that is not used."""
     not_begun: tuple[str, ...]
@@ -45,7 +44,7 @@ class Report:
     def tables(self) -> list[Table]:
         """All tables, in the page's order."""
         rest = [self.search, self.settings, self.versions, self.runs]
-        parts: list[Section | InsideSection] = [*self.sections, *self.inside]
+        parts: list[Section | InspectSection] = [*self.sections, *self.inspected]
         first = [] if self.overview is None else [self.overview]
         return first + [t for part in parts for t in part.tables] + [t for t in rest if t is not None]
 
@@ -56,8 +55,8 @@ def write_report(
     """Writes the page of a sweep (or of one run), and its tables (Markdown, CSV) and figures (SVG) beside it.
 
     Args:
-        folder: a sweep's folder with run directories in it, one run directory, or a folder that holds `inside` alone.
-            What lies in `inside` folders, of the sweep and of each arm's first run, gets sections of its own.
+        folder: a sweep's folder with run directories in it, one run directory, or a folder that holds `inspect` alone.
+            What lies in `inspect` folders, of the sweep and of each arm's first run, gets sections of its own.
         output: folder for `report.html`, `tables.md`, `tables/*.csv` and `figures/*.svg`; `report` in `folder` if None.
         delta: largest difference of the main metric that does not matter (0.01 is one point); its own if None.
         resamples: bootstrap draws.
@@ -71,11 +70,11 @@ def write_report(
         ConfigError: a setting of the statistics is out of range.
     """
     environment()
-    report = _inside_alone(folder) or build_report(collect(folder), settings=Settings(delta=delta, resamples=resamples))
+    report = _records_alone(folder) or build_report(collect(folder), settings=Settings(delta=delta, resamples=resamples))
     place = output if output is not None else folder / "report"
     for table in report.tables:
         write(place / "tables" / f"{table.name}.csv", table.csv)
-    parts: list[Section | InsideSection] = [*report.sections, *report.inside]
+    parts: list[Section | InspectSection] = [*report.sections, *report.inspected]
     for part in parts:
         for figure in part.figures:
             write(place / "figures" / f"{figure.name}.svg", figure.standalone)
@@ -90,7 +89,7 @@ def build_report(sweep: Sweep, *, settings: Settings) -> Report:
         named(make_section(group, settings), f"-{number}" if several else "")
         for number, group in enumerate(sweep.groups, start=1)
     )
-    inside, refused = inside_sections(list(find_inside(sweep)))
+    inspected, refused = sections_of(sweep)
     return Report(
         title="Do registers help?" if len(sweep.cells) > 1 else "One run",
         folder=sweep.folder.resolve().name,
@@ -102,7 +101,7 @@ def build_report(sweep: Sweep, *, settings: Settings) -> Report:
         versions=versions_table(sweep.cells),
         runs=runs_table(sweep.groups, sweep.folder.resolve().name),
         skipped=(*((cell.folder.name, cell.reason) for cell in sweep.skipped), *refused),
-        inside=inside,
+        inspected=inspected,
         made_with=f"regtune {versions()['regtune']}",
     )
 
@@ -122,19 +121,19 @@ def _overview(sections: Sequence[Section]) -> Table:
     return Table(name="overview", title="All at a glance", header=("arm", *titles), rows=tuple(rows), notes=(note,))
 
 
-def _inside_alone(folder: Path) -> Report | None:
+def _records_alone(folder: Path) -> Report | None:
     """The page of a folder that has measurements of a model and no run; None for any other folder."""
-    if not has_inside(folder) or any(folder.rglob(RUN_FILE)):
+    if not has_records(folder) or any(folder.rglob(RUN_FILE)):
         return None
-    sections, refused = inside_sections([read_inside(folder, folder.resolve().name)])
-    if not sections:
+    section, refused = section_of(folder, folder.resolve().name, "inspect-1")
+    if not section.parts:
         raise DataError(f"Nothing in {folder} can be used: " + "; ".join(f"{name}: {why}" for name, why in refused))
     return Report(
         title="Inside one model",
         folder=folder.resolve().name,
         sections=(),
-        inside=sections,
-        skipped=refused,
+        inspected=(section,),
+        skipped=tuple(refused),
         not_begun=(),
         made_with=f"regtune {versions()['regtune']}",
     )

@@ -7,7 +7,7 @@ import torch
 import tiny
 from analyses.artefacts.artefact_inputs import batch, plant, quiet_model, single_rows
 from analyses.attribution.explained import any_model
-from regtune.analyses.artefacts.columns import column_deviation
+from regtune.analyses.attention.attention import column_deviation
 from regtune.registers.surgery import split_attention
 
 

@@ -13,8 +13,13 @@ import tiny
 from analyses.attention.attended import CLASSES, analysis_batch, by_hand, model_of, rows_of
 from analyses.attribution.explained import DECODERS, decoder
 from regtune.analyses.attention import attention as attention_module
-from regtune.analyses.attention.attention import BY_CLASS, SINGLE, AttentionSettings, attention_statistics
-from regtune.analyses.attention.outputs import OutputNorms
+from regtune.analyses.attention.attention import (
+    BY_CLASS,
+    SINGLE,
+    AttentionSettings,
+    OutputNorms,
+    attention_statistics,
+)
 from regtune.analyses.attention.tap import attention_tap, registers_first
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
 from regtune.registers.surgery import disable_registers, find_registers, mask_registers

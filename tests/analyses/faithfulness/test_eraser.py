@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regtune.analyses.faithfulness.eraser import _joined, read_rationales
+from regtune.analyses.faithfulness.rationales import _joined, read_rationales
 from regtune.errors import DataError
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "eraser-movies"

@@ -29,8 +29,7 @@ from regtune.analyses.faithfulness.faithfulness import (
     order_of,
     orders_of,
 )
-from regtune.analyses.faithfulness.model import PerturbedModel, perturbed
-from regtune.analyses.faithfulness.texts import perturbable_texts
+from regtune.analyses.faithfulness.model import PerturbedModel, perturbable_texts, perturbed
 from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from regtune.targets import ClassLogit
 from tiny_tokenizer import examples, tiny_tokenizer

@@ -19,8 +19,7 @@ from regtune.analyses.faithfulness.limits import (
     random_orders,
     single_effects,
 )
-from regtune.analyses.faithfulness.model import PerturbedModel
-from regtune.analyses.faithfulness.texts import perturbable_texts
+from regtune.analyses.faithfulness.model import PerturbedModel, perturbable_texts
 from regtune.errors import ConfigError
 
 RANDOM = np.random.default_rng(2)

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from analyses.attribution.explained import DECODERS, decoder, encoder
-from regtune.analyses.registers.lens import register_lens
+from regtune.analyses.registers.lens import borrowed_head, language_head, register_lens, vocabulary_vectors
 from regtune.analyses.registers.neurons import clamp_effect, clamp_neuron, neuron_lens
-from regtune.analyses.registers.vocabulary import borrowed_head, language_head, vocabulary_vectors
 from regtune.errors import CheckpointError, ConfigError, UnknownNameError, UnsupportedModelError
 from regtune.registers.surgery import backbone_of
 from tiny import FAMILIES, inputs, tiny_model

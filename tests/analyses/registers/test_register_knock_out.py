@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from analyses.attribution.explained import encoder
-from regtune.analyses.registers.knock_out import HOWS, KnockOut, knocked_out
-from regtune.analyses.registers.layer_inputs import layer_inputs
+from regtune.analyses.registers.knock_out import HOWS, KnockOut, knocked_out, layer_inputs
 from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from regtune.registers.surgery import disable_registers, find_registers, mask_registers, require_registers
 from tiny import ABSOLUTE, FAMILIES, attentions_of, inputs

@@ -4,16 +4,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from regtune.analyses.registers.effects import Scored, effects, question_losses
+from regtune.analyses.outcomes import Outcomes, row_losses
+from regtune.analyses.registers.analysis import Scored, effects
 from regtune.analyses.registers.knock_out import KnockOut
 from regtune.analyses.registers.roles import equal_roles_p, judge_roles, rank_correlation
-from tiny_windows import tiny_window
 
 
 def scored(loss, f1=0.5, answers=None):
     loss = np.asarray(loss, dtype=np.float64)
-    return Scored(loss=loss, f1=np.full(len(loss), f1), answers=tuple(answers or ["a"] * len(loss)))
+    outcomes = Outcomes(loss=loss, score=np.full(len(loss), f1), said=tuple(answers or ["a"] * len(loss)))
+    return Scored(change=loss, outcomes=outcomes)
 
 
 def judged(changes, *, together=None):
@@ -26,14 +28,20 @@ def judged(changes, *, together=None):
     return judge_roles(changes, found, resamples=1000)
 
 
-def test_loss_is_the_mean_negative_log_probability_of_both_ends():
-    window = tiny_window(6, start=2, end=4)
-    start, end = np.log([[1, 1, 4, 1, 1, 2], [1, 1, 1, 1, 5, 1]]).astype(np.float32)
-    other = np.zeros(6, dtype=np.float32)
-    (loss,) = question_losses([window], [start], [end], questions=1)
-    assert loss == pytest.approx(-(math.log(0.4) + math.log(0.5)) / 2)
-    (averaged,) = question_losses([window, window], [start, other], [end, other], questions=1)
-    assert averaged == pytest.approx((loss + math.log(6)) / 2)
+def test_the_loss_of_a_span_is_the_mean_negative_log_probability_of_both_ends_padding_aside():
+    logits = [torch.tensor([[1, 1, 4, 1, 1, 2, 9]]).log(), torch.tensor([[1, 1, 1, 1, 5, 1, 9]]).log()]
+    batch = {"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 1, 0]])}
+    batch |= {"start_positions": torch.tensor([2]), "end_positions": torch.tensor([4])}
+    (loss,) = row_losses(dict(zip(("start_logits", "end_logits"), logits, strict=True)), batch)
+    assert float(loss) == pytest.approx(-(math.log(0.4) + math.log(0.5)) / 2, rel=1e-6)
+
+
+def test_the_loss_of_a_class_is_torchs():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 4), torch.tensor([0, 3, 1])
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    assert row_losses({"logits": logits}, {"labels": labels}).numpy() == pytest.approx(expected.numpy(), rel=1e-5)
+    assert row_losses({"logits": logits}, {}) is None
 
 
 def test_effects_are_differences_from_the_untouched_model():
@@ -47,11 +55,11 @@ def test_effects_are_differences_from_the_untouched_model():
     first, second, both = effects(scored(base), parts, resamples=1000)
     assert first.loss.difference == pytest.approx(0.3)
     assert (first.loss.low, first.loss.high) == pytest.approx((0.3, 0.3))
-    assert first.f1.difference == pytest.approx(-0.1)
-    assert first.answers_changed == pytest.approx(0.25)
-    low, high = first.answers_changed_interval
+    assert first.score.difference == pytest.approx(-0.1)
+    assert first.said.difference == pytest.approx(0.25)
+    low, high = first.said.low, first.said.high
     assert 0.05 < low < 0.25 < high < 0.45
-    assert (second.loss.difference, second.loss.p_value, second.answers_changed) == (0, 1, 0)
+    assert (second.loss.difference, second.loss.p_value, second.said.difference) == (0, 1, 0)
     assert both.register is None
     assert both.loss.low < both.loss.difference < both.loss.high
 

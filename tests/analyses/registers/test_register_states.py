@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from analyses.attribution.explained import encoder
-from regtune.analyses.registers.constants import export_constant_registers
-from regtune.analyses.registers.states import register_states
+from regtune.analyses.registers.states import export_constant_registers, register_states
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
 from regtune.registers.surgery import disable_registers, find_registers, mask_registers
 from regtune.token_classes import TokenClass

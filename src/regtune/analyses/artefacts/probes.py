@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
+from regtune.analyses.artefacts.artefacts import content_places
 from regtune.analyses.artefacts.sites import SITES, Batch, BlockStates, visit_texts
-from regtune.analyses.artefacts.sums import content_places
 from regtune.errors import ConfigError, MissingExtraError, unknown_name
 
 LEAST_TOKENS = 60

@@ -2,61 +2,56 @@
 
 Agreement says whether an explanation looks right to people, not whether it is true to the model: a faithful explanation
 of a model that looks at the wrong words agrees with nobody.
+
+Marked words come from gold answers, or from documents in ERASER's format (DeYoung 2020, arXiv 1911.03429): a folder
+with `docs.jsonl` (`docid`, `text`: words apart by spaces, sentences by line breaks) and `train.jsonl`, `val.jsonl`,
+`test.jsonl` (`annotation_id`, `classification`, `query`, `evidences`: lists of lists of `docid`, `start_token`,
+`end_token`, `text`), each also as `.gz`. Token numbers count words of `text.split()`, ends exclusive. In the movie
+reviews (Zaidan 2007; Pang & Lee 2004; for research) the annotators of `train` and `val` stopped when they had marked
+enough, so unmarked words there may be evidence too (7 to 9 % of the words are marked); `test` was marked in full
+(30 %), and is the set to measure agreement on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from regtune.errors import ConfigError
+from regtune.errors import ConfigError, DataError
+from regtune.tasks.classify import decoded
+from regtune.tasks.qa.data.files import read_bytes
 
-AGREEMENTS = ("auprc", "f1_own_length", "f1_threshold")
+AGREEMENTS = ("auprc", "f1_own_length")
 """What is measured; higher is better for all."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How far scores agree with marked tokens; ratios in [0, 1]."""
-
-    auprc: float
-    """Average precision; `prevalence` is what random scores reach."""
-    f1_own_length: float
-    """Token F1 of as many top-scored tokens as are marked (then precision = recall = F1)."""
-    f1_threshold: float
-    """Token F1 of the tokens that score at least `threshold` times the highest positive score."""
-    prevalence: float
-    """Share of tokens that are marked."""
-
-
-def agreement(
-    scores: Float64[np.ndarray, " tokens"], marked: Bool[np.ndarray, " tokens"], *, threshold: float = 0.5
-) -> Agreement:
-    """How far the scores agree with the marked tokens.
+def agreement(scores: Float64[np.ndarray, " tokens"], marked: Bool[np.ndarray, " tokens"]) -> dict[str, float]:
+    """How far the scores agree with the marked tokens; ratios in [0, 1].
 
     Args:
         scores: of the text's tokens, higher for what matters more; negative ones count as such.
         marked: the tokens that people marked, at least one.
-        threshold: share of the highest score from which a token counts as stressed.
+
+    Returns:
+        `auprc`: average precision; `f1_own_length`: token F1 of as many top-scored tokens as are marked (then
+        precision = recall = F1); `prevalence`: share of tokens that are marked, which is what random scores reach.
 
     Raises:
-        ConfigError: nothing is marked, a score is no number, or a threshold outside (0, 1].
+        ConfigError: nothing is marked, or a score is no number.
     """
-    if not 0 < threshold <= 1:
-        raise ConfigError(f"threshold={threshold} must lie above 0 and at most at 1.")
-    precision = average_precision(scores, marked)
-    size = int(marked.sum())
-    highest = max(float(scores.max()), 0.0)
-    stressed = (scores >= threshold * highest) & (scores > 0)
-    return Agreement(
-        auprc=precision,
-        f1_own_length=_top_share(scores, marked, size),
-        f1_threshold=token_f1(stressed, marked),
-        prevalence=size / len(marked),
-    )
+    precision, size = average_precision(scores, marked), int(marked.sum())
+    return {
+        "auprc": precision,
+        "f1_own_length": _top_share(scores, marked, size),
+        "prevalence": size / len(marked),
+    }
 
 
 def average_precision(scores: Float64[np.ndarray, " tokens"], marked: Bool[np.ndarray, " tokens"]) -> float:
@@ -77,12 +72,6 @@ def average_precision(scores: Float64[np.ndarray, " tokens"], marked: Bool[np.nd
     found = hits[last]
     gained = np.diff(found, prepend=0)
     return float((gained * found / (last + 1)).sum() / found[-1])
-
-
-def token_f1(chosen: Bool[np.ndarray, " tokens"], marked: Bool[np.ndarray, " tokens"]) -> float:
-    """F1 of chosen against marked tokens; 0 if nothing is chosen."""
-    both = int((chosen & marked).sum())
-    return 2 * both / (int(chosen.sum()) + int(marked.sum())) if both else 0.0
 
 
 def _top_share(scores: np.ndarray, marked: np.ndarray, size: int) -> float:
@@ -107,3 +96,129 @@ def words_to_tokens(
     for start, end in spans:
         marked |= (ranges[:, 0] < end) & (ranges[:, 1] > start) & (ranges[:, 1] > ranges[:, 0])
     return marked
+
+
+# ERASER's format
+
+SPLITS = ("train", "val", "test")
+_WORD = re.compile(r"\S+")
+_NUMBERS = ("start_token", "end_token")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rationale:
+    """A document, its class, and the half-open character ranges that were marked (sorted, overlaps joined)."""
+
+    id: str
+    text: str
+    label: str
+    spans: tuple[tuple[int, int], ...]
+
+
+def read_rationales(folder: Path, split: str = "test") -> list[Rationale]:
+    """The documents of a split, in the file's order.
+
+    Raises:
+        DataError: a missing or broken file, an unknown document, evidence in another document or outside its own,
+            evidence whose text isn't what stands there, or an id that occurs twice; file and line are named.
+    """
+    if split not in SPLITS:
+        raise DataError(f"There is no split {split!r}; ERASER has {', '.join(SPLITS)}.")
+    documents = _documents(_file(folder, "docs"))
+    path = _file(folder, split)
+    found: dict[str, Rationale] = {}
+    for where, record in _records(path):
+        rationale = _rationale(record, documents, where)
+        if rationale.id in found:
+            raise DataError(f"{where}: the annotation_id {rationale.id!r} occurs twice.")
+        found[rationale.id] = rationale
+    return list(found.values())
+
+
+def _file(folder: Path, name: str) -> Path:
+    for file in (f"{name}.jsonl.gz", f"{name}.jsonl"):
+        if (folder / file).is_file():
+            return folder / file
+    raise DataError(f"{folder} holds neither {name}.jsonl nor {name}.jsonl.gz. Name a folder in ERASER's format.")
+
+
+def _documents(path: Path) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for where, record in _records(path):
+        name, text = _field(record, "docid", str, where), _field(record, "text", str, where)
+        if name in texts:
+            raise DataError(f"{where}: the docid {name!r} occurs twice.")
+        texts[name] = text
+    return texts
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every line with its place, for messages."""
+    lines = decoded(read_bytes(path), str(path), "auto").split("\n")
+    if not any(line.strip() for line in lines):
+        raise DataError(f"{path} is empty. Download or write it again.")
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where} is broken JSON: {error}. Was the file cut short?") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{where} holds {type(record).__name__} and not an object.")
+        yield where, record
+
+
+def _field(record: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    value = record.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        have = ", ".join(record) or "nothing"
+        raise DataError(f"{where}: {name!r} must be {kind.__name__} and is {value!r}; the record has {have}.")
+    return value
+
+
+def _rationale(record: Mapping[str, Any], documents: Mapping[str, str], where: str) -> Rationale:
+    name = _field(record, "annotation_id", str, where)
+    label = _field(record, "classification", str, where)
+    if name not in documents:
+        raise DataError(f"{where}: there is no document {name!r} (of {len(documents)}).")
+    text = documents[name]
+    words = [match.span() for match in _WORD.finditer(text)]
+    spans: list[tuple[int, int]] = []
+    for group in _field(record, "evidences", list, where):
+        if not isinstance(group, list):
+            raise DataError(f"{where}: 'evidences' must be a list of lists and holds {type(group).__name__}.")
+        spans.extend(_span(evidence, name, text, words, where) for evidence in group)
+    return Rationale(id=name, text=text, label=label, spans=_joined(spans))
+
+
+def _span(evidence: Any, document: str, text: str, words: list[tuple[int, int]], where: str) -> tuple[int, int]:
+    """Characters of one evidence, checked against what it says stands there."""
+    if not isinstance(evidence, dict):
+        raise DataError(f"{where}: an evidence is {type(evidence).__name__} and not an object.")
+    if _field(evidence, "docid", str, where) != document:
+        raise DataError(f"{where}: evidence in {evidence['docid']!r}, but the annotation is of {document!r}.")
+    first, last = (_field(evidence, number, int, where) for number in _NUMBERS)
+    if not 0 <= first <= last <= len(words):
+        raise DataError(f"{where}: evidence of words {first} to {last}; {document!r} has {len(words)} words.")
+    stated = _field(evidence, "text", str, where)
+    start, end = (words[first][0], words[last - 1][1]) if first < last else (0, 0)
+    if stated.split() != text[start:end].split():
+        raise DataError(
+            f"{where}: words {first} to {last} of {document!r} are {text[start:end][:60]!r}, the evidence says "
+            f"{stated[:60]!r}. Documents and annotations don't belong together."
+        )
+    return start, end
+
+
+def _joined(spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(set(spans)):
+        if start == end:  # the movies' test file has a few evidences of no word
+            continue
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((start, end))
+    return tuple(joined)

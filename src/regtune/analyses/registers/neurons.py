@@ -18,9 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regtune.analyses.registers.layer_inputs import forward
-from regtune.analyses.registers.lens import NearToken, top_tokens
-from regtune.analyses.registers.vocabulary import vocabulary_vectors
+from regtune.analyses.registers.knock_out import forward
+from regtune.analyses.registers.lens import NearToken, top_tokens, vocabulary_vectors
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
 from regtune.families import family_of

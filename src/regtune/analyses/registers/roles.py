@@ -14,6 +14,7 @@ With hundreds of questions the test finds differences that are too small to matt
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import stats
 
-from regtune.analyses.registers.effects import Effect
+from regtune.analyses.registers.knock_out import KnockOut
 from regtune.stats.bootstrap import resampled_means
 
 ALPHA = 0.05
@@ -32,6 +33,42 @@ RESOLUTION = 1e-4
 _DEALS = 2_000
 """Random rearrangements of a permutation test."""
 _TIE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A mean difference over examples, knocked out minus untouched, with its 95 % bootstrap interval."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    p_adjusted: float
+    """After Holm's correction over all registers that were knocked out alone in this way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What one knock-out changed."""
+
+    knock_out: KnockOut
+    loss: Change
+    """Of the loss; without a head or labels, of the last hidden state."""
+    score: Change | None = None
+    """Of the task's first metric."""
+    said: Change | None = None
+    """Share of examples of which something else is said."""
+
+    @property
+    def register(self) -> int | None:
+        """The register that was knocked out alone; None if it was all of them."""
+        return None if self.knock_out.registers is None else self.knock_out.registers[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        parts = {"loss": self.loss, "score": self.score, "said": self.said}
+        changes = {name: None if part is None else dataclasses.asdict(part) for name, part in parts.items()}
+        return {"register": self.register, "how": self.knock_out.how, **changes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +89,6 @@ class Roles:
     """97.5 % quantile of its bootstrap distribution."""
     verdict: str
     """One sentence."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers and lists; the sentence stands apart in the audit."""
-        return {
-            "how": self.how,
-            "questions": self.questions,
-            "p_value": self.p_value,
-            "matter": list(self.matter),
-            "in_the_way": list(self.in_the_way),
-            "spread": self.spread,
-            "spread_high": self.spread_high,
-            "alpha": ALPHA,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +117,6 @@ class RankCorrelation:
             f"Relevance and knock-out effect: rho = {self.rho:.2f} [{self.low:.2f}, {self.high:.2f}] over questions, "
             f"p = {self.p_value:.3g}; N = {self.registers} is small, {need}."
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return {
-            "rho": self.rho,
-            "low": self.low,
-            "high": self.high,
-            "p_value": self.p_value,
-            "needed": self.needed,
-            "registers": self.registers,
-            "questions": self.questions,
-        }
 
 
 def judge_roles(

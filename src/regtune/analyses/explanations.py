@@ -1,0 +1,154 @@
+"""The part `explanations`: how concentrated a method's scores are and how they sit on the gold answer; looks, no truth.
+
+One example is explained in full, the first one, so that nobody chose it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
+
+from regtune.analyses.attribution.attribution import Attribution
+from regtune.analyses.attribution.explain import METHODS, explain
+from regtune.analyses.attribution.explain_question import explain_question
+from regtune.analyses.outcomes import explained
+from regtune.analyses.parts import ByExample, aligned, mean_interval, progress, with_interval
+from regtune.errors import UnknownNameError, unknown_name
+from regtune.interfaces import Block, Examples, Need, Rows
+from regtune.pictures import Estimate
+from regtune.session import Session
+from regtune.token_classes import is_content
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplanationSettings:
+    """What is explained how."""
+
+    methods: tuple[str, ...] = ("attnlrp", "chefer", "gradient-input")
+    """Measured on every example; integrated gradients would take tens of passes for each."""
+    show: bool = True
+    """Explain the first example in full, to be drawn on its text."""
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in METHODS:
+                raise unknown_name("attribution method", method, METHODS)
+
+
+class ExplanationAnalysis:
+    """Scores of several methods, and one text with them drawn on it."""
+
+    name: ClassVar[str] = "explanations"
+    title: ClassVar[str] = "Explanations"
+    settings: ClassVar[type] = ExplanationSettings
+    needs: ClassVar[frozenset[Need]] = frozenset({"head"})
+
+    def measure(
+        self, session: Session, rows: Rows[Any], examples: Examples, settings: ExplanationSettings
+    ) -> Mapping[str, Any]:
+        """See `Analysis.measure`."""
+        batches = session.batches(rows.one_each())
+        measures: dict[str, ByExample] = {}
+        notes: list[str] = []
+        content, gold = marks_of(batches)
+        for method in progress(settings.methods, "explanations"):
+            found: dict[int, Attribution] = {}
+            try:
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always", RuntimeWarning)
+                    for batch in batches:
+                        scores = explain(
+                            session.model,
+                            batch,
+                            method=method,
+                            target=explained(batch),
+                            tokenizer=session.reader,
+                            on_residual="warn",
+                        )
+                        found.update(zip(batch["example"].tolist(), scores, strict=True))
+            except UnknownNameError as error:
+                notes.append(f"{method} is left out: {error}")
+                continue
+            notes += dict.fromkeys(f"{method}: {entry.message}" for entry in caught)
+            measures |= explanation_measures(method, found, content, gold)
+        titles = {}
+        for name in measures:
+            _, method, what = name.split(".")
+            words = (
+                "entropy of |relevance| (1: spread evenly)" if what == "entropy" else "|relevance| on the gold answer"
+            )
+            titles[name] = f"{words}, {method}"
+        shown = None
+        if settings.show and examples.items and hasattr(examples.items[0], "question"):
+            first = examples.items[0]
+            shown = explain_question(session.name, first.question, first.context).to_json()
+        return {
+            "shown": shown,
+            "notes": notes,
+            "measures": aligned(measures, len(examples)),
+            "titles": titles,
+        }
+
+    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
+        """See `Analysis.blocks`."""
+        rows = []
+        for name, values in content["measures"].items():
+            known = np.array([value for value in values if value is not None], dtype=np.float64)
+            one = mean_interval(known) if len(known) else Estimate(float("nan"))
+            rows.append((content["titles"][name], with_interval(one), str(len(known))))
+        table = Block(
+            kind="table",
+            title="How scores are spread",
+            text="Means with 95 % intervals over examples. " + " ".join(content["notes"]),
+            columns=("measure", "mean", "examples"),
+            rows=tuple(rows),
+        )
+        if content["shown"] is None:
+            return [table]
+        overlay = Block(kind="figure", title=content["shown"]["question"], data=content["shown"])
+        return [table, overlay]
+
+
+def marks_of(
+    batches: list[dict[str, Tensor]],
+) -> tuple[dict[int, Bool[np.ndarray, " _"]], dict[int, Bool[np.ndarray, " _"]]]:
+    """For each example which tokens of its row are content, and which are the gold answer's (none without one)."""
+    content, gold = {}, {}
+    for batch in batches:
+        kinds, lengths = is_content(batch["token_classes"]).numpy(), batch["attention_mask"].sum(1).tolist()
+        for row, example in enumerate(batch["example"].tolist()):
+            content[example] = kinds[row, : lengths[row]]
+            marked = np.zeros(lengths[row], dtype=bool)
+            if "start_positions" in batch and int(batch["start_positions"][row]) > 0:
+                marked[int(batch["start_positions"][row]) : int(batch["end_positions"][row]) + 1] = True
+            gold[example] = marked
+    return content, gold
+
+
+def explanation_measures(
+    method: str, found: Mapping[int, Attribution], content: Mapping[int, np.ndarray], gold: Mapping[int, np.ndarray]
+) -> dict[str, ByExample]:
+    """How concentrated a method's scores are over content, and the share on the gold answer (where there is one).
+
+    Args:
+        method: names the measures.
+        found: the scores of each example's row.
+        content: for each example, which of the row's tokens are content.
+        gold: which of them are the gold answer's.
+    """
+    spread, on_gold = {}, {}
+    for example, attribution in found.items():
+        size = np.abs(attribution.relevance[content[example]])
+        shares = size / size.sum() if size.sum() > 0 else np.full(len(size), 1 / max(len(size), 1))
+        logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+        spread[example] = float(-(shares * logs).sum() / np.log(len(shares))) if len(shares) > 1 else 0.0
+        if gold[example].any():
+            on_gold[example] = float(shares[gold[example][content[example]]].sum())
+    measures: dict[str, ByExample] = {f"explanation.{method}.entropy": spread}
+    return measures | ({f"explanation.{method}.on_gold": on_gold} if on_gold else {})
