@@ -70,7 +70,9 @@ def write_report(
         ConfigError: a setting of the statistics is out of range.
     """
     environment()
-    report = _records_alone(folder) or build_report(collect(folder), settings=Settings(delta=delta, resamples=resamples))
+    report = _records_alone(folder) or build_report(
+        collect(folder), settings=Settings(delta=delta, resamples=resamples)
+    )
     place = output if output is not None else folder / "report"
     for table in report.tables:
         write(place / "tables" / f"{table.name}.csv", table.csv)
