@@ -1,59 +1,68 @@
-"""What registers change inside trained models: looks into every model of a sweep, and into MiniLM before fine-tuning.
+"""What registers change inside trained models: inspects every model of a sweep, and MiniLM before fine-tuning.
 
-    python benchmarks/inside_models.py runs/ablation [--num-registers 0 4] [--questions 120]
+    python benchmarks/inside_models.py runs/ablation [--num-registers 0 4] [--limit 120]
 
-Each model is looked into once (`regtune inside`); started again, it continues. The headline numbers of every question
-and the register audits go to docs/results/inside, from where `make results` makes the tables.
+The records go to docs/results/inside/SET/MODEL, from where `make results` makes the tables. A part that is there is not
+measured again, so the script can be stopped and started.
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from regtune.analyses.inside import PARTS, look_inside
+import tyro
+from tyro.conf import Positional
 
+from regtune.inspection import inspect
 from regtune.records import load_record
+from regtune.registry import ANALYSES
 
-ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "docs" / "results" / "inside"
-KEPT = ("measures.json", "audit.json", "faithfulness.json")
-SETS = {"tydiqa-en": "../shared/data/tydiqa-goldp/en.dev.json.gz", "squad": "../shared/data/squad-v1.1/dev.json.gz"}
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "results" / "inside"
 
 
-def models(folder: Path, counts: list[int] | None) -> dict[str, str]:
-    """Label to run directory of every finished run that kept its model, baselines and registers only."""
-    found = {"before": "minilm"}
-    for path in sorted(folder.glob("*/run.json")):
-        record = load_record(path.parent)
-        n, seed = record.config["registers"]["num_registers"], record.config["training"]["seed"]
-        if (path.parent / "model").is_dir() and (counts is None or n in counts):
-            found[f"n{n}-seed{seed}"] = str(path.parent)
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Inspects every model of a sweep."""
+
+    folder: Positional[Path]
+    """The sweep's folder; its runs must have kept their models."""
+    num_registers: tuple[int, ...] = ()
+    """Only runs with so many; all if none."""
+    limit: int = 120
+    """Examples of each set."""
+    sets: tuple[str, ...] = (
+        "tydiqa-en=../shared/data/tydiqa-goldp/en.dev.json.gz",
+        "squad=../shared/data/squad-v1.1/dev.json.gz",
+    )
+    """NAME=PATH of each set. The first one gets `parts`, the others `quick`."""
+    parts: tuple[str, ...] = ()
+    """All if none."""
+    quick: tuple[str, ...] = ("attention", "artefacts")
+    """Parts of the other sets."""
+    before: str = "minilm"
+    """The model before fine-tuning; empty leaves it out."""
+    target: Path = TARGET
+    """Where the records go."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--num-registers", type=int, nargs="+")
-    parser.add_argument("--questions", type=int, default=48)
-    parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=sorted(SETS, reverse=True))
-    args = parser.parse_args()
-    for name in args.sets:
-        for label, model in models(args.folder, args.num_registers).items():
-            kept = TARGET / name / label
-            if (kept / "measures.json").is_file():
-                continue
-            place = args.folder / label / "inside" if model == "minilm" else Path(model) / "inside"
-            parts = [part for part in PARTS if name == "tydiqa-en" or part in ("attention", "artefacts")]
-            look_inside(model, data=(SETS[name],), limit=args.questions, parts=parts, output_dir=place / name)
-            kept.mkdir(parents=True, exist_ok=True)
-            for file in KEPT:
-                if (place / name / file).is_file():
-                    shutil.copyfile(place / name / file, kept / file)
-            print(name, label, flush=True)
+def main(args: Args) -> None:
+    models = {"before": args.before} if args.before else {}
+    for path in sorted(args.folder.glob("*/run.json")):
+        config = load_record(path.parent).config
+        n, seed = config["registers"]["num_registers"], config["training"]["seed"]
+        if (path.parent / "model").is_dir() and (not args.num_registers or n in args.num_registers):
+            models[f"n{n}-seed{seed}"] = str(path.parent)
+    for number, entry in enumerate(args.sets):
+        name, _, data = entry.partition("=")
+        for label, model in models.items():
+            folder = args.target / name / label
+            wanted = args.quick if number else args.parts or tuple(ANALYSES)
+            missing = [part for part in wanted if not (folder / f"{part}.json").is_file()]
+            if missing:
+                found = inspect(model, parts=missing, data=(data,), limit=args.limit, output_dir=folder)
+                print(name, label, ", ".join(record.part for record in found.records), *found.notes, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Args))

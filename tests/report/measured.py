@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from regtune.analyses.attribution.attribution import Attribution
-from regtune.records import write_json
 
 CLASSES = ("cls", "sep", "punctuation", "question", "context", "register")
 QUESTION = "Who designed the bridge?"
@@ -154,18 +152,3 @@ def explanations(methods: tuple[str, ...] = ("attnlrp", "chefer"), counts: tuple
         "notes": [],
         "models": models,
     }
-
-
-def write_inside(folder: Path, *, num_registers: int = 4, **changes: Any) -> Path:
-    """All five files; `changes` replace a file's content, None leaves it out."""
-    contents = {
-        "attention": attention(num_registers),
-        "artefacts": artefacts(),
-        "audit": audit(num_registers) if num_registers else None,
-        "faithfulness": faithfulness(),
-        "explanations": explanations(counts=(num_registers,)),
-    } | changes
-    for kind, content in contents.items():
-        if content is not None:
-            write_json(folder / "inside" / f"{kind}.json", content)
-    return folder

@@ -7,8 +7,7 @@ from html import escape, unescape
 import pytest
 
 from regtune.report.overlays.page import write_overlay
-from regtune.report.page import write_report
-from report.measured import explanations, write_inside
+from report.measured import explanations
 from report.test_browser import BROWSER, browse
 
 pytestmark = [
@@ -103,14 +102,3 @@ def test_a_phone_shows_the_overlay_without_sideways_scrolling(overlay, tmp_path)
     assert seen["scroll"] <= seen["width"]
     assert seen["wide"] == 0
     assert seen["columns"] == 1
-
-
-@pytest.mark.parametrize("width", [1200, 390])
-def test_the_sections_of_a_report_fit_the_screen_and_can_be_read(tmp_path, width):
-    page = write_report(write_inside(tmp_path / "n8", num_registers=8))
-    seen = look(page, tmp_path, width)
-    assert width - 20 <= seen["width"] <= width
-    assert seen["scroll"] <= seen["width"]
-    assert seen["wide"] == 0
-    assert seen["figures"] == 19
-    assert seen["text"] >= 8
