@@ -35,6 +35,7 @@ PUBLIC = [
     "add_registers",
     "disable_registers",
     "from_pretrained",
+    "inspect",
     "load_plugin",
     "load_questions",
     "load_registers",
