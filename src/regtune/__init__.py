@@ -66,7 +66,6 @@ _HOME = {
     "load_questions": "regtune.tasks.qa.data.sources",
     "inspect": "regtune.inspection",
     "load_plugin": "regtune.registry",
-    "load_questions": "regtune.tasks.qa.data.sources",
     "load_registers": "regtune.registers.saving",
     "mask_registers": "regtune.registers.surgery",
     "num_registers": "regtune.registers.surgery",
