@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check benchmarks results screenshots clean
+OLDEST := .venv-oldest
+
+.PHONY: demo test test-oldest check benchmarks results screenshots clean
 
 demo: $(STAMP)  ## fine-tune MiniLM without and with registers on the embedded questions, and compare
 	$(BIN)/regtune demo
 
 test: $(STAMP)  ## all tests but those that need a GPU or the hub
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=10  # one thread for each of two processes
+
+test-oldest: $(OLDEST)/.installed  ## the same tests on the lowest versions that pyproject.toml admits, in an environment of their own
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 --dist worksteal -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 check: $(STAMP)  ## lint, types, layers, generated pages, and a wheel that installs and works on its own
 	$(BIN)/ruff check .
@@ -39,5 +44,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch==2.13.0
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

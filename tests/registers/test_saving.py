@@ -103,7 +103,7 @@ def test_settings_that_make_no_sense_are_refused(saved):
     config = json.loads((folder / "config.json").read_text())
     config["registers"]["num_registers"] = -1
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"config\.json of .*settings can't be read: num_registers=-1"):
+    with pytest.raises(CheckpointError, match=r"config\.json of .*settings can't be read: .*num_registers=-1"):
         from_pretrained(AutoModelForQuestionAnswering, folder)
 
 
@@ -150,7 +150,7 @@ def test_registers_alone_are_two_small_files(saved, tmp_path):
         ({"format_version": 99}, "format_version=99; this regtune reads 1"),
         ({"hidden_size": 64}, r"made for hidden_size=64, this model has 32"),
         ({"family": "ELECTRA"}, r"made for family='ELECTRA', this model has 'BERT'"),
-        ({"registers": {"num_registers": -1}}, "num_registers=-1 must be 0 or more"),
+        ({"registers": {"num_registers": -1}}, "num_registers=-1 must be"),
         ({"registers": {"num_registers": 3}}, "doesn't hold the registers its JSON describes"),
     ],
 )
@@ -205,7 +205,8 @@ def test_pushing_to_the_hub_uploads_a_model_that_from_pretrained_reads(saved, tm
             return type("Repo", (), {"repo_id": repo_id})
 
     monkeypatch.setattr("transformers.utils.hub.PushToHubMixin._upload_modified_files", upload)
-    monkeypatch.setattr("transformers.utils.hub.hf_api", Api)
+    monkeypatch.setattr("transformers.utils.hub.hf_api", Api, raising=False)
+    monkeypatch.setattr("transformers.utils.hub.create_repo", Api().create_repo, raising=False)  # before 5.2x
     model.push_to_hub("someone/model")
     assert torch.equal(logits(model), logits(from_pretrained(AutoModelForQuestionAnswering, uploaded)))
 
