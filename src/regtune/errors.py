@@ -79,6 +79,10 @@ class UnsupportedModelError(RegtuneError, TypeError):
     """A model whose architecture, or whose state, registers cannot be added to."""
 
 
+class InputError(RegtuneError, ValueError):
+    """Inputs of a forward pass that registers cannot join, or a pass that can't be told from another."""
+
+
 class DataError(RegtuneError, ValueError):
     """A data file or a record in it that is not what it claims to be."""
 

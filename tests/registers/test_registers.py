@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regtune.config import RegisterConfig
+from regtune.registers.passes import Layout
 from regtune.registers.registers import Registers
 
 
@@ -18,16 +19,15 @@ def make(n: int = 3, **changes) -> Registers:
 @settings(deadline=None, max_examples=60)
 @given(n=st.integers(1, 6), seq=st.integers(1, 9), columns=st.lists(st.integers(0, 9), min_size=1, max_size=4))
 def test_what_is_inserted_anywhere_comes_out_again(n, seq, columns):
-    registers = make(n)
     first = torch.tensor(columns).clamp(max=seq)
     text = torch.randn(len(columns), seq, 4)
     own = torch.randn(len(columns), n, 4)
     for where in (None, first):
-        registers.plan(where, seq)
-        total = registers.insert(own, text)
+        layout = Layout(n, where, seq)
+        total = layout.insert(own, text)
         assert total.shape == (len(columns), n + seq, 4)
-        assert torch.equal(registers.strip(total), text)
-        assert torch.equal(registers.registers_of(total), own)
+        assert torch.equal(layout.strip(total), text)
+        assert torch.equal(layout.registers_of(total), own)
         for row, k in enumerate(columns if where is not None else [0] * len(columns)):
             k = min(k, seq)
             assert torch.equal(total[row, k : k + n], own[row]), "registers stand together at their column"

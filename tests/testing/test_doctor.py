@@ -66,19 +66,19 @@ def test_real_text_is_used_where_a_tokenizer_fits_and_random_tokens_elsewhere(tm
     assert "no embedding for" in origin(save_tiny(tmp_path / "small", vocab_size=20))
 
 
-def leave_them_in(self, module, args, output):
+def leave_them_in(self, module, args, kwargs, output):
     return None
 
 
-def keep_visible(self, device):
+def keep_visible(self, device, masked=None):
     return torch.ones(self.num_registers, dtype=torch.bool, device=device)
 
 
-def without_gradient(self, batch):
+def without_gradient(self, batch, depth=0):
     return (self.tokens + self.positions).detach().unsqueeze(0).expand(batch, -1, -1)
 
 
-def noise(self, batch):
+def noise(self, batch, depth=0):
     return (self.tokens + torch.randn_like(self.tokens)).unsqueeze(0).expand(batch, -1, -1)
 
 

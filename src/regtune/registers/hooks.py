@@ -1,160 +1,326 @@
-"""The hooks that carry registers through a model.
+"""How registers are carried through a model.
 
 This is the whole mechanism:
 
-1. before the backbone runs, the attention mask (and rotary position ids) are extended by N;
+1. the backbone's `forward` opens a pass: the attention mask (and rotary position ids) are extended by N;
 2. behind the embeddings, the registers join the sequence;
 3. behind the last layer, before any pooler or head, they leave it again.
 
-All hooks sit on instances and every one is removable; nothing is patched class-wide.
+`forward` is replaced on the instance, so `model(...)` and `model.forward(...)` are alike; all else are hooks on
+instances. Every one is removable, and nothing is patched class-wide. Hooks hold no module: which registers act is read
+from the backbone that runs, and a hook does nothing unless a pass of its own set of registers is open.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from regtune.errors import InputError
 from regtune.families._family import Family, submodule
-from regtune.registers.registers import Registers, take_columns
+from regtune.registers.passes import (
+    Layout,
+    Pass,
+    Unclear,
+    forget,
+    in_backward,
+    lost,
+    recall,
+    remember,
+    take_columns,
+    thread,
+)
+from regtune.registers.registers import Registers
+
+MODULE_NAME = "registers"
+"""Name of the `Registers` module on the backbone, and so of its keys in a state dict."""
+
+
+def registers_in(backbone: nn.Module) -> Registers | None:
+    """The registers with which a backbone runs: of PEFT's copies (`modules_to_save`) the active one."""
+    place = backbone._modules.get(MODULE_NAME)
+    if place is None or isinstance(place, Registers):
+        return place
+    itself = getattr(place, "itself", None)
+    if isinstance(itself, Registers):
+        return itself
+    return next((module for module in place.modules() if isinstance(module, Registers)), None)
+
+
+class Forward:
+    """What `backbone.forward` is while there are registers on it: the backbone's own inside a pass."""
+
+    def __init__(self, backbone: nn.Module, hooks: RegisterHooks) -> None:
+        self.backbone = backbone
+        self.hooks = hooks
+        self.before: Callable[..., Any] | None = backbone.__dict__.get("forward")
+        """What another library had put there, if anything."""
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.before or functools.partial(type(self.backbone).forward, self.backbone))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the backbone that was called: this one, or a shallow copy or replica of it."""
+        called, thread.called = thread.called, None
+        backbone = self.backbone if called is None or called.__dict__.get("forward") is not self else called
+        registers = registers_in(backbone)
+        if registers is None:
+            return self._run(backbone, args, kwargs)
+        now = Pass(self.hooks.key, backbone, registers, registers.setting)
+        args, kwargs = self.hooks.open(now, args, kwargs)
+        outer, thread.top = thread.top, now
+        try:
+            output = self._run(backbone, args, kwargs)
+        finally:
+            thread.top = outer
+            now.backbone = None
+        return output if now.layout is None else self.hooks.tidy(now.layout, output)
+
+    def _run(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self.before is not None:
+            return self.before(*args, **kwargs)
+        return type(backbone).forward(backbone, *args, **kwargs)
 
 
 class RegisterHooks:
-    """The hooks of one backbone; `install` hangs them up and returns their handles."""
+    """The hooks of one set of registers; `install` hangs them up. Plain data: copies of a module keep theirs."""
 
-    def __init__(self, backbone: Any, registers: Registers, family: Family) -> None:
-        self.registers = registers
+    def __init__(self, backbone: Any, family: Family) -> None:
+        self.key = uuid.uuid4().hex
         self.family = family
         self.parameter_names = tuple(inspect.signature(backbone.forward).parameters)
-        # Lists keep the modules out of reach of anything that walks this object's attributes.
-        self.norm = [submodule(backbone, family.norm), submodule(backbone, family.dropout)]
         self.window: int | None = getattr(backbone.config, family.local_window) if family.local_window else None
-        self.kept: Tensor | None = None
 
-    def install(self, backbone: nn.Module) -> list[RemovableHandle]:
-        """Registers every hook that the family and the configuration need."""
+    def install(self, backbone: Any, *, deep: bool) -> None:
+        """Hangs up every hook that the family and the registers need (`deep`: fresh ones at every layer)."""
         embeddings = backbone.get_submodule(self.family.embeddings)
-        handles = [
-            backbone.register_forward_pre_hook(self.extend_inputs, with_kwargs=True),
-            embeddings.register_forward_hook(self.join),
-            backbone.get_submodule(self.family.stack).register_forward_hook(self.leave),
-            backbone.register_forward_hook(self.tidy_outputs),
-        ]
+        backbone.register_forward_pre_hook(self.announce)
+        embeddings.register_forward_hook(self.join)
+        backbone.get_submodule(self.family.stack).register_forward_hook(self.leave, with_kwargs=True)
         if self.family.embeddings_mask is not None:
-            handles.append(embeddings.register_forward_pre_hook(self.hide_mask, with_kwargs=True))
+            embeddings.register_forward_pre_hook(self.hide_mask, with_kwargs=True)
         for path in self.family.mixing:
             module = submodule(backbone, path)
             if module is not None:
-                handles.append(module.register_forward_pre_hook(self.step_aside))
-                handles.append(module.register_forward_hook(self.step_back))
-        if self.registers.deep is not None:
+                module.register_forward_pre_hook(self.step_aside)
+                module.register_forward_hook(self.step_back)
+        if deep:
             layers = backbone.get_submodule(self.family.layers)
-            for index, layer in enumerate(list(layers.children())[1:]):
-                handles.append(layer.register_forward_pre_hook(_Refresh(self.registers, index), with_kwargs=True))
-        return handles
+            for depth, layer in enumerate(list(layers.children())[1:], start=1):
+                layer.register_forward_pre_hook(functools.partial(self.refresh, depth), with_kwargs=True)
+        backbone.forward = Forward(backbone, self)
 
-    # 1. Before the backbone
+    @staticmethod
+    def of(backbone: nn.Module) -> RegisterHooks:
+        """The hooks of the registers on this backbone."""
+        for hook in backbone._forward_pre_hooks.values():
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, RegisterHooks):
+                return owner
+        raise AssertionError(f"{type(backbone).__name__} has registers and no hooks")
 
-    def extend_inputs(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
-        """Plans where the registers go and widens the mask (made if none is given) and the position ids."""
-        if not self.registers.enabled:
-            return None
+    @staticmethod
+    def uninstall(root: nn.Module, backbone: nn.Module) -> None:
+        """Takes the hooks of this backbone's registers away, wherever below `root` they or their copies are."""
+        key = RegisterHooks.of(backbone).key
+        for module in {*root.modules(), *backbone.modules()}:
+            for kind in ("_forward_pre_hooks", "_forward_hooks"):
+                hooks = module.__dict__[kind]
+                for number, hook in list(hooks.items()):
+                    owner = getattr(getattr(hook, "func", hook), "__self__", None)
+                    if isinstance(owner, RegisterHooks) and owner.key == key:
+                        del hooks[number]
+                        module.__dict__[f"{kind}_with_kwargs"].pop(number, None)
+        forward = backbone.__dict__.get("forward")
+        if isinstance(forward, Forward):  # if another library wrapped it, it stays, and without registers does nothing
+            del backbone.__dict__["forward"]
+            if forward.before is not None:
+                backbone.forward = forward.before
+
+    # Which pass
+
+    def announce(self, backbone: nn.Module, args: tuple) -> None:
+        """Tells `Forward` which module torch has called: a replica shares the object with its original."""
+        thread.called = backbone
+
+    def running(self, states: Tensor, what: str) -> Pass | None:
+        """The pass that states belong to, if it is one of these registers and they are in its sequence."""
+        now = thread.top
+        if now is not None and (now.key != self.key or not now.joined or states.shape[1] != now.total):
+            now = None
+        if torch.compiler.is_compiling():
+            return now
+        if in_backward():
+            first = recall(states, self.key)
+            if first is Unclear.AMBIGUOUS or (first is Unclear.UNKNOWN and now is None):
+                raise lost(what)
+            if first is not Unclear.UNKNOWN:
+                return None if first is None or first.layout is None else first
+        remember(states, self.key, now)
+        return now
+
+    # 1. The backbone
+
+    def open(self, now: Pass, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Finds out where the registers go, and widens the mask (made if none is given) and the position ids."""
         named: dict[str, Any] = {**dict(zip(self.parameter_names, args, strict=False)), **kwargs}
         source = named.get("input_ids")
         if source is None:
             source = named.get("inputs_embeds")
         if source is None:
-            return None  # the backbone's own error is the right one
+            return args, kwargs  # the backbone's own error is the right one
+        if not torch.compiler.is_compiling():
+            self._same_setting(now, source)
+        if not now.setting.enabled:
+            return args, kwargs
         batch, seq = source.shape[0], source.shape[1]
         mask = named.get("attention_mask")
-        self.registers.plan(self._first_column(mask, batch, seq, source.device), seq)
-        if self.family.positions == "rotary":
-            named["position_ids"] = self._position_ids(named.get("position_ids"), mask, batch, seq, source.device)
+        past = self._past(named, mask, seq)
         if mask is None:
-            mask = torch.ones(batch, seq, dtype=torch.long, device=source.device)
-        self.registers.text_mask = mask if isinstance(mask, Tensor) else None
-        named["attention_mask"] = self._extend_mask(backbone, mask)
+            mask = torch.ones(batch, past + seq, dtype=torch.long, device=source.device)
+        padding = mask[:, past:] if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        given = padding if named.get("attention_mask") is not None else None
+        first = self.first_column(now.registers, given, batch, seq, source.device)
+        now.layout = Layout(now.registers.num_registers, first, seq)
+        now.text_mask = mask if padding is None else padding
+        if self.family.positions == "rotary":
+            named["position_ids"] = self._position_ids(now, named.get("position_ids"), given, batch, seq, source.device)
+        named["attention_mask"] = self._extend_mask(now, mask, past, seq)
         return (), named
 
-    def _first_column(self, mask: Any, batch: int, seq: int, device: torch.device) -> Tensor | None:
-        placement = self.registers.config.placement
-        padded = isinstance(mask, Tensor) and mask.dim() == 2
-        if placement == "prefix" and (self.family.positions == "absolute" or not padded):
+    def _same_setting(self, now: Pass, source: Tensor) -> None:
+        """A pass that is run again as a whole has the settings that it had the first time."""
+        forget()
+        key = f"{self.key} inputs"
+        if not in_backward():
+            return remember(source, key, now.setting)
+        first = recall(source, key)
+        if first is Unclear.AMBIGUOUS:
+            raise InputError(
+                "This model is run again in a backward pass (gradient checkpointing), and it ran on the same inputs "
+                "with registers switched on and off (or masked), so it isn't clear which is meant. Give each pass "
+                "inputs of its own (input_ids.clone()), or checkpoint the layers: "
+                "model.gradient_checkpointing_enable()."
+            )
+        now.setting = now.setting if first is Unclear.UNKNOWN else first
+        return None
+
+    def _past(self, named: dict[str, Any], mask: Any, seq: int) -> int:
+        """How many keys come before this text (prefix tuning hands them in as a cache)."""
+        cache = named.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if not isinstance(mask, Tensor | dict | None):
+            raise InputError(f"attention_mask is a {type(mask).__name__}; with registers it must be a tensor.")
+        if past and "past_key_values" not in self.parameter_names:
+            raise InputError(f"{self.family.name} takes no past_key_values, so prefix tuning has no effect on it.")
+        if isinstance(mask, Tensor) and mask.shape[-1] != past + seq:
+            known = f"{seq} tokens" if not past else f"{past} past keys and {seq} tokens"
+            raise InputError(f"attention_mask has shape {tuple(mask.shape)}, which doesn't fit {known}.")
+        return past
+
+    def first_column(
+        self, registers: Registers, mask: Tensor | None, batch: int, seq: int, device: torch.device
+    ) -> Tensor | None:
+        """The column of the text at which the registers of each row go, `[batch]`; None: at the front of all rows."""
+        placement = registers.config.placement
+        if placement == "prefix" and (self.family.positions == "absolute" or mask is None):
             return None
         start = torch.zeros(batch, dtype=torch.long, device=device)
         end = torch.full((batch,), seq, dtype=torch.long, device=device)
-        if padded:
+        if mask is not None:
             attended = mask.bool().int()
             start = attended.argmax(dim=1)
             end = seq - attended.flip(1).argmax(dim=1)
         return {"prefix": start, "after_cls": start + 1, "suffix": end}[placement]
 
-    def _position_ids(self, given: Tensor | None, mask: Any, batch: int, seq: int, device: torch.device) -> Tensor:
+    def _position_ids(
+        self, now: Pass, given: Tensor | None, mask: Tensor | None, batch: int, seq: int, device: torch.device
+    ) -> Tensor:
         """The text keeps its positions; registers count down from its first or up from its last."""
-        n = self.registers.num_registers
+        assert now.layout is not None
+        n = now.registers.num_registers
         text = torch.arange(seq, device=device).unsqueeze(0) if given is None else given
         text = text.expand(batch, seq)
         steps = torch.arange(n, device=device).unsqueeze(0)
-        first = self._first_column(mask, batch, seq, device)
-        if self.registers.config.placement == "prefix":
+        first = self.first_column(now.registers, mask, batch, seq, device)
+        if now.registers.config.placement == "prefix":
             start = text[:, :1] if first is None else text.gather(1, first.unsqueeze(1))
-            return self.registers.insert(start - n + steps, text)
+            return now.layout.insert(start - n + steps, text)
         assert first is not None
-        return self.registers.insert(text.gather(1, first.unsqueeze(1) - 1) + 1 + steps, text)
+        return now.layout.insert(text.gather(1, first.unsqueeze(1) - 1) + 1 + steps, text)
 
-    def _extend_mask(self, backbone: Any, mask: Any) -> Any:
+    def _extend_mask(self, now: Pass, mask: Any, past: int, seq: int) -> Any:
         if isinstance(mask, dict):
-            return {name: self._extend_full_mask(part) for name, part in mask.items()}
+            return {name: self._extend_full_mask(now, part, past) for name, part in mask.items()}
         if mask.dim() == 4:
-            return self._extend_full_mask(mask)
+            return self._extend_full_mask(now, mask, past)
         if mask.dim() != 2:
-            raise ValueError(
+            raise InputError(
                 f"attention_mask has shape {tuple(mask.shape)}; with registers it must be [batch, seq] or "
                 "[batch, 1, query, key]."
             )
-        visible = self.registers.visible(mask.device).to(mask.dtype).expand(mask.shape[0], -1)
-        extended = self.registers.insert(visible, mask)
-        return extended if self.window is None else self._windowed_masks(backbone, extended.bool(), self.window)
+        assert now.layout is not None
+        visible = now.registers.visible(mask.device, now.setting.masked).to(mask.dtype).expand(mask.shape[0], -1)
+        extended = now.layout.insert(visible, mask[:, past:])
+        if past:
+            extended = torch.cat([mask[:, :past], extended], dim=1)
+        return extended if self.window is None else self._windowed_masks(now, extended.bool(), self.window)
 
-    def _extend_full_mask(self, mask: Tensor | None) -> Tensor | None:
+    def _extend_full_mask(self, now: Pass, mask: Tensor | None, past: int) -> Tensor | None:
         if mask is None:
             return None
-        registers = self.registers
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise InputError(
+                f"attention_mask of shape {tuple(mask.shape)} is {mask.dtype}; a full mask is added to the scores as "
+                "it is, so it must be bool (SDPA) or floating point (0 where tokens are seen, else the lowest number)."
+            )
+        assert now.layout is not None
+        before, mask = mask[..., :past], mask[..., past:]
         hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         seen = True if mask.dtype == torch.bool else 0.0
-        keys = torch.where(registers.visible(mask.device), seen, hidden).to(mask.dtype)
+        keys = torch.where(now.registers.visible(mask.device, now.setting.masked), seen, hidden).to(mask.dtype)
+        order = now.layout.order
         mask = torch.cat([keys.expand(*mask.shape[:-1], -1), mask], dim=-1)
+        if order is not None:
+            mask = mask.expand(order.shape[0], *mask.shape[1:])
+            mask = take_columns(mask.transpose(1, 3), order).transpose(1, 3)
+        if past:
+            mask = torch.cat([before.expand(*mask.shape[:-1], -1), mask], dim=-1)
         if mask.shape[-2] > 1:  # a register sees every token that some token sees
             reach = mask.any(-2, keepdim=True) if mask.dtype == torch.bool else mask.amax(-2, keepdim=True)
-            mask = torch.cat([reach.expand(*mask.shape[:-2], registers.num_registers, -1), mask], dim=-2)
-        if registers.order is None:
-            return mask
-        mask = mask.expand(registers.order.shape[0], *mask.shape[1:])
-        mask = take_columns(mask.transpose(1, 3), registers.order).transpose(1, 3)
-        return take_columns(mask.transpose(1, 2), registers.order).transpose(1, 2) if mask.shape[-2] > 1 else mask
+            mask = torch.cat([reach.expand(*mask.shape[:-2], now.layout.num_registers, -1), mask], dim=-2)
+            if order is not None:
+                mask = take_columns(mask.transpose(1, 2), order).transpose(1, 2)
+        return mask
 
-    def _windowed_masks(self, backbone: Any, visible: Tensor, window: int) -> dict[str, Tensor]:
+    def _windowed_masks(self, now: Pass, visible: Tensor, window: int) -> dict[str, Tensor]:
         """Masks for full and local layers, `[batch, 1, total, total]`: the local window never hides a register."""
+        backbone: Any = now.backbone
+        assert now.layout is not None
         attention = backbone.config._attn_implementation
         if attention not in ("sdpa", "eager"):
-            raise ValueError(
+            raise InputError(
                 f"Registers in {self.family.name} need attn_implementation 'sdpa' or 'eager', not {attention!r}: "
                 "other kernels cannot let registers through the local attention window."
             )
         total = visible.shape[1]
         place = torch.arange(total, device=visible.device)
         near = (place.unsqueeze(0) - place.unsqueeze(1)).abs() <= window
-        origin = self.registers.order if self.registers.order is not None else place.unsqueeze(0)
-        register = origin < self.registers.num_registers
+        origin = now.layout.order if now.layout.order is not None else place.unsqueeze(0)
+        register = origin < now.layout.num_registers
         local = near | register.unsqueeze(1) | register.unsqueeze(2)
         full = visible[:, None, None, :].expand(-1, 1, total, -1)
         masks = {"full_attention": full, "sliding_attention": full & local.unsqueeze(1)}
         if attention == "sdpa":
             return masks
-        dtype = next(backbone.parameters()).dtype
+        dtype = now.registers.tokens.dtype
         lowest = torch.finfo(dtype).min
         return {name: torch.zeros_like(m, dtype=dtype).masked_fill(~m, lowest) for name, m in masks.items()}
 
@@ -162,98 +328,92 @@ class RegisterHooks:
 
     def join(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """Lets the registers join the embedded text, `[batch, seq, width]` to `[batch, total, width]`."""
-        if not self.registers.enabled:
+        now = thread.top
+        if now is None or now.key != self.key:
+            if in_backward():
+                raise lost("Embeddings")
             return None
-        vectors = self.registers(output.shape[0])
-        if self.registers.config.layer_norm:
-            for step in self.norm:
+        if now.layout is None or now.joined:
+            return None
+        now.joined = True
+        vectors: Tensor = now.registers(output.shape[0])
+        if now.registers.config.layer_norm and now.backbone is not None:
+            for path in (self.family.norm, self.family.dropout):
+                step = submodule(now.backbone, path)
                 vectors = step(vectors) if step is not None else vectors
-        return self.registers.insert(vectors, output)
+        return now.layout.insert(vectors, output)
 
     def hide_mask(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Gives embeddings that multiply by the mask the mask of the text alone."""
-        name = self.family.embeddings_mask
-        if not self.registers.enabled or name is None or kwargs.get(name) is None:
+        name, now = self.family.embeddings_mask, thread.top
+        if now is None or now.key != self.key or now.layout is None or now.joined or kwargs.get(name or "") is None:
             return None
-        return args, {**kwargs, name: self.registers.text_mask}
+        return args, {**kwargs, name: now.text_mask}
 
     def step_aside(self, module: nn.Module, args: tuple) -> tuple | None:
         """Before a module that mixes neighbours: hands it the text alone and keeps the registers' states."""
-        if not self.registers.enabled:
-            return None
         hidden, residual, mask = args
-        self.kept = self.registers.registers_of(residual)
-        return self.registers.strip(hidden), self.registers.strip(residual), self.registers.strip(mask)
+        now = self.running(residual, "Layers")
+        layout = None if now is None else now.layout
+        thread.aside = None if layout is None else (layout, layout.registers_of(residual))
+        return None if layout is None else (layout.strip(hidden), layout.strip(residual), layout.strip(mask))
 
     def step_back(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """Behind a module that mixes neighbours: the registers' states join again."""
-        if not self.registers.enabled or self.kept is None:
+        aside, thread.aside = thread.aside, None
+        return None if aside is None else aside[0].insert(aside[1], output)
+
+    def refresh(self, depth: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        """Before a layer: puts that layer's fresh registers in the place of the old ones (depth `every_layer`)."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        now = self.running(hidden, "Layers")
+        if now is None or now.layout is None:
             return None
-        kept, self.kept = self.kept, None
-        return self.registers.insert(kept, output)
+        hidden = now.layout.insert(now.registers(hidden.shape[0], depth), now.layout.strip(hidden))
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     # 3. Behind the last layer
 
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+    def leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Takes the registers out of what the encoder stack returns."""
-        if not self.registers.enabled:
+        now = self.running(args[0] if args else kwargs["hidden_states"], "Layers")
+        if now is None or now.layout is None:
             return None
+        layout = now.layout
         if isinstance(output, Tensor):
-            return self.registers.strip(output)
+            return layout.strip(output)
         if isinstance(output, tuple):
-            return tuple(self._strip_states(part) for part in output)
-        output["last_hidden_state"] = self.registers.strip(output["last_hidden_state"])
+            return tuple(_strip_states(layout, part) for part in output)
+        output["last_hidden_state"] = layout.strip(output["last_hidden_state"])
         if output.get("hidden_states") is not None:
-            output["hidden_states"] = self._strip_states(output["hidden_states"])
+            output["hidden_states"] = _strip_states(layout, output["hidden_states"])
         return output
 
-    def _strip_states(self, part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return self.registers.strip(part) if part.dim() == 3 else part
-        if isinstance(part, (tuple, list)):
-            return type(part)(self._strip_states(item) for item in part)
-        return part
-
-    def tidy_outputs(self, module: nn.Module, args: tuple, output: Any) -> Any:
+    def tidy(self, layout: Layout, output: Any) -> Any:
         """Cuts collected hidden states to the text, and puts attentions in the order `[registers, text]`."""
-        if not self.registers.enabled:
-            return None
         if isinstance(output, tuple):
             length = output[0].shape[1]
-            return tuple(self._tidy(part, length) if isinstance(part, (tuple, list)) else part for part in output)
+            return tuple(_tidy(layout, part, length) if isinstance(part, (tuple, list)) else part for part in output)
         length = output["last_hidden_state"].shape[1]
         for name in ("hidden_states", "attentions"):
             if output.get(name) is not None:
-                output[name] = self._tidy(output[name], length)
+                output[name] = _tidy(layout, output[name], length)
         return output
 
-    def _tidy(self, collected: Any, length: int) -> tuple:
-        return tuple(self._tidy_one(item, length) for item in collected)
 
-    def _tidy_one(self, item: Tensor | None, length: int) -> Tensor | None:
-        if item is None or (item.dim() == 3 and item.shape[1] == length):
-            return item
-        if item.dim() == 3:
-            return self.registers.strip(item)
-        if self.registers.order is None:
-            return item
-        columns = self.registers.columns()
-        item = take_columns(item.transpose(1, 2), columns).transpose(1, 2)
-        return take_columns(item.transpose(1, 3), columns).transpose(1, 3)
+def _strip_states(layout: Layout, part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return layout.strip(part) if part.dim() == 3 else part
+    if isinstance(part, (tuple, list)):
+        return type(part)(_strip_states(layout, item) for item in part)
+    return part
 
 
-class _Refresh:
-    """Before a layer: puts that layer's fresh registers in the place of the old ones (depth `every_layer`)."""
+def _tidy(layout: Layout, collected: Any, length: int) -> tuple:
+    return tuple(_tidy_one(layout, item, length) for item in collected)
 
-    def __init__(self, registers: Registers, index: int) -> None:
-        self.registers = registers
-        self.index = index
 
-    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
-        registers = self.registers
-        if not registers.enabled or registers.deep is None:
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        fresh = registers.deep[self.index].unsqueeze(0).expand(hidden.shape[0], -1, -1)
-        hidden = registers.insert(fresh, registers.strip(hidden))
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+def _tidy_one(layout: Layout, item: Tensor | None, length: int) -> Tensor | None:
+    if item is None or (item.dim() == 3 and item.shape[1] == length):
+        return item
+    return layout.strip(item) if item.dim() == 3 else layout.registers_first(item, 2, 3)

@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from regtune.config import RegisterConfig
+from regtune.errors import UnsupportedModelError
+from regtune.registers.passes import Layout, open_pass
+
+
+class Setting(NamedTuple):
+    """Whether registers are on, and which of them no token may attend to."""
+
+    enabled: bool = True
+    masked: frozenset[int] = frozenset()
+
+
+_SETTINGS: ContextVar[Mapping[Any, Setting]] = ContextVar("regtune settings")
+_EMPTY: Mapping[Any, Setting] = {}
+_LOCK = threading.Lock()
+_open = 0
+_switched = False
+"""Whether any thread has `settings` open. torch.compile can't read a context variable, but it guards this."""
+
+
+@contextmanager
+def settings(changes: Mapping[Registers, Setting]) -> Iterator[None]:
+    """Inside the context these registers have these settings, in this thread (or asyncio task) alone."""
+    _count(1)
+    token = _SETTINGS.set({**_SETTINGS.get(_EMPTY), **changes})
+    try:
+        yield
+    finally:
+        _SETTINGS.reset(token)
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    global _open, _switched  # noqa: PLW0603
+    with _LOCK:
+        _open += change
+        _switched = _open > 0
 
 
 class Registers(nn.Module):
@@ -16,12 +57,13 @@ class Registers(nn.Module):
     The text keeps its order. Inside the model a row reads `[r_1 ... r_N, x_1 ... x_T]` or, where the place of the
     registers depends on the row (padding, other placements), the registers start at the row's own column `k`.
 
+    Holds parameters and what was asked for, and nothing of any forward pass: that is in `Pass`, and whether they are
+    switched off or masked is known to the thread (or task) that did so.
+
     Attributes:
         tokens: the vectors, `[registers, width]`; width is that of the embeddings they join.
         positions: their learned positions, `[registers, width]`, or None.
         deep: fresh vectors for the layers after the first, `[layers - 1, registers, hidden]`, or None.
-        enabled: False switches them off (`disable_registers`).
-        masked: registers that the attention may not see (`mask_registers`).
     """
 
     def __init__(self, config: RegisterConfig, *, width: int, hidden: int, num_layers: int) -> None:
@@ -32,13 +74,7 @@ class Registers(nn.Module):
         self.positions = nn.Parameter(torch.empty(n, width)) if config.position == "learned" else None
         deep = config.depth == "every_layer"
         self.deep = nn.Parameter(torch.empty(num_layers - 1, n, hidden)) if deep else None
-        # Not a buffer: transformers makes models on the meta device, where a buffer's value would be lost.
-        self.masked: frozenset[int] = frozenset()
-        self.enabled = True
-        self.order: Int[Tensor, "batch total"] | None = None
-        self.text_columns: Int[Tensor, "batch seq"] | None = None
-        self.text_mask: Tensor | None = None
-        self.handles: list[RemovableHandle] = []
+        self.inherited = Setting()
         self.reset_parameters()
         self.requires_grad_(config.trainable)
 
@@ -46,6 +82,48 @@ class Registers(nn.Module):
     def num_registers(self) -> int:
         """N."""
         return self.config.num_registers
+
+    @property
+    def itself(self) -> Registers:
+        """This module, also where it is asked for through a wrapper that hands attributes on (PEFT's copies)."""
+        return self
+
+    @property
+    def setting(self) -> Setting:
+        """What `disable_registers` and `mask_registers` say in this thread or task."""
+        if torch.compiler.is_compiling() and not _switched:
+            return self.inherited
+        return _SETTINGS.get(_EMPTY).get(self, self.inherited)
+
+    @property
+    def enabled(self) -> bool:
+        """False inside `disable_registers`."""
+        return self.setting.enabled
+
+    @property
+    def masked(self) -> frozenset[int]:
+        """The registers that the attention may not see, inside `mask_registers`."""
+        return self.setting.masked
+
+    @property
+    def layout(self) -> Layout:
+        """Where the registers stand in the forward pass that runs now, in this thread.
+
+        Raises:
+            UnsupportedModelError: none does.
+        """
+        now = open_pass()
+        if now is None or now.layout is None or now.registers is not self:
+            raise UnsupportedModelError(
+                "Where registers stand is known while their model runs, and here it doesn't (or they are switched "
+                "off). Ask in a hook, or take layout_of(model, attention_mask)."
+            )
+        return now.layout
+
+    def _replicate_for_data_parallel(self) -> Registers:
+        replica: Registers = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica.inherited = self.setting  # it runs in another thread, which knows nothing of this one's contexts
+        return replica
 
     @torch.no_grad()
     def reset_parameters(self, scale: tuple[Tensor, Tensor] | None = None) -> None:
@@ -67,59 +145,37 @@ class Registers(nn.Module):
         else:
             nn.init.trunc_normal_(self.tokens, std=std, a=-2 * std, b=2 * std)
 
-    def forward(self, batch: int) -> Float[Tensor, "batch registers width"]:
-        """The vectors that join a batch of so many sequences."""
-        vectors = self.tokens if self.positions is None else self.tokens + self.positions
+    def forward(self, batch: int, depth: int = 0) -> Float[Tensor, "batch registers width"]:
+        """The vectors that join a batch of so many sequences in front of the layer number `depth`.
+
+        They are new tensors, not views: a sharded or offloaded parameter is gone when this returns.
+        """
+        if depth:
+            assert self.deep is not None
+            vectors = self.deep[depth - 1].clone()
+        else:
+            vectors = self.tokens.clone() if self.positions is None else self.tokens + self.positions
         return vectors.unsqueeze(0).expand(batch, -1, -1)
 
-    def visible(self, device: torch.device) -> Bool[Tensor, " registers"]:
-        """Which registers the attention may see."""
-        if not self.masked:
+    def visible(self, device: torch.device, masked: frozenset[int] | None = None) -> Bool[Tensor, " registers"]:
+        """Which registers the attention may see; `masked` says which it may not (by default this thread's)."""
+        masked = self.masked if masked is None else masked
+        if not masked:
             return torch.ones(self.num_registers, dtype=torch.bool, device=device)
-        return torch.tensor([index not in self.masked for index in range(self.num_registers)], device=device)
-
-    def plan(self, first: Int[Tensor, " batch"] | None, seq: int) -> None:
-        """Fixes where the registers of each row go: at column `first`, or at the front of all rows (None).
-
-        `order[b, p]` is the column of `[registers, text]` that stands at position p of row b inside the model;
-        `text_columns[b, t]` is the position of text token t.
-        """
-        if first is None:
-            self.order = self.text_columns = None
-            return
-        n = self.num_registers
-        k = first.unsqueeze(1)
-        p = torch.arange(n + seq, device=first.device).unsqueeze(0)
-        self.order = torch.where(p < k, p + n, torch.where(p < k + n, p - k, p))
-        t = torch.arange(seq, device=first.device).unsqueeze(0)
-        self.text_columns = torch.where(t < k, t, t + n)
+        return torch.tensor([index not in masked for index in range(self.num_registers)], device=device)
 
     def insert(self, registers: Tensor, text: Tensor) -> Tensor:
-        """Joins `[batch, registers, ...]` and `[batch, seq, ...]` to `[batch, total, ...]` as planned."""
-        joined = torch.cat([registers.to(text.dtype), text], dim=1)
-        return joined if self.order is None else take_columns(joined, self.order)
+        """`Layout.insert` of the pass that runs."""
+        return self.layout.insert(registers, text)
 
     def strip(self, total: Tensor) -> Tensor:
-        """The text's part `[batch, seq, ...]` of `[batch, total, ...]`."""
-        return total[:, self.num_registers :] if self.text_columns is None else take_columns(total, self.text_columns)
+        """`Layout.strip` of the pass that runs."""
+        return self.layout.strip(total)
 
     def registers_of(self, total: Tensor) -> Tensor:
-        """The registers' part `[batch, registers, ...]` of `[batch, total, ...]`."""
-        if self.order is None:
-            return total[:, : self.num_registers]
-        return take_columns(total, self.columns()[:, : self.num_registers])
-
-    def columns(self) -> Int[Tensor, "batch total"]:
-        """Positions inside the model of `[registers, text]`: the inverse of `order`."""
-        assert self.order is not None
-        return torch.argsort(self.order, dim=1)
+        """`Layout.registers_of` of the pass that runs."""
+        return self.layout.registers_of(total)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"{self.config.num_registers}, placement={self.config.placement!r}, depth={self.config.depth!r}"
-
-
-def take_columns(values: Tensor, columns: Int[Tensor, "batch columns"]) -> Tensor:
-    """The named columns of each row: `[batch, total, ...]` to `[batch, columns, ...]`."""
-    index = columns.reshape(*columns.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
-    return torch.gather(values, 1, index)

@@ -30,7 +30,8 @@ from regtune.models.safety import (
     pickle_refused,
     read_model_config,
 )
-from regtune.registers.surgery import CONFIG_KEY, MODULE_NAME, add_registers, backbone_of, require_registers
+from regtune.registers.hooks import MODULE_NAME
+from regtune.registers.surgery import CONFIG_KEY, add_registers, backbone_of, require_registers, write_config
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -158,8 +159,7 @@ def _add(model: Any, config: RegisterConfig) -> None:
     """Adds registers whose values will be read from a file; the config says how they were made at first."""
     add_registers(model, dataclasses.replace(config, init="normal"))
     require_registers(model).config = config
-    for part in {id(m.config): m.config for m in (model, backbone_of(model))}.values():
-        setattr(part, CONFIG_KEY, dataclasses.asdict(config))
+    write_config(model, config)
 
 
 def _require_restored(name: str | Path, model: Any, report: Mapping[str, Any]) -> None:

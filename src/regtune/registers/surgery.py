@@ -15,13 +15,12 @@ from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import Family, submodule
-from regtune.registers.hooks import RegisterHooks
-from regtune.registers.registers import Registers
+from regtune.registers.hooks import MODULE_NAME, RegisterHooks, registers_in
+from regtune.registers.passes import Layout
+from regtune.registers.registers import Registers, settings
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-MODULE_NAME = "registers"
-"""Name of the `Registers` module on the backbone, and so of its keys in a state dict."""
 CONFIG_KEY = "registers"
 """Name of the entry that `add_registers` writes into the model's `config.json`."""
 _SAMPLE = 256
@@ -61,10 +60,9 @@ def add_registers(
         return model
     _check_fit(config, family, backbone)
     registers = _make(config, family, backbone, {"sep": sep_token_id, "mask": mask_token_id})
-    backbone.add_module(MODULE_NAME, registers)
-    registers.handles = RegisterHooks(backbone, registers, family).install(backbone)
-    for part in {id(m.config): m.config for m in (model, backbone)}.values():
-        setattr(part, CONFIG_KEY, dataclasses.asdict(config))
+    backbone.add_module(MODULE_NAME, registers.train(backbone.training))
+    RegisterHooks(backbone, family).install(backbone, deep=registers.deep is not None)
+    write_config(model, config)
     return model
 
 
@@ -72,15 +70,20 @@ def remove_registers(model: ModelT) -> ModelT:
     """Takes all registers and hooks away, in place: the state dict has the original model's keys again.
 
     Raises:
-        UnsupportedModelError: the model has no registers.
+        UnsupportedModelError: the model has no registers, or another library has wrapped them.
     """
-    registers = require_registers(model)
-    for handle in registers.handles:
-        handle.remove()
-    backbone = backbone_of(model)
-    delattr(backbone, MODULE_NAME)
-    for part in {id(m.config): m.config for m in (model, backbone)}.values():
-        delattr(part, CONFIG_KEY)
+    require_registers(model)
+    for backbone in _owners(model):
+        place = getattr(backbone, MODULE_NAME)
+        if not isinstance(place, Registers):
+            raise UnsupportedModelError(
+                f"The registers are inside a {type(place).__name__}; undo that first (peft: model.unload())."
+            )
+        RegisterHooks.uninstall(model, backbone)
+        delattr(backbone, MODULE_NAME)
+        for part in _configs(model, backbone):
+            if hasattr(part, CONFIG_KEY):
+                delattr(part, CONFIG_KEY)
     return model
 
 
@@ -88,38 +91,40 @@ def remove_registers(model: ModelT) -> ModelT:
 def disable_registers(model: nn.Module) -> Iterator[None]:
     """Inside the context the model runs as if it had no registers, bit for bit. Does nothing without registers.
 
+    Holds for this thread (or asyncio task) alone, for all copies of the registers in `model` and all sets of them.
+
     Raises:
         CheckpointError: the registers were lost when the model was loaded without regtune.
     """
-    registers = find_registers(model) or _refuse_lost(model)
-    if registers is None:
+    found = _all_registers(model)
+    if not found:
+        _refuse_lost(model)
+    with settings({module: module.setting._replace(enabled=False) for module in found}):
         yield
-        return
-    before, registers.enabled = registers.enabled, False
-    try:
-        yield
-    finally:
-        registers.enabled = before
 
 
 @contextmanager
 def mask_registers(model: nn.Module, which: Sequence[int] | None = None) -> Iterator[None]:
     """Inside the context no token attends to the registers named by `which` (all of them by default).
 
+    Holds for this thread (or asyncio task) alone. `which` counts within each set of registers.
+
     Raises:
         ConfigError: an index that isn't one of the model's registers.
         UnsupportedModelError: the model has no registers.
     """
-    registers = require_registers(model)
-    indices = list(range(registers.num_registers)) if which is None else list(which)
-    for index in indices:
-        if not 0 <= index < registers.num_registers:
-            raise ConfigError(f"register {index} doesn't exist; this model has 0 to {registers.num_registers - 1}.")
-    before, registers.masked = registers.masked, registers.masked | set(indices)
-    try:
+    found = _all_registers(model)
+    if not found:
+        require_registers(model)
+    changes = {}
+    for module in found:
+        indices = list(range(module.num_registers)) if which is None else list(which)
+        for index in indices:
+            if not 0 <= index < module.num_registers:
+                raise ConfigError(f"register {index} doesn't exist; this model has 0 to {module.num_registers - 1}.")
+        changes[module] = module.setting._replace(masked=module.masked | set(indices))
+    with settings(changes):
         yield
-    finally:
-        registers.masked = before
 
 
 class AttentionSplit(NamedTuple):
@@ -140,23 +145,84 @@ def split_attention(attention: Float[Tensor, "batch heads total total"], num_reg
 
 
 def backbone_of(model: nn.Module) -> Any:
-    """The encoder under the head (`model.base_model`), or the model itself.
+    """The encoder under the head: the one with registers, else a Hugging Face model's `base_model`.
+
+    Wrappers (PEFT, DDP, FSDP, `torch.compile`, a module of your own) are seen through.
 
     Raises:
-        UnsupportedModelError: not a Hugging Face model.
+        UnsupportedModelError: no Hugging Face model, or several.
     """
-    backbone = getattr(model, "base_model", None)
-    if backbone is None or not hasattr(backbone, "config"):
+    owners = _owners(model)
+    if len(owners) == 1:
+        return owners[0]
+    if _is_pretrained(model):
+        return model.base_model
+    outermost: list[Any] = []
+    for module in model.modules():
+        if _is_pretrained(module) and not any(module is inner for other in outermost for inner in other.modules()):
+            outermost.append(module)
+    if len(outermost) == 1:
+        return outermost[0].base_model
+    if not outermost:
         raise UnsupportedModelError(
-            f"{type(model).__name__} is not a Hugging Face model (it has no base_model with a config)."
+            f"{type(model).__name__} is not a Hugging Face model (it has no base_model with a config), and there is "
+            "none inside it."
         )
-    return backbone
+    raise UnsupportedModelError(
+        f"There are {len(outermost)} Hugging Face models in this {type(model).__name__} "
+        f"({', '.join(type(one).__name__ for one in outermost)}); pass the one that you mean."
+    )
+
+
+def _is_pretrained(module: Any) -> bool:
+    return hasattr(type(module), "base_model_prefix") and hasattr(module, "config")
+
+
+def _owners(model: nn.Module) -> list[Any]:
+    """Every module below `model` that runs with registers of its own."""
+    return [module for module in model.modules() if registers_in(module) is not None]
+
+
+def _all_registers(model: nn.Module) -> list[Registers]:
+    return [module for module in model.modules() if isinstance(module, Registers)]
+
+
+def _configs(model: nn.Module, backbone: Any) -> list[Any]:
+    """The configs that go into a checkpoint of this backbone, with or without a head."""
+    parts = [part for part in model.modules() if _is_pretrained(part) and part.base_model is backbone]
+    return list({id(part.config): part.config for part in (*parts, backbone)}.values())
+
+
+def write_config(model: nn.Module, config: RegisterConfig) -> None:
+    """Writes what registers a model has into the configs that are saved with it."""
+    for part in _configs(model, backbone_of(model)):
+        setattr(part, CONFIG_KEY, dataclasses.asdict(config))
 
 
 def find_registers(model: nn.Module) -> Registers | None:
-    """The model's `Registers` module, or None."""
-    found = getattr(backbone_of(model), MODULE_NAME, None)
-    return found if isinstance(found, Registers) else None
+    """The model's `Registers` module, or None. Of copies that PEFT made, the one that acts.
+
+    Raises:
+        UnsupportedModelError: there are several sets of registers (two towers, an encoder and a decoder).
+    """
+    owners = _owners(model)
+    if len(owners) > 1:
+        raise UnsupportedModelError(
+            f"This {type(model).__name__} has {len(owners)} sets of registers (in "
+            f"{', '.join(type(owner).__name__ for owner in owners)}); pass the part that you mean."
+        )
+    return registers_in(owners[0]) if owners else None
+
+
+def layout_of(model: nn.Module, attention_mask: Tensor) -> Layout | None:
+    """Where the registers stand for a batch with this mask, `[batch, seq]`; None without registers that are on."""
+    registers = find_registers(model)
+    if registers is None or not registers.enabled:
+        return None
+    hooks = RegisterHooks.of(backbone_of(model))
+    batch, seq = attention_mask.shape
+    first = hooks.first_column(registers, attention_mask, batch, seq, attention_mask.device)
+    return Layout(registers.num_registers, first, seq)
 
 
 def num_registers(model: nn.Module) -> int:
@@ -170,9 +236,8 @@ def num_registers(model: nn.Module) -> int:
 
 
 def register_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The registers' parameters, for a parameter group of their own."""
-    registers = find_registers(model)
-    return [] if registers is None else list(registers.parameters())
+    """The registers' parameters, for a parameter group of their own; of several sets, all."""
+    return [parameter for owner in _owners(model) for parameter in (registers_in(owner) or nn.Module()).parameters()]
 
 
 def register_positions(model: nn.Module) -> int:

@@ -59,8 +59,9 @@ def full_mask(mask, states):
 def by_hand(model, batches):
     """States of every window at every depth, `[depths, windows, total, hidden]`, by plain output_hidden_states."""
     registers = find_registers(model)
-    rows = []
-    handles = [
+    rows, orders = [], []
+    handles = [model.bert.encoder.register_forward_pre_hook(lambda *_: orders.append(registers.layout.order))]
+    handles += [
         layer.register_forward_pre_hook(lambda _, args, kw: rows[-1].append(args[0]), with_kwargs=True)
         for layer in model.bert.encoder.layer
     ]
@@ -70,7 +71,7 @@ def by_hand(model, batches):
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     for handle in handles:
         handle.remove()
-    assert registers.order is None
+    assert orders == [None] * len(rows)
     return torch.cat([torch.stack(parts) for parts in rows], dim=1)
 
 

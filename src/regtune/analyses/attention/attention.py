@@ -268,9 +268,9 @@ class _Reader:
             ~registers.visible(device), TokenClass.PADDING
         )
         total = registers.insert(kinds.expand(batch, -1), classes)
-        order = registers.order
+        order = registers.layout.order
         columns = torch.arange(count, device=device).expand(batch, -1)
-        return make(total, columns if order is None else registers.columns()[:, :count])
+        return make(total, columns if order is None else registers.layout.columns()[:, :count])
 
     def _names_kept(self) -> list[str]:
         """Names of the leading numbers, those that aren't of single registers."""

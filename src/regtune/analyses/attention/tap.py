@@ -24,7 +24,7 @@ from regtune.analyses.reversible import (
 )
 from regtune.families import family_of
 from regtune.families._family import modules_at
-from regtune.registers.registers import Registers, take_columns
+from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of
 
 Callback = Callable[[int, Tensor, Tensor, nn.Module], None]
@@ -77,15 +77,13 @@ def registers_first(values: Tensor, registers: Registers | None, *axes: int) -> 
     """Puts the named axes, `total` long inside the model, in the order `[registers, text]`.
 
     Args:
-        values: `[batch, ...]` of the last forward pass.
+        values: `[batch, ...]` of the forward pass that runs.
         registers: the model's registers (`find_registers(model)`), or None.
         axes: which of its axes run over text and registers.
     """
-    if registers is None or not registers.enabled or registers.order is None:
+    if registers is None or not registers.enabled:
         return values
-    for axis in axes:
-        values = take_columns(values.transpose(1, axis), registers.columns()).transpose(1, axis)
-    return values
+    return registers.layout.registers_first(values, *axes)
 
 
 class _Tap:

@@ -18,8 +18,7 @@ from jaxtyping import Bool, Float, Int8
 from torch import Tensor, nn
 
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
-from regtune.families import family_of
-from regtune.families._family import Family, modules_at
+from regtune.families._family import Family
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of, find_registers
 from regtune.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
@@ -301,8 +300,8 @@ class GivenEmbeddings:
         """The registers' own vectors, `[registers, width]` for each depth at which they join."""
         if self.active is None:
             return []
-        deep = [] if self.active.deep is None else list(self.active.deep.detach())
-        return [self.active(1)[0].detach(), *deep]
+        depths = 1 if self.active.deep is None else 1 + len(self.active.deep)
+        return [self.active(1, depth)[0].detach() for depth in range(depths)]
 
     def _restart(self, _module: nn.Module, _args: tuple) -> None:
         self._calls = 0
@@ -325,15 +324,9 @@ class GivenEmbeddings:
             words = torch.cat([output[:, :1], words[:, :-1]], dim=1)
         return torch.cat([words, output[:, words.shape[1] :]], dim=1)  # some models pad their text further
 
-    def _give_registers(self, _module: nn.Module, _args: tuple, _output: Tensor) -> Tensor | None:
-        return self.registers[0] if self.registers else None
-
-    def _give_fresh(self, depth: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if self.active is None or not self.registers:
-            return None
-        states = args[0] if args else kwargs["hidden_states"]
-        states = self.active.insert(self.registers[depth], self.active.strip(states))
-        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+    def _give_registers(self, _module: nn.Module, args: tuple, _output: Tensor) -> Tensor | None:
+        _batch, depth = (*args, 0)[:2]
+        return self.registers[depth] if self.registers else None
 
 
 @contextmanager
@@ -352,10 +345,6 @@ def given_embeddings(batch: Batch) -> Iterator[GivenEmbeddings]:
             stack.callback(hook.remove)
         if given.active is not None:
             stack.callback(given.active.register_forward_hook(given._give_registers).remove)
-            if given.active.deep is not None:
-                layers = modules_at(backbone, *family_of(backbone.config).within_layers())
-                for depth, layer in enumerate(list(layers)[1:], start=1):
-                    stack.callback(layer.register_forward_pre_hook(_Fresh(given, depth), with_kwargs=True).remove)
         yield given
 
 
@@ -364,14 +353,3 @@ def _are_rows(ids: Tensor, known: Tensor, length: int) -> bool:
     if ids.dim() != 2 or ids.shape[1] < length:
         return False
     return bool((ids[:, None, :length] == known[None, :, :length]).all(-1).any(-1).all())
-
-
-class _Fresh:
-    """Before a layer: puts the given registers of its depth in the place of the model's."""
-
-    def __init__(self, given: GivenEmbeddings, depth: int) -> None:
-        self.given = given
-        self.depth = depth
-
-    def __call__(self, _layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        return self.given._give_fresh(self.depth, args, kwargs)

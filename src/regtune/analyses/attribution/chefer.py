@@ -29,11 +29,10 @@ from torch import Tensor, nn
 from regtune.analyses.attribution.attribution import Scores
 from regtune.analyses.attribution.batch import Batch
 from regtune.analyses.attribution.lrp import STATES, relevance_rules
-from regtune.analyses.attribution.rollout import fresh_rows, read_from
+from regtune.analyses.attribution.rollout import fresh_rows, read_from, registers_of
 from regtune.analyses.attribution.rules import Ledger, PlainGradient, Unary, run
 from regtune.analyses.reversible import masked
 from regtune.errors import ConfigError
-from regtune.registers.surgery import find_registers
 from regtune.targets import Resolved, values_of
 
 
@@ -55,7 +54,7 @@ def chefer_scores(batch: Batch, *, start_layer: int = 0) -> Scores:
     sides = [(row, side, size) for row, target in enumerate(targets) for side, size in sides_of(target)]
     index = torch.tensor([row for row, _, _ in sides], device=values.device)
     joint, arrived, sizes = _roll_out(batch, index, [side for _, side, _ in sides], start_layer)
-    read = read_from(joint, [side for _, side, _ in sides], find_registers(batch.model))
+    read = read_from(joint, [side for _, side, _ in sides], registers_of(batch, index))
     weight = torch.tensor([size for *_, size in sides], dtype=torch.float64, device=values.device)
     largest = torch.zeros(len(targets), dtype=torch.float64, device=values.device)
     largest.scatter_reduce_(0, index, weight.abs(), "amax")
@@ -105,9 +104,10 @@ def _roll_out(
     if not 0 <= start_layer < count:
         raise ConfigError(f"start_layer={start_layer} doesn't exist; this model has blocks 0 to {count - 1}.")
     maps = [_block_map(gradient, relevance) for gradient, relevance in zip(gradients, found[:count], strict=True)]
+    registers = registers_of(batch, rows)
     joint = maps[start_layer]
     for later in maps[start_layer + 1 :]:
-        joint = later @ fresh_rows(joint, find_registers(batch.model))
+        joint = later @ fresh_rows(joint, registers)
     at_leaves = [part.flatten(1).double() for part in found[count:]]
     arrived, sizes = (torch.stack([part.sum(1) for part in parts]).sum(0) for parts in (at_leaves, map(abs, at_leaves)))
     return joint, arrived, sizes

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regtune.analyses.attention.tap import registers_first
 from regtune.analyses.attribution.attribution import Scores
 from regtune.analyses.attribution.batch import Batch
 from regtune.analyses.attribution.rules import (
@@ -45,7 +44,7 @@ from regtune.errors import unknown_name
 from regtune.families import family_of
 from regtune.families._family import Family, modules_at
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import MODULE_NAME, backbone_of, find_registers
+from regtune.registers.surgery import backbone_of, find_registers
 from regtune.targets import Resolved, values_of
 
 TOKENS, TYPES, REGISTERS, STATES = "tokens", "types", "registers", "states"
@@ -124,6 +123,10 @@ class _Inner:
         self.found.append(torch.empty(0))
         self.laws.append([])
         kept = states.detach()
+        layout = None if self.registers is None or not self.registers.enabled else self.registers.layout
+
+        def first(values: Tensor) -> Tensor:
+            return values if layout is None else layout.registers_first(values, 1)
 
         def book(gradient: Tensor) -> None:
             product = (kept * gradient).double()
@@ -132,9 +135,9 @@ class _Inner:
                 return
             if self.by == "head":
                 by_head = product.reshape(*product.shape[:2], self.heads, -1).sum(-1)
-                self.found[place] = registers_first(by_head, self.registers, 1).transpose(1, 2)
+                self.found[place] = first(by_head).transpose(1, 2)
                 return
-            self.found[place] = registers_first(product.sum(-1), self.registers, 1)
+            self.found[place] = first(product.sum(-1))
 
         states.register_hook(book)
 
@@ -345,12 +348,13 @@ class _Session:
             self._on_output(self.family.word_embeddings, self._words)
             for kind, path in ((POSITIONS, self.family.position_embeddings), (TYPES, self.family.type_embeddings)):
                 self._on_output(path, functools.partial(self._for_each_row, kind))
-            if registers is not None:
-                self._on_output(MODULE_NAME, lambda output: self.ledger.leaf(REGISTERS, output))
-        if registers is not None and registers.deep is not None:
-            for layer in list(modules_at(self.backbone, *self.family.within_layers()))[1:]:
-                hook = functools.partial(self._fresh_registers, registers)
-                self.stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if registers is not None:
+
+            def joining(_module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+                first = len(args) == 1  # already a leaf, where the states behind the embeddings are
+                return None if first and inputs == STATES else self.ledger.leaf(REGISTERS, output)
+
+            self.stack.callback(registers.register_forward_hook(joining).remove)
 
     def _on_output(self, path: str | None, change: Callable[[Tensor], Tensor]) -> None:
         try:
@@ -367,16 +371,6 @@ class _Session:
     def _for_each_row(self, kind: str, output: Tensor) -> Tensor:
         batch = self.ledger.leaves[TOKENS][0].shape[0] if TOKENS in self.ledger.leaves else output.shape[0]
         return self.ledger.leaf(kind, output.expand(batch, *output.shape[1:]))
-
-    def _fresh_registers(
-        self, registers: Registers, _layer: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]] | None:
-        if not registers.enabled:
-            return None
-        states = args[0] if args else kwargs["hidden_states"]
-        fresh = self.ledger.leaf(REGISTERS, registers.registers_of(states))
-        states = registers.insert(fresh, registers.strip(states))
-        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
 
 def _unary(rule: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Callable[[Callable], Callable]:

@@ -20,14 +20,14 @@ from regtune.analyses.attribution.attribution import Scores
 from regtune.analyses.attribution.batch import Batch, given_embeddings, word_embeddings
 from regtune.analyses.reversible import freeze
 from regtune.errors import UnsupportedModelError, unknown_name
-from regtune.registers.registers import Registers
-from regtune.registers.surgery import backbone_of, find_registers
+from regtune.registers.passes import Layout
+from regtune.registers.surgery import backbone_of, find_registers, layout_of
 from regtune.targets import LOGITS, Resolved, TargetError, values_of
 
 
 def rollout_scores(batch: Batch) -> Scores:
     """Attention roll-out from the tokens that the target is read from; scores are shares that sum to 1."""
-    registers = find_registers(batch.model)
+    registers = registers_of(batch)
     rolled: list[Tensor] = []
 
     def follow(weights: Tensor) -> None:
@@ -58,7 +58,7 @@ def attention_scores(batch: Batch, *, layers: str = "last") -> Scores:
 
     outputs, targets = _watch(batch, follow)
     weights = kept[0] / kept[0].sum(-1, keepdim=True)
-    tokens, registers = read_from(weights, _require_reading(batch, targets), find_registers(batch.model))
+    tokens, registers = read_from(weights, _require_reading(batch, targets), registers_of(batch))
     return Scores(targets=targets, values=values_of(outputs, targets), tokens=tokens, registers=registers)
 
 
@@ -88,20 +88,27 @@ def attention_gradient_scores(batch: Batch, *, layers: str = "all") -> Scores:
     pairs = zip(chosen, gradients, strict=True)
     total = torch.stack([(weights.detach() * gradient).sum((1, 2), dtype=torch.float64) for weights, gradient in pairs])
     total = total.sum(0)
-    tokens, registers = split(total.unsqueeze(-1), find_registers(batch.model))
+    tokens, registers = split(total.unsqueeze(-1), registers_of(batch))
     return Scores(targets=targets, values=values, tokens=tokens.squeeze(-1), registers=registers.squeeze(-1))
 
 
-def fresh_rows(joint: Float64[Tensor, "batch total total"], registers: Registers | None) -> Tensor:
+def registers_of(batch: Batch, rows: Tensor | None = None) -> tuple[Layout, bool] | None:
+    """Where the registers of a batch (or of its named rows) stand, and whether each layer gets fresh ones."""
+    registers, mask = find_registers(batch.model), batch.inputs["attention_mask"]
+    layout = layout_of(batch.model, mask if rows is None else mask[rows])
+    return None if layout is None or registers is None else (layout, registers.deep is not None)
+
+
+def fresh_rows(joint: Float64[Tensor, "batch total total"], registers: tuple[Layout, bool] | None) -> Tensor:
     """What came before a layer that gets registers of its own (depth `every_layer`): these start from themselves."""
-    if registers is None or not registers.enabled or registers.deep is None:
+    if registers is None or not registers[1]:
         return joint
     eye = torch.eye(joint.shape[-1], dtype=joint.dtype, device=joint.device).expand_as(joint)
-    return registers.insert(registers.registers_of(eye), registers.strip(joint))
+    return registers[0].insert(registers[0].registers_of(eye), registers[0].strip(joint))
 
 
 def read_from(
-    joint: Float64[Tensor, "batch total total"], targets: Sequence[Resolved], registers: Registers | None
+    joint: Float64[Tensor, "batch total total"], targets: Sequence[Resolved], registers: tuple[Layout, bool] | None
 ) -> tuple[Tensor, Tensor]:
     """The rows of a map (query, key) that the targets are read from, split into text and registers.
 
@@ -118,11 +125,11 @@ def read_from(
     return tokens.squeeze(-1), of_registers.squeeze(-1)
 
 
-def split(total: Tensor, registers: Registers | None) -> tuple[Tensor, Tensor]:
+def split(total: Tensor, registers: tuple[Layout, bool] | None) -> tuple[Tensor, Tensor]:
     """`[batch, total, ...]` as text `[batch, seq, ...]` and registers `[batch, registers, ...]`."""
-    if registers is None or not registers.enabled:
+    if registers is None:
         return total, total[:, :0]
-    return registers.strip(total), registers.registers_of(total)
+    return registers[0].strip(total), registers[0].registers_of(total)
 
 
 def _watch(batch: Batch, follow: Callable[[Tensor], None]) -> tuple[Any, list[Resolved]]:

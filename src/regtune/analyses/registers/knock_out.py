@@ -97,8 +97,6 @@ def knocked_out(
         else:
             change = _exchange(chosen, registers.num_registers) if knock_out.how == "swap" else _zeros(chosen)
             stack.callback(registers.register_forward_hook(lambda _module, _args, vectors: change(vectors)).remove)
-            if registers.deep is not None:
-                stack.enter_context(layer_inputs(model, _Fresh(registers, change)))
         yield
 
 
@@ -126,19 +124,6 @@ class _Constants:
         mine = self.registers.registers_of(states).clone()
         mine[:, self.chosen] = self.means[depth, self.chosen].to(mine)
         return self.registers.insert(mine, self.registers.strip(states))
-
-
-class _Fresh:
-    """Changes the registers that start anew at a layer; the first layer's go through the `Registers` module."""
-
-    def __init__(self, registers: Registers, change: Callable[[Tensor], Tensor]) -> None:
-        self.registers = registers
-        self.change = change
-
-    def __call__(self, depth: int, states: Tensor) -> Tensor | None:
-        if depth == 0:
-            return None
-        return self.registers.insert(self.change(self.registers.registers_of(states)), self.registers.strip(states))
 
 
 def _exchange(chosen: tuple[int, ...], count: int) -> Callable[[Tensor], Tensor]:
