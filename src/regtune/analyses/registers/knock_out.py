@@ -172,14 +172,15 @@ def layer_inputs(model: nn.Module, visit: Visit) -> Iterator[None]:
         UnsupportedModelError: an unknown family.
     """
     backbone = backbone_of(model)
-    layers = list(modules_at(backbone, *family_of(backbone.config, "parts").within_layers()))
+    family = family_of(backbone.config, "parts")
+    layers = list(modules_at(backbone, *family.within_layers()))
     walk = _Walk(visit)
     with ExitStack() as stack:
         stack.callback(backbone.register_forward_pre_hook(walk.restart).remove)
         for layer in layers:
             stack.callback(layer.register_forward_pre_hook(walk.enter, with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(walk.leave).remove)
-        stack.callback(backbone.register_forward_hook(walk.finish).remove)
+        stack.callback(backbone.get_submodule(family.stack).register_forward_hook(walk.finish).remove)
         yield
 
 
@@ -205,7 +206,7 @@ class _Walk:
     def leave(self, _layer: nn.Module, _args: tuple, output: Any) -> None:
         self.written = output[0] if isinstance(output, tuple) else output
 
-    def finish(self, _backbone: nn.Module, _args: tuple, _output: Any) -> None:
+    def finish(self, _stack: nn.Module, _args: tuple, _output: Any) -> None:
         if self.written is not None:
             self.visit(self.depth, self.written)
         self.written = None
