@@ -266,7 +266,7 @@ def test_what_is_kept_grows_by_130_bytes_a_window_and_layer():
 def test_the_json_has_what_the_report_reads_and_no_nan():
     found = attention_statistics(model_of("bert", num_registers=3), [analysis_batch()])
     read = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert (read["kind"], read["schema_version"], read["windows"], read["num_registers"]) == ("attention", 1, 3, 3)
+    assert (read["windows"], read["num_registers"]) == (3, 3)
     for name in BY_CLASS:
         assert tuple(read[name]) == CLASSES
         assert np.shape(read[name]["cls"]) == (3, 4)

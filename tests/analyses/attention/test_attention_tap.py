@@ -7,9 +7,9 @@ import torch
 
 import tiny
 from analyses.attribution.explained import CASES, DECODERS, any_model, encoder, shared_model
-from regtune.analyses.attention.tap import attention_tap, registers_first
+from regtune.analyses.attention.tap import attention_tap
 from regtune.errors import UnsupportedModelError
-from regtune.registers.surgery import find_registers
+from regtune.registers.surgery import layout_of
 
 
 def tapped(model, batch):
@@ -41,10 +41,10 @@ def test_the_tap_gives_eager_weights_and_the_values_that_they_weigh_in_every_fam
     assert torch.allclose(outputs[name][text], plain[name][text], atol=1e-5)
     expected = eager_attentions(model, batch)
     assert [call[0] for call in found] == list(range(len(expected)))
-    registers = find_registers(model)
+    layout = layout_of(model, batch["attention_mask"])
     seen = torch.cat([torch.ones(3, num_registers, dtype=torch.bool), text], dim=1)
     for (_, weights, values, _), eager in zip(found, expected, strict=True):
-        ordered = registers_first(weights, registers, 2, 3)
+        ordered = weights if layout is None else layout.registers_first(weights, 2, 3)
         rows = seen[:, None, :, None].expand_as(eager)  # padding queries mean nothing
         assert torch.allclose(ordered[rows], eager[rows], atol=1e-6)
         assert values.shape[:3] == (3, 4, 20 + num_registers)
