@@ -173,7 +173,6 @@ def test_asymmetric_rounding_has_256_levels_and_keeps_zero(values, low, high):
 def test_the_published_scheme_rounds_every_site_and_leaves_the_model_as_it_was(family, registers):
     model = any_model(family, registers)
     inputs = {name: value for name, value in batch().items() if name in ("input_ids", "attention_mask")}
-    own = {name for name, part in model.named_modules() if "forward" in part.__dict__}
     with torch.no_grad():
         before = model(**inputs).start_logits
         ranges = activation_ranges(model, [batch()], "bondarenko")
