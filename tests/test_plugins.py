@@ -114,3 +114,23 @@ def test_a_family_from_outside_is_examined(place, run):
     code, out, err = run(*plugins("ernie_family"), "doctor", "ernie", "--registers.num-registers", "3")
     assert code == 0, out + err
     assert "ERNIE" in out
+
+
+def test_an_analysis_from_outside_is_inspected_and_reported(place, run):
+    from tiny_tokenizer import save_questions
+
+    save_questions(place / "q.json")
+    sets = ["--data.train", "q.json", "--data.eval", "q.json", "--model", "model"]
+    sets += ["--data.max-length", "60", "--data.stride", "12", "--data.max-question-length", "24", *QUICK]
+    code, _, err = run("train", *sets, "--registers.num-registers", "2")
+    assert code == 0, err
+    code, out, err = run(*plugins("drift_analysis"), "inspect", "runs/latest", "--parts", "drift")
+    assert code == 0, err
+    assert "cosine of [CLS]" in out
+    record = json.loads(Path("runs/latest/inspect/drift.json").read_text())
+    values = record["measures"]["drift.cosine"]
+    assert values
+    assert all(-1 <= value <= 1 for value in values)
+    code, _, err = run(*plugins("drift_analysis"), "report", "runs/latest")
+    assert code == 0, err
+    assert "how far [CLS] comes" in Path("runs/latest/report/report.html").read_text()

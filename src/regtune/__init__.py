@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regtune.analyses.attribution.explain_question import explain_question as explain
+    from regtune.analyses.attribution.explain_texts import explain_texts
     from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
     from regtune.errors import RegtuneError
     from regtune.families._family import Family
@@ -27,12 +29,20 @@ if TYPE_CHECKING:
         split_attention,
     )
     from regtune.registry import load_plugin, register
+    from regtune.report.compare import compare_two as compare
+    from regtune.report.page import write_report
     from regtune.session import Session, open  # noqa: A004
+    from regtune.sweeps.demo import run_demo as demo
+    from regtune.sweeps.describe import describe as info
+    from regtune.sweeps.evaluate import evaluate
     from regtune.sweeps.predict import predict
-    from regtune.sweeps.run import run_experiment
+    from regtune.sweeps.run import run_experiment as train
+    from regtune.sweeps.sweep_actions import carry_out as sweep
+    from regtune.tasks.qa.ask import ask
     from regtune.tasks.qa.data.sources import load_questions
     from regtune.tasks.qa.data.squad import read_squad, write_squad
     from regtune.tasks.qa.question_answerer import QuestionAnswerer
+    from regtune.testing.doctor import examine as doctor
     from regtune.texts import text_rows
 
 __version__ = "0.1.0"
@@ -61,25 +71,36 @@ _HOME = {
     "Task": "regtune.interfaces",
     "TrainConfig": "regtune.config",
     "add_registers": "regtune.registers.surgery",
+    "ask": "regtune.tasks.qa.ask",
+    "compare": "regtune.report.compare:compare_two",
+    "demo": "regtune.sweeps.demo:run_demo",
     "disable_registers": "regtune.registers.surgery",
+    "doctor": "regtune.testing.doctor:examine",
+    "evaluate": "regtune.sweeps.evaluate",
+    "explain": "regtune.analyses.attribution.explain_question:explain_question",
+    "explain_texts": "regtune.analyses.attribution.explain_texts",
     "from_pretrained": "regtune.registers.saving",
-    "load_questions": "regtune.tasks.qa.data.sources",
+    "info": "regtune.sweeps.describe:describe",
     "inspect": "regtune.inspection",
     "load_plugin": "regtune.registry",
+    "load_questions": "regtune.tasks.qa.data.sources",
     "load_registers": "regtune.registers.saving",
     "mask_registers": "regtune.registers.surgery",
     "num_registers": "regtune.registers.surgery",
     "open": "regtune.session",
+    "predict": "regtune.sweeps.predict",
     "read_squad": "regtune.tasks.qa.data.squad",
     "register": "regtune.registry",
     "remove_registers": "regtune.registers.surgery",
-    "predict": "regtune.sweeps.predict",
-    "run_experiment": "regtune.sweeps.run",
     "save_registers": "regtune.registers.saving",
     "split_attention": "regtune.registers.surgery",
+    "sweep": "regtune.sweeps.sweep_actions:carry_out",
     "text_rows": "regtune.texts",
+    "train": "regtune.sweeps.run:run_experiment",
+    "write_report": "regtune.report.page",
     "write_squad": "regtune.tasks.qa.data.squad",
 }
+"""Public name to `module`, or `module:name` where it has another name at home."""
 
 __all__ = [
     "Analysis",
@@ -105,8 +126,16 @@ __all__ = [
     "Task",
     "TrainConfig",
     "add_registers",
+    "ask",
+    "compare",
+    "demo",
     "disable_registers",
+    "doctor",
+    "evaluate",
+    "explain",
+    "explain_texts",
     "from_pretrained",
+    "info",
     "inspect",
     "load_plugin",
     "load_questions",
@@ -118,10 +147,12 @@ __all__ = [
     "read_squad",
     "register",
     "remove_registers",
-    "run_experiment",
     "save_registers",
     "split_attention",
+    "sweep",
     "text_rows",
+    "train",
+    "write_report",
     "write_squad",
 ]
 
@@ -129,7 +160,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'regtune' has no attribute {name!r}; public names: {', '.join(sorted(_HOME))}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    module, _, other = _HOME[name].partition(":")
+    return getattr(importlib.import_module(module), other or name)
 
 
 def __dir__() -> list[str]:
