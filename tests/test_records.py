@@ -7,13 +7,16 @@ import json
 import os
 import re
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 
 from regtune import records
-from regtune.errors import CheckpointError, DataError
+from regtune.errors import CheckpointError, DataError, RegtuneError
 from regtune.records import (
     RunRecord,
+    checksums,
     compact_predictions,
     file_name,
     inside,
@@ -24,8 +27,13 @@ from regtune.records import (
     read_predictions,
     save_record,
     versions,
+    write_bytes,
     write_json,
 )
+from regtune.session import open_target
+from regtune.sweeps.search import with_found_rates
+from regtune.sweeps.sweep import check_folder, open_folder
+from tiny_sweep import tiny_sweep
 
 RECORD = RunRecord(
     config={"model": "minilm"},
@@ -63,10 +71,54 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_numbers_that_json_does_not_have_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "a.json", float("nan"))
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_whatever_a_run_has_found_can_be_written(tmp_path, name):
+    odd = {
+        "id": "a\ud800b\0",
+        "loss": [float("nan"), -float("inf")],
+        "n": np.int64(3),
+        "x": np.ones(2),
+        "p": Path("a/b"),
+    }
+    found = read_json(write_json(tmp_path / name, odd))
+    assert found == {"id": "a\ud800b\0", "loss": ["NaN", "-Infinity"], "n": 3, "x": [1.0, 1.0], "p": "a/b"}
+
+
+def with_files(folder):
+    """A run with weights and their checksum."""
+    write_bytes(folder / "model" / "model.safetensors", bytes(1000))
+    record = dataclasses.replace(RECORD, files=checksums(folder, ["model/model.safetensors"]))
+    save_record(folder, record)
+    return folder / "model" / "model.safetensors"
+
+
+def test_a_flipped_byte_in_finished_weights_is_noticed_when_they_are_opened(tmp_path):
+    weights = with_files(tmp_path)
+    assert open_target(tmp_path).record is not None
+    weights.write_bytes(bytes(500) + b"\x01" + bytes(499))
+    os.utime(weights, ns=(1, 1))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not what the run wrote"):
+        open_target(tmp_path)
+
+
+def test_records_of_schema_1_are_read_as_they_were(tmp_path):
+    new = ("task", "methods", "label", "files")
+    old = {key: value for key, value in dataclasses.asdict(RECORD).items() if key not in new} | {"schema_version": 1}
+    write_json(tmp_path / "run.json", old)
+    assert load_record(tmp_path) == RECORD
+
+
+def test_a_score_that_is_no_number_is_no_record(tmp_path):
+    save_record(tmp_path, dataclasses.replace(RECORD, metrics={"dev": {"f1": float("nan")}}))
+    with pytest.raises(CheckpointError, match=r"metrics\.dev\.f1 is nan, which is no score"):
+        load_record(tmp_path)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_LARGEST", 1000)
+    write_json(tmp_path / "a.json.gz", "x" * 2000)
+    with pytest.raises(DataError, match="is no file of regtune's"):
+        read_json(tmp_path / "a.json.gz")
 
 
 def test_a_broken_file_is_named(tmp_path):
@@ -86,8 +138,8 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 0}, "schema_version=0; this regtune reads 1"),
-        ({"surprise": 1}, r"unknown fields \['surprise'\]"),
+        ({"schema_version": 0}, "schema_version=0; this regtune reads 1 and 2"),
+        ({"surprise": 1}, r"run\.json: 'surprise'\. .*Move that folder away"),
     ],
 )
 def test_records_of_another_schema_are_refused(tmp_path, change, message):
@@ -180,3 +232,80 @@ def test_versions_and_machine_say_where_a_number_was_measured():
     assert versions()["torch"].startswith("2.")
     assert machine()["cores"] >= 1
     assert machine()["memory_bytes"] > 0
+
+
+MUTANTS = (None, True, -1, 10**40, 1e308, "NaN", "x\ud800", "../../x", [], {}, [[]], {"": None})
+
+
+def mutated(content, random):
+    """One place of a JSON value removed, renamed or given another value."""
+    content = json.loads(json.dumps(content))
+    places = []
+
+    def walk(value):
+        if isinstance(value, (dict, list)):
+            for key in value if isinstance(value, dict) else range(len(value)):
+                places.append((value, key))
+                walk(value[key])
+
+    walk(content)
+    if not places or random.random() < 0.02:
+        return random.choice(MUTANTS)
+    place, key = random.choice(places)
+    if random.random() < 0.3:
+        del place[key]
+    elif isinstance(place, dict) and random.random() < 0.2:
+        place[f"{key}x"] = place.pop(key)
+    else:
+        place[key] = random.choice(MUTANTS)
+    return content
+
+
+def flipped(raw, random):
+    """One bit of a file changed, or its end cut off."""
+    at = random.randrange(len(raw))
+    return raw[:at] if random.random() < 0.2 else raw[:at] + bytes([raw[at] ^ 1 << random.randrange(8)]) + raw[at + 1 :]
+
+
+def fuzz(folder, rounds):
+    """Damages a sweep's files; whatever reads them gives a value or one of regtune's errors that names the file."""
+    random = Random(7)
+    run_dir, sweep = exported(folder), tiny_sweep(folder)
+    save_record(run_dir, dataclasses.replace(RECORD, predictions={"dev": "p.json.gz"}))
+    open_folder(sweep, folder / "s")
+    rates = {"learning_rate": 1e-4, "register_learning_rate": None}
+    row = {"arm": "baseline", "num_registers": 0, **rates, "exact_match": 0.1, "f1": 0.2, "seconds": 1.0, "key": "k"}
+    write_json(folder / "s" / "search.json", {"best": {"baseline": rates}, "rows": [row]})
+    readers = {
+        run_dir / "run.json": lambda: load_record(run_dir),
+        run_dir / "p.json.gz": lambda: read_predictions(run_dir, "p.json.gz"),
+        folder / "s" / "sweep.json": lambda: check_folder(sweep, folder / "s"),
+        folder / "s" / "search.json": lambda: with_found_rates(sweep, folder / "s"),
+    }
+    refused = 0
+    for path, read in readers.items():
+        read()  # whole, it is read
+        whole = path.read_bytes()
+        for number in range(rounds):
+            if number % 2:
+                path.write_bytes(flipped(whole, random))
+            else:
+                write_json(path, mutated(read_json(path), random))
+            said = ""
+            try:
+                read()
+            except RegtuneError as error:
+                said = str(error)
+                refused += 1
+            assert not said or (str(folder) in said and len(said) < 5_000)
+            path.write_bytes(whole)
+    return refused
+
+
+def test_no_damage_to_a_record_escapes_as_a_raw_error(tmp_path):
+    assert fuzz(tmp_path, 100) > 150
+
+
+@pytest.mark.slow
+def test_no_damage_to_a_record_escapes_as_a_raw_error_in_a_long_run(tmp_path):
+    assert fuzz(tmp_path, 3_000) > 5_000

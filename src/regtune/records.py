@@ -6,19 +6,25 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import io
 import json
+import math
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from regtune.errors import CheckpointError, DataError
+from regtune.errors import CheckpointError, DataError, RegtuneError
+from regtune.typed import shown, typed
 
-SCHEMA_VERSION = 1
+_LARGEST = 1 << 30
+
+SCHEMA_VERSION = 2
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
 CURVE_FILE = "curve.json"
@@ -45,18 +51,53 @@ class RunRecord:
     """Evaluation set to predictions file, relative to the run directory."""
     started: str = ""
     seconds: float = 0.0
+    task: str = "qa"
+    methods: list[dict[str, Any]] = field(default_factory=list)
+    """Of each method its `name` and `settings`, in the order in which they were attached."""
+    label: str = ""
+    """What tables call the run; empty in records of schema 1, which did not say."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Weights and predictions, relative to the run directory, and the SHA-256 of each; empty in records of schema 1."""
     schema_version: int = SCHEMA_VERSION
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Writes JSON (gzip for `.gz`) so that a reader sees the old file or the whole new one, never half of it."""
+    """Writes JSON (gzip for `.gz`) so that a reader sees the old file or the whole new one, never half of it.
+
+    Whatever a run has found can be written: a lone surrogate is escaped, numbers that JSON does not have become the
+    texts "NaN", "Infinity" and "-Infinity", arrays become lists and paths POSIX text.
+    """
+    try:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        text = json.dumps(_spelled(content), indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+    raw = f"{text}\n".encode(errors="backslashreplace")  # in JSON a surrogate's escape is the very same \uD800
+    return write_bytes(path, gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "tolist"):  # numpy's and torch's
+        return _spelled(value.tolist())
+    raise TypeError(f"{type(value).__name__} is nothing that JSON can hold.")
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _spelled(item) for key, item in value.items()}
+    return [_spelled(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_bytes(path: Path, raw: bytes) -> Path:
+    """Writes a file so that a reader sees the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    raw = text.encode()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as stream:
-            stream.write(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+            stream.write(raw)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -73,9 +114,31 @@ def read_json(path: Path) -> Any:
     """
     try:
         raw = path.read_bytes()
-        return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        if path.suffix == ".gz":
+            with gzip.open(io.BytesIO(raw)) as stream:
+                raw = stream.read(_LARGEST + 1)
+        if len(raw) > _LARGEST:
+            raise DataError(f"{path} holds more than {_LARGEST >> 20} MiB and is no file of regtune's.")
+        return json.loads(raw)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} can't be read: {error}") from error
+
+
+def read_typed(path: Path, kind: Any, *, remedy: str, wrong: type[RegtuneError] = DataError) -> Any:
+    """Reads a JSON file of regtune's as what an annotation names.
+
+    Args:
+        path: the file.
+        kind: a dataclass, or an annotation such as `list[dict[str, Any]]`.
+        remedy: a sentence that says how the file is made anew.
+        wrong: the error for one of another shape.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    return typed(kind, read_json(path), path, wrong=wrong, remedy=remedy)
 
 
 def save_record(run_dir: Path, record: RunRecord) -> Path:
@@ -94,15 +157,66 @@ def load_record(run_dir: Path) -> RunRecord:
         raise CheckpointError(f"{run_dir} holds no finished run ({RUN_FILE} is missing).")
     content = read_json(path)
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version not in (1, SCHEMA_VERSION):
         raise CheckpointError(
-            f"{path} has schema_version={version!r}; this regtune reads {SCHEMA_VERSION}. Run it again to renew it."
+            f"{path} has schema_version={shown(version)}; this regtune reads 1 and {SCHEMA_VERSION}. {_AGAIN}"
         )
-    known = {f.name for f in dataclasses.fields(RunRecord)}
-    unknown, missing = sorted(set(content) - known), sorted(known - set(content))
-    if unknown or missing:
-        raise CheckpointError(f"{path} is not a run record: unknown fields {unknown}, missing fields {missing}.")
-    return RunRecord(**content)
+    record = typed(RunRecord, content | {"schema_version": SCHEMA_VERSION}, path, wrong=CheckpointError, remedy=_AGAIN)
+    for name, values in record.metrics.items():
+        for metric, value in values.items():
+            if not math.isfinite(value):
+                raise CheckpointError(f"{path}: metrics.{name}.{metric} is {value}, which is no score. {_AGAIN}")
+    for name in (*record.predictions.values(), *record.files):
+        inside(run_dir, name)
+    return record
+
+
+_AGAIN = "Move that folder away and run it again."
+
+
+def checksums(run_dir: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of files of a run directory, for `RunRecord.files`."""
+    return {name: _digest(run_dir / name) for name in names}
+
+
+def verify(run_dir: Path, record: RunRecord, folder: str = "") -> None:
+    """Compares files of a run with the checksums in its record. A file that hasn't changed is read once in a process.
+
+    Args:
+        run_dir: the run directory.
+        record: its record; one of schema 1 has no checksums.
+        folder: only files whose name begins with this, for example `model/`.
+
+    Raises:
+        CheckpointError: a file is missing or was changed; the message names it.
+    """
+    for name, expected in record.files.items():
+        if not name.startswith(folder):
+            continue
+        path = inside(run_dir, name)
+        try:
+            facts = path.stat()
+            found = _known_digest(path, facts.st_size, facts.st_mtime_ns)
+        except OSError as error:
+            raise CheckpointError(f"{path} can't be read: {error.strerror}. {_AGAIN}") from error
+        if found != expected:
+            raise CheckpointError(
+                f"{path} is not what the run wrote: its SHA-256 is {found[:12]}, and {run_dir / RUN_FILE} has "
+                f"{shown(expected[:12])}. Copy the folder again, or: {_AGAIN}"
+            )
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_digest(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 (a file that changed is read again)
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def inside(run_dir: Path, name: str) -> Path:
@@ -112,7 +226,10 @@ def inside(run_dir: Path, name: str) -> Path:
         CheckpointError: an absolute path, or one that leaves the run directory.
     """
     root = run_dir.resolve()
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, a lone surrogate, too long, a circle of links
+        raise CheckpointError(f"{run_dir} names the file {shown(name)}, which can't be one; refused.") from error
     if Path(name).is_absolute() or not path.is_relative_to(root):
         raise CheckpointError(f"{run_dir} names the file {name!r}, which lies outside the run directory; refused.")
     return path
@@ -131,14 +248,17 @@ def read_predictions(run_dir: Path, file: str) -> list[dict[str, Any]]:
     path = inside(run_dir, file)
     content = read_json(path)
     if not isinstance(content, dict):
-        rows: list[dict[str, Any]] = content
-        return rows
+        return typed(list[dict[str, Any]], content, path, wrong=DataError, remedy="Evaluate the run again.")
     try:
-        ids = read_json(questions_file(run_dir.parent.parent, str(content["questions"])))
+        place = questions_file(run_dir.parent.parent, str(content["questions"]))
+        ids = read_typed(place, list[str], remedy="Export the sweep again.")
         right = [int(mark) for mark in content["exact_match"]]
-        columns = (ids, content.get("text") or [""] * len(ids), right, content["f1"])
+        texts = typed(list[str], content.get("text") or [""] * len(ids), path, wrong=DataError)
+        columns = (ids, texts, right, typed(list[float], content["f1"], path, wrong=DataError))
         named = questions_hash(ids) == content["questions"]
         whole = named and {len(column) for column in columns} == {len(ids)}
+    except DataError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no predictions file ({error!r}). Export or evaluate the run again.") from error
     if not whole:

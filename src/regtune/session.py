@@ -28,7 +28,7 @@ from regtune.models.loading import load_tokenizer, quiet_transformers, resolve_m
 from regtune.models.precision import Precision, autocast, best_device, device_of
 from regtune.models.safety import read_model_config
 from regtune.recipes import config_from_dict
-from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, is_local, load_record, read_json
+from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, is_local, load_record, read_json, verify
 from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import backbone_of, find_registers, max_text_length, register_positions
 from regtune.registry import TASKS
@@ -496,7 +496,10 @@ def open_target(name: str | Path) -> Target:
         return Target(name=str(name), model=str(name))
     run_dir = folder.parent if folder.name == MODEL_DIR and (folder.parent / RUN_FILE).is_file() else folder
     if (run_dir / RUN_FILE).is_file():
-        return Target(name=str(name), model=str(run_dir / MODEL_DIR), run_dir=run_dir, record=load_record(run_dir))
+        record = load_record(run_dir)
+        if (run_dir / MODEL_DIR).is_dir():
+            verify(run_dir, record, f"{MODEL_DIR}/")
+        return Target(name=str(name), model=str(run_dir / MODEL_DIR), run_dir=run_dir, record=record)
     if is_run_config(folder / CONFIG_FILE):
         raise CheckpointError(
             f"{name} holds a run that isn't finished ({RUN_FILE} is missing). Continue it with the same "

@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 from cattrs import Converter
 from cattrs.cols import homogenous_tuple_structure_factory, list_structure_factory, mapping_structure_factory
@@ -221,9 +221,15 @@ for _match, _hook in (
     _CONVERTER.register_structure_hook_factory(_match, _hook)
 
 
+@overload
+def typed(kind: type[T], value: Any, where: Path | str, *, wrong: type[RegtuneError] = ..., remedy: str = ...) -> T: ...
+@overload
 def typed(
-    kind: type[T], value: Any, where: Path | str, *, wrong: type[RegtuneError] = ConfigError, remedy: str = ""
-) -> T:
+    kind: object, value: Any, where: Path | str, *, wrong: type[RegtuneError] = ..., remedy: str = ...
+) -> Any: ...
+def typed(
+    kind: Any, value: Any, where: Path | str, *, wrong: type[RegtuneError] = ConfigError, remedy: str = ""
+) -> Any:
     """Makes plain values (of a YAML or JSON file) into what an annotation names; nothing is guessed or converted.
 
     Args:
@@ -238,7 +244,7 @@ def typed(
             the message has the file, the field's path and the value.
     """
     try:
-        made: T = _CONVERTER.structure(value, kind)
+        made: Any = _CONVERTER.structure(value, kind)
         return made
     except Exception as error:  # cattrs groups whatever its hooks and the constructors raise
         path, cause = _first(error, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -251,3 +252,14 @@ def test_a_plugin_file_is_run_before_the_command(run, tmp_path):
     code, _, err = run("--plugin", str(tmp_path / "none.py"), "--version")
     assert code == 2
     assert "is no Python file" in err
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_says_what_ctrl_c_says(monkeypatch, capsys, name, code):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    command = COMMANDS["train"]._replace(run=lambda _: signal.raise_signal(number))
+    monkeypatch.setitem(COMMANDS, "train", command)
+    assert main(["train"]) == code
+    assert "Interrupted. The same command continues the run." in capsys.readouterr().err
+    assert signal.getsignal(number) is before

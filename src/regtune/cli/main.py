@@ -1,13 +1,17 @@
 """The command line: finds the command, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 it failed, 2 used wrongly, 130 interrupted. Each command is a file of this room.
+Exit codes: 0 done, 1 it failed, 2 used wrongly, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
+Each command is a file of this room.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from regtune.cli import ask, compare, demo, doctor, evaluate, explain, info, inspect, predict, report, sweep, train
@@ -39,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or os.environ.get("REGTUNE_DEBUG", "0") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(_load_plugins(arguments))
-    except KeyboardInterrupt:
+        with _signals_as_interrupts():
+            return _dispatch(_load_plugins(arguments))
+    except KeyboardInterrupt as stop:
         resume = " The same command continues the run." if arguments[:1] in (["train"], ["demo"], ["sweep"]) else ""
         print(f"\nInterrupted.{resume}", file=sys.stderr)
-        return 130
+        return stop.args[0] if isinstance(stop, _Stopped) else 130
     except BrokenPipeError:  # the reader of our output has seen enough (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -52,6 +57,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(_message(error), file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the same words and the same state as after Ctrl-C, and the code that a shell gives."""
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    def stop(number: int, _: object) -> None:
+        raise _Stopped(128 + number)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {each: signal.getsignal(each) for each in known}
+    for each, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _load_plugins(arguments: list[str]) -> list[str]:

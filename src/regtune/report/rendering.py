@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regtune.errors import DataError, MissingExtraError
+from regtune.records import write_bytes
 
 
 def environment() -> Any:
@@ -28,14 +29,12 @@ def environment() -> Any:
 
 
 def write(path: Path, text: str) -> Path:
-    """Writes a file, and its folder if there is none.
+    """Writes a file, and its folder if there is none; a reader sees the old page or the whole new one.
 
     Raises:
         DataError: it can't be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        return write_bytes(path, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise DataError(f"{path} can't be written: {error.strerror}. Name another output folder.") from error
-    return path

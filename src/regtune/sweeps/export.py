@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from regtune.records import (
     load_record,
     questions_file,
     read_predictions,
+    verify,
+    write_bytes,
 )
 
 CELLS = "cells"
@@ -58,19 +62,27 @@ def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> list
 def _files(run_dir: Path, target: Path, texts_up_to: int) -> Iterator[tuple[Path, bytes]]:
     """Every file of a cell's export and what it holds; the record comes last."""
     record, cell = load_record(run_dir), target / CELLS / run_dir.name
+    verify(run_dir, record, "predictions/")
+    sums: dict[str, str] = {}
     for file in record.predictions.values():
         rows = read_predictions(run_dir, file)
         content = compact_predictions(rows, texts=len(rows) <= texts_up_to)
         yield questions_file(target, content["questions"]), _packed([row["id"] for row in rows])
         place = inside(cell, file)
-        yield place, _packed(content) if place.suffix == ".gz" else _plain(content)
+        raw = _packed(content) if place.suffix == ".gz" else _plain(content)
+        sums[file] = hashlib.sha256(raw).hexdigest()
+        yield place, raw
     if (run_dir / CURVE_FILE).is_file():
         yield cell / CURVE_FILE, (run_dir / CURVE_FILE).read_bytes()
-    yield cell / RUN_FILE, (run_dir / RUN_FILE).read_bytes()
+    if not record.files:  # of schema 1: as it was written
+        yield cell / RUN_FILE, (run_dir / RUN_FILE).read_bytes()
+        return
+    text = json.dumps(dataclasses.asdict(dataclasses.replace(record, files=sums)), indent=1, ensure_ascii=False)
+    yield cell / RUN_FILE, f"{text}\n".encode(errors="backslashreplace")
 
 
 def _plain(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
 
 
 def _packed(content: Any) -> bytes:
@@ -79,5 +91,4 @@ def _packed(content: Any) -> bytes:
 
 def _write_changed(path: Path, content: bytes) -> None:
     if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_bytes(path, content)

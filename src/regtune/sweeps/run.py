@@ -16,13 +16,14 @@ from regtune.config import RunConfig, TrainConfig, config_hash, to_dict
 from regtune.errors import CheckpointError, ConfigError
 from regtune.interfaces import Examples, Floats, Group, Rows, Stage, Task
 from regtune.locks import RUN_LOCK, owned
-from regtune.methods.used import Used, methods_of
+from regtune.methods.used import Used, label_of, methods_of
 from regtune.models.precision import best_device, resolve_precision
 from regtune.records import (
     CONFIG_FILE,
     CURVE_FILE,
     RUN_FILE,
     RunRecord,
+    checksums,
     load_record,
     machine,
     now,
@@ -138,6 +139,10 @@ def _run(config: RunConfig, *, progress: bool, inputs: SharedInputs | None) -> R
         machine=machine(),
         predictions=files,
         started=started,
+        task=config.task,
+        methods=[used.describe() for used in methods_of(config)],
+        label=label_of(config),
+        files=checksums(run_dir, [*_weights(run_dir), *files.values()]),
         seconds=round(time.perf_counter() - began, 2),
     )
     save_record(run_dir, record)
@@ -187,6 +192,11 @@ def run_stage(stage: Stage, session: Session, rows: Rows[Any], *, claims: Claims
         for parameter in waiting:
             parameter.requires_grad_(True)
     return {"steps": result.steps, "seconds": result.seconds, "curve": list(result.curve)}
+
+
+def _weights(run_dir: Path) -> list[str]:
+    files = sorted((run_dir / MODEL_DIR).glob("*.safetensors"))
+    return [file.relative_to(run_dir).as_posix() for file in files]
 
 
 def split(examples: Examples, task: Task | None, training: TrainConfig) -> tuple[Examples, Examples]:

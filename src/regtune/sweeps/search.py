@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from regtune.errors import TrainingError
 from regtune.locks import locked
-from regtune.records import machine, read_json, write_json
+from regtune.records import machine, read_typed, write_json
 from regtune.sweeps.cell_run import failure, finished_record, lock_file, run_cell
 from regtune.sweeps.grid import Cell, LearningRates, SearchConfig, SweepConfig
 
@@ -42,7 +43,7 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
     path, place = folder / SEARCH_FILE, folder / SEARCH_FOLDER
     with locked(lock_file(folder, "search"), wait=True):
         facts, cells = _prepare(sweep, settings, place)
-        rows = {row["key"]: row for row in (read_json(path)["rows"] if path.is_file() else [])}
+        rows = {row.key: dataclasses.asdict(row) for row in (_read(path).rows if path.is_file() else [])}
         for cell, rates in tqdm(cells, unit="cell", desc="search", disable=None if progress else True):
             if cell.key not in rows and run_cell(cell, place, progress=progress) == "finished":
                 rows[cell.key] = _row(cell, rates, place)
@@ -53,12 +54,46 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
     return path
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A rate that was tried."""
+
+    arm: str
+    num_registers: int
+    learning_rate: float
+    register_learning_rate: float | None
+    exact_match: float
+    f1: float
+    seconds: float
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SearchFile:
+    """What `search.json` holds."""
+
+    best: dict[str, LearningRates]
+    rows: list[_Row]
+    held_out: str = ""
+    epochs: float = 1.0
+    seed: int = 0
+    num_registers: int = 0
+    training_questions: int = 0
+    held_out_questions: int = 0
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+def _read(path: Path) -> _SearchFile:
+    found: _SearchFile = read_typed(path, _SearchFile, remedy="Remove that file, and search again with --search.")
+    return found
+
+
 def with_found_rates(sweep: SweepConfig, folder: Path) -> SweepConfig:
     """The sweep with the rates that a search in its folder found, in arms for which the recipe names none."""
     path = folder / SEARCH_FILE
     if not path.is_file():
         return sweep
-    found = {arm: LearningRates(**rates) for arm, rates in read_json(path).get("best", {}).items()}
+    found = _read(path).best
     arms = (*sweep.arms, *sweep.at_best)
     rates = {arm: found[arm] for arm in arms if arm in found} | dict(sweep.learning_rates)
     return dataclasses.replace(sweep, learning_rates=rates)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 from regtune.errors import CheckpointError
 from regtune.locks import locked
-from regtune.records import read_json, write_json
+from regtune.records import read_typed, write_json
 from regtune.sweeps.cell_run import LOCKS, Status, cell_status, failure, finished_record, lock_file, run_cell
 from regtune.sweeps.estimate import PlannedCell, plan_cells
 from regtune.sweeps.grid import Cell, SweepConfig, set_name
 from regtune.sweeps.ray import ClusterConfig, run_on_ray
 from regtune.sweeps.search import SEARCH_FILE, SEARCH_FOLDER, with_found_rates
-from regtune.sweeps.sweep_recipe import sweep_to_dict
+from regtune.sweeps.sweep_recipe import sweep_from_dict, sweep_to_dict
 
 SWEEP_FILE = "sweep.json"
 SCHEMA_VERSION = 1
@@ -121,7 +122,7 @@ def check_folder(sweep: SweepConfig, folder: Path) -> None:
         CheckpointError: it does; the message names the difference.
     """
     if (folder / SWEEP_FILE).is_file():
-        _refuse_another(read_json(folder / SWEEP_FILE), sweep, folder)
+        _refuse_another(_read_sweep(folder), sweep, folder)
         return
     own = {cell.key for cell in sweep.cells()} | {LOCKS, SEARCH_FILE, SEARCH_FOLDER}
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
@@ -140,19 +141,46 @@ def open_folder(sweep: SweepConfig, folder: Path) -> None:
     _write_sweep(sweep, folder)
 
 
-def _refuse_another(found: Any, sweep: SweepConfig, folder: Path) -> None:
-    version = found.get("schema_version") if isinstance(found, dict) else None
-    if version != SCHEMA_VERSION:
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A cell in `sweep.json`."""
+
+    key: str
+    arm: str
+    num_registers: int
+    seed: int
+    training_set: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SweepFile:
+    """What `sweep.json` holds."""
+
+    schema_version: int
+    sweep: dict[str, Any]
+    cells: list[_Place]
+    best_num_registers: dict[str, int] = field(default_factory=dict)
+
+
+def _read_sweep(folder: Path) -> _SweepFile:
+    remedy = f"Choose another --folder, or remove that file: the cells in {folder} stay."
+    found: _SweepFile = read_typed(folder / SWEEP_FILE, _SweepFile, remedy=remedy, wrong=CheckpointError)
+    if found.schema_version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{folder / SWEEP_FILE} has schema_version={version!r}; this regtune reads {SCHEMA_VERSION}. "
+            f"{folder / SWEEP_FILE} has schema_version={found.schema_version}; this regtune reads {SCHEMA_VERSION}. "
             "Choose another --folder."
         )
-    theirs, mine = _shared(found["sweep"]), _shared(sweep_to_dict(sweep))
+    where = str(folder / SWEEP_FILE)
+    return dataclasses.replace(found, sweep=sweep_to_dict(sweep_from_dict(found.sweep, where)))
+
+
+def _refuse_another(found: _SweepFile, sweep: SweepConfig, folder: Path) -> None:
+    theirs, mine = _shared(found.sweep), _shared(sweep_to_dict(sweep))
     different = sorted(name for name in theirs.keys() & mine.keys() if theirs[name] != mine[name])
     cells = {_place(cell.describe()): cell.key for cell in sweep.cells()}
-    moved = [cell for cell in found["cells"] if cells.get(_place(cell), cell["key"]) != cell["key"]]
+    moved = [cell for cell in found.cells if cells.get(_place(dataclasses.asdict(cell)), cell.key) != cell.key]
     if moved and not different:
-        different = [f"the learning rates or methods of the arm {moved[0]['arm']!r}"]
+        different = [f"the learning rates or methods of the arm {moved[0].arm!r}"]
     if different:
         raise CheckpointError(
             f"{folder} holds another sweep; different: {', '.join(different)}. Arms, num_registers, seeds and "
@@ -175,8 +203,8 @@ def _write_sweep(sweep: SweepConfig, folder: Path) -> None:
     """Cells that the file already names stay: another process may run another part of the same grid."""
     with locked(lock_file(folder, "sweep"), wait=True):
         path = folder / SWEEP_FILE
-        before = read_json(path)["cells"] if path.is_file() else []
-        cells = {cell["key"]: cell for cell in before}
+        before = _read_sweep(folder).cells if path.is_file() else []
+        cells = {cell.key: dataclasses.asdict(cell) for cell in before}
         cells |= {cell.key: cell.describe() for cell in current_cells(sweep, folder)}
         content = {
             "schema_version": SCHEMA_VERSION,
