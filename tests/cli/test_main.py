@@ -36,7 +36,7 @@ def place(tmp_path, monkeypatch):
         (["--verison"], ["Unknown option", "Did you mean '--version'"]),
         (["train", "--registers.num-regsters", "3"], ["Unrecognized", "--registers.num-registers"]),
         (["train", "--registers.num-registers", "three"], ["--registers.num-registers", "three"]),
-        (["train", "--registers.num-registers", "-3"], ["num_registers=-3", "0 or more"]),
+        (["train", "--registers.num-registers", "-3"], ["num_registers=-3", "from 0 to 65,536"]),
         (["train", "--registers.placement", "prefx"], ["prefx", "after_cls"]),
         (["train", "missing.yaml"], ["missing.yaml", "doesn't exist"]),
         (["train", "--output-dir", "x", "my.yaml"], ["Put the recipe first"]),

@@ -16,6 +16,7 @@ import pytest
 from regtune.errors import CheckpointError, DataError
 from regtune.locks import lock_holder, locked
 from regtune.records import load_record, read_json
+from regtune.session import Session
 from regtune.sweeps import run as experiment
 from regtune.sweeps.cell_run import cell_status, finished_record, lock_file, run_cell
 from regtune.sweeps.estimate import plan_text
@@ -159,7 +160,7 @@ def test_a_killed_sweep_continues_inside_its_cell(tmp_path, monkeypatch):
     sweep = tiny_sweep(tmp_path, epochs=3.0)
     whole = run_sweep(sweep, tmp_path / "whole", progress=False)
     evaluations = []
-    predict = experiment.predict
+    predict = Session.predict
 
     def killed(*args, **kwargs):
         evaluations.append(1)
@@ -167,10 +168,10 @@ def test_a_killed_sweep_continues_inside_its_cell(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return predict(*args, **kwargs)
 
-    monkeypatch.setattr(experiment, "predict", killed)
+    monkeypatch.setattr(Session, "predict", killed)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(sweep, tmp_path / "s", progress=False)
-    monkeypatch.setattr(experiment, "predict", predict)
+    monkeypatch.setattr(Session, "predict", predict)
     first = sweep.cells()[0]
     assert cell_status(tmp_path / "s", first) == "begun"
     run_sweep(sweep, tmp_path / "s", progress=False)
@@ -261,7 +262,7 @@ def test_a_folder_of_another_sweep_is_refused_with_the_difference(tmp_path, runs
     with pytest.raises(CheckpointError, match="different: evaluation_sets"):
         run_sweep(sets, tmp_path / "s", progress=False)
     rates = dataclasses.replace(sweep, learning_rates={"registers": LearningRates(learning_rate=1.0)})
-    with pytest.raises(CheckpointError, match="the learning rates or warm-up of the arm 'registers'"):
+    with pytest.raises(CheckpointError, match="the learning rates or methods of the arm 'registers'"):
         run_sweep(rates, tmp_path / "s", progress=False)
     assert len(runs) == 2
 
