@@ -289,7 +289,10 @@ def questions_hash(ids: Sequence[str]) -> str:
 def questions_file(folder: Path, name: str) -> Path:
     """Where an export keeps the question ids with that hash."""
     if not re.fullmatch(r"[0-9a-f]{12}", name):
-        raise DataError(f"{name!r} is no hash of question ids (12 hexadecimal digits). Export the sweep again.")
+        raise DataError(
+            f"Predictions in {folder} name {shown(name)}, which is no hash of question ids (12 hexadecimal digits). "
+            "Export the sweep again."
+        )
     return folder / "questions" / f"{name}.json.gz"
 
 
