@@ -65,6 +65,10 @@ class Metric:
     delta: float = 0.01
     """Largest difference that does not matter, unless a person names another."""
 
+    def rank(self, value: float) -> float:
+        """A number that is larger where the value is better, whichever way the metric goes."""
+        return value if self.higher_is_better else -value
+
     def of(self, scores: Mapping[str, npt.ArrayLike]) -> float:
         """The metric of all examples.
 

@@ -335,16 +335,24 @@ class SharedInputs:
 
     def __init__(self) -> None:
         self._readers: dict[str, Any] = {}
+        self._given: dict[str, Examples] = {}
         self._examples: dict[str, Examples] = {}
         self._rows: dict[str, Rows[Any]] = {}
         self._bases: dict[str, _Base | None] = {}
 
+    def put(self, name: str, examples: Examples) -> None:
+        """Names examples that are in no file, so that a run of this process finds them as a data set."""
+        self._given[name] = examples
+
     def examples(self, names: Sequence[str], config: RunConfig, *, training: bool) -> Examples:
-        """The examples of data sets. Raises as reading does."""
+        """The examples of data sets, or those that were `put` under the name. Raises as reading does."""
         task, settings = TASKS.get(config.task), settings_of(config)
         limit = config.data.max_train_examples if training else config.data.max_eval_examples
         key = repr((config.task, tuple(names), settings, limit, training))
-        if key not in self._examples:
+        if key not in self._examples and names and names[0] in self._given:
+            found = self._given[names[0]]
+            self._examples[key] = dataclasses.replace(found, items=found.items[:limit])
+        elif key not in self._examples:
             self._examples[key] = task.read(names, settings, limit=limit, training=training)
         return self._examples[key]
 

@@ -6,11 +6,15 @@ import dataclasses
 
 import pytest
 
+from regtune.config import AnswerConfig, DataConfig
 from regtune.errors import ConfigError
+from regtune.interfaces import Metric
 from regtune.records import read_json, save_record
 from regtune.sweeps import run as experiment
 from regtune.sweeps.grid import LearningRates, SearchConfig
 from regtune.sweeps.search import search_learning_rates, with_found_rates
+from regtune.sweeps.sweep import best_num_registers
+from regtune.tasks.qa.task import QuestionAnswering
 from tiny_sweep import fake_runs, invented, tiny_sweep
 
 
@@ -60,18 +64,60 @@ def test_the_search_uses_held_out_training_paragraphs_and_no_evaluation_set(tmp_
     whole = read_squad(tmp_path / "train.json").examples
     record, parts = experiment.run_experiment, []
 
-    def look(config, **kwargs):
-        parts.append(
-            [{e.context for e in read_squad(*names).examples} for names in (config.data.train, config.data.eval)]
-        )
-        return record(config, **kwargs)
+    def look(config, *, progress, inputs):
+        learnt = inputs.examples(config.data.train, config, training=True)
+        parts.append((learnt.items, inputs.examples(config.data.eval, config, training=False).items))
+        return record(config)
 
     monkeypatch.setattr(experiment, "run_experiment", look)
     found = read_json(search_learning_rates(searched, tmp_path / "s", progress=False))
-    contexts = list(dict.fromkeys(e.context for e in whole))
-    assert all(held == set(contexts[::3]) and kept == set(contexts) - held for kept, held in parts)
-    assert found["training_questions"] + found["held_out_questions"] == len(whole)
-    assert "every 3th paragraph of the training set tiny" in found["held_out"]
+    thirds = set(list(dict.fromkeys(e.context for e in whole))[::3])
+    held = tuple(e for e in whole if e.context in thirds)
+    assert 0 < len(held) < len(whole)
+    assert len(parts) == 12
+    assert all(part == (tuple(e for e in whole if e not in held), held) for part in parts)
+    assert (found["training_examples"], found["held_out_examples"]) == (len(whole) - len(held), len(held))
+    assert found["held_out"] == "every 3th group of the training set tiny"
+
+
+def classify_sweep(folder, **changes):
+    sweep = tiny_sweep(folder)
+    base = dataclasses.replace(
+        sweep.base, task="classify", data=DataConfig(max_length=32), answers=AnswerConfig(), settings={}
+    )
+    settings = {
+        "base": base,
+        "training_sets": {"classes": ("embedded:train",)},
+        "evaluation_sets": ("embedded:dev",),
+    }
+    return dataclasses.replace(sweep, **(settings | changes))
+
+
+def test_a_search_trains_and_scores_another_task_by_its_own_first_metric(tmp_path):
+    search = SearchConfig(learning_rates=(1e-6, 0.01), register_learning_rates=(0.01,), num_registers=2)
+    sweep = classify_sweep(tmp_path, search=search, arms=("baseline",), num_registers=())
+    found = read_json(search_learning_rates(sweep, tmp_path / "s", progress=False))
+    assert found["metric"] == "accuracy"
+    assert (found["training_examples"], found["held_out_examples"]) == (102, 18)
+    assert all({"accuracy", "macro_f1", "mcc"} <= row.keys() for row in found["rows"])
+    best = max(found["rows"], key=lambda row: row["accuracy"])
+    assert found["best"]["baseline"]["learning_rate"] == best["learning_rate"]
+
+
+@pytest.mark.parametrize(("higher", "rate"), [(True, 0.02), (False, 0.01)])
+def test_the_direction_of_the_metric_chooses_the_rates_and_the_number_of_registers(
+    tmp_path, searched, monkeypatch, higher, rate
+):
+    metric = Metric(name="f1", title="F1", columns=("f1",), higher_is_better=higher)
+    monkeypatch.setattr(QuestionAnswering, "metrics", (metric,))
+    found = read_json(search_learning_rates(searched, tmp_path / "s", progress=False))
+    assert found["best"]["baseline"]["learning_rate"] == rate
+
+    sweep = dataclasses.replace(searched, num_registers=(2, 4))
+    for cell in sweep.cells():
+        scores = invented(cell.config, f1=cell.num_registers / 10)
+        save_record(tmp_path / "cells" / cell.key, scores)
+    assert best_num_registers(sweep, tmp_path / "cells") == {"tiny": 4 if higher else 2}
 
 
 def test_a_second_search_tries_nothing_again_and_leaves_no_runs_behind(tmp_path, searched, runs):

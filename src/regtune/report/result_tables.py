@@ -11,6 +11,7 @@ from typing import Any
 from regtune.errors import ConfigError
 from regtune.interfaces import Metric
 from regtune.records import file_name
+from regtune.registry import TASKS
 from regtune.report.arms import Arm, checkpoint_rule, default_config, differences, filled, set_name
 from regtune.report.collect import Cell, Group, mixed_versions, unrecorded_code
 from regtune.report.scores import Family
@@ -275,7 +276,6 @@ def _language(source: str) -> str:
 
 
 _OWN = ("output_dir", "training.seed", "training.data_seed")
-_SCORES = ("exact_match", "f1")
 _RATES = ("learning_rate", "register_learning_rate")
 
 
@@ -425,13 +425,19 @@ def _edges(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> str:
     return "No chosen rate lies at the edge of what was tried." if inside else ""
 
 
+@lru_cache(maxsize=1)
+def _in_percent() -> frozenset[str]:
+    """Names of metrics that a person reads in percent, of all tasks: a search does not say which it was."""
+    return frozenset(each.name for task in TASKS for each in TASKS.get(task).metrics if each.scale == 100)
+
+
 def _rates(rates: Any) -> str:
     values = rates.values() if isinstance(rates, Mapping) else [rates]
     return ", ".join(_searched("", value) for value in values if value is not None)
 
 
 def _searched(column: str, value: Any) -> str:
-    if column in _SCORES and isinstance(value, (int, float)):
+    if column in _in_percent() and isinstance(value, (int, float)):
         return percent(float(value))
     return "" if value is None else f"{value:g}" if isinstance(value, (int, float)) else _text(value)
 

@@ -67,7 +67,14 @@ def failure(folder: Path, cell: Cell) -> str:
     return ""
 
 
-def run_cell(cell: Cell, folder: Path, *, keep_model: bool = False, progress: bool = True) -> Status:
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    *,
+    keep_model: bool = False,
+    progress: bool = True,
+    inputs: SharedInputs | None = None,
+) -> Status:
     """Runs a cell, or continues it, in `folder/KEY`, unless it is finished or another process is at it.
 
     A failure is written to the cell's `error.json` and forgotten at the next start, which tries again. A finished cell
@@ -86,7 +93,7 @@ def run_cell(cell: Cell, folder: Path, *, keep_model: bool = False, progress: bo
             if already:
                 _load(run_dir, cell)
             else:
-                _run(cell, run_dir, progress=progress)
+                _run(cell, run_dir, progress=progress, inputs=inputs or _shared_by_this_process())
         except Exception as error:
             record_failure(run_dir, error)
             return "failed"
@@ -94,14 +101,12 @@ def run_cell(cell: Cell, folder: Path, *, keep_model: bool = False, progress: bo
         return "finished"
 
 
-def _run(cell: Cell, run_dir: Path, *, progress: bool) -> None:
+def _run(cell: Cell, run_dir: Path, *, progress: bool, inputs: SharedInputs) -> None:
     from regtune.sweeps.run import run_experiment
 
     source_hash()  # now: a sweep takes hours, and the files may be edited meanwhile
     try:
-        run_experiment(
-            dataclasses.replace(cell.config, output_dir=run_dir), progress=progress, inputs=_shared_by_this_process()
-        )
+        run_experiment(dataclasses.replace(cell.config, output_dir=run_dir), progress=progress, inputs=inputs)
     finally:
         gc.collect()  # models with hooks are cycles; the next cell needs their memory
 

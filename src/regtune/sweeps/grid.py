@@ -27,7 +27,7 @@ class LearningRates(Checked, section="learning_rates"):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Checked, section="search"):
-    """Which learning rates are tried, on held-out training paragraphs; the same for every arm."""
+    """Which learning rates are tried, on held-out training examples; the same for every arm."""
 
     learning_rates: tuple[Rate, ...]
     register_learning_rates: tuple[Rate, ...]
@@ -37,7 +37,8 @@ class SearchConfig(Checked, section="search"):
     epochs: Epochs = 1.0
     seed: Seed = 0
     held_out: Annotated[int, Range(2, 10**6)] = 7
-    """Every so-manieth paragraph of the first training set is held out to score the rates on."""
+    """Every so-manieth group (`Task.group`: a passage, a document) of the first training set is held out to score the
+    rates on. Where labels come in turns (a, b, c, d, a, ...), take a number that shares no factor with their count."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +85,7 @@ class SweepConfig(Checked):
     evaluation_sets: tuple[str, ...]
     """Scored at the end of every cell; the first one chooses each cell's best checkpoint."""
     at_best: tuple[str, ...] = ()
-    """More arms that run only at the N whose `registers` cells score best (first set, mean F1), once these are done."""
+    """More arms, run only at the N whose `registers` cells score best (first set, first metric), once they are done."""
     learning_rates: Mapping[str, LearningRates] = field(default_factory=dict)
     """Rates of single arms where they differ from the base config's."""
     own_arms: Mapping[str, Methods] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The search for learning rates: the same grid for every arm, on held-out training paragraphs, never on a dev set."""
+"""The search for learning rates: the same grid for every arm, on held-out training examples, never on a dev set."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regtune.errors import TrainingError
+from regtune.errors import ConfigError, DataError, TrainingError
+from regtune.interfaces import Examples, Metric, Task
 from regtune.locks import locked
 from regtune.records import machine, read_typed, write_json
+from regtune.registry import TASKS
+from regtune.session import SharedInputs, settings_of
 from regtune.sweeps.cell_run import failure, finished_record, lock_file, run_cell
 from regtune.sweeps.grid import Cell, LearningRates, SearchConfig, SweepConfig
 
 SEARCH_FILE = "search.json"
 SEARCH_FOLDER = "search"
+_AGAIN = "Remove that file, and search again with --search."
+HELD_OUT = "held-out"
+"""The set that the rates are scored on; it is in no file."""
 
 
 def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = True) -> Path:
     """Tries every rate of `sweep.search` in every arm and writes `search.json`: all rows, and the best of each arm.
 
-    Every `held_out`-th paragraph of the first training set is held out; each cell trains on the rest and is scored on
-    the held-out questions. Rows that are there already are not tried again. A second process waits for the first.
+    Every `held_out`-th group (`Task.group`: a passage, a document) of the first training set is held out; each cell
+    trains on the rest and is scored on what is held out, by the task's first metric. Rows that are there already are
+    not tried again. A second process waits for the first.
 
     Args:
         sweep: the sweep; its seeds, evaluation sets and numbers of registers take no part.
@@ -35,6 +42,7 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
 
     Raises:
         ConfigError: the sweep has no `search`.
+        DataError: the training set can't be read, or holds too few groups to hold one out.
         TrainingError: no cell of an arm could be trained.
     """
     from tqdm import tqdm
@@ -42,12 +50,14 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
     settings = _settings(sweep)
     path, place = folder / SEARCH_FILE, folder / SEARCH_FOLDER
     with locked(lock_file(folder, "search"), wait=True):
-        facts, cells = _prepare(sweep, settings, place)
-        rows = {row.key: dataclasses.asdict(row) for row in (_read(path).rows if path.is_file() else [])}
+        inputs = SharedInputs()
+        facts, cells = _prepare(sweep, settings, inputs)
+        metric = TASKS.get(sweep.base.task).metrics[0]
+        rows = {row["key"]: row for row in (_rows(path, metric) if path.is_file() else [])}
         for cell, rates in tqdm(cells, unit="cell", desc="search", disable=None if progress else True):
-            if cell.key not in rows and run_cell(cell, place, progress=progress) == "finished":
+            if cell.key not in rows and run_cell(cell, place, progress=progress, inputs=inputs) == "finished":
                 rows[cell.key] = _row(cell, rates, place)
-        best = _best(cells, rows, place)
+        best = _best(cells, rows, place, metric)
         chosen = [rows[key] for key in dict.fromkeys(cell.key for cell, _ in cells) if key in rows]
         write_json(path, facts | {"machine": machine(), "best": best, "rows": chosen})
         shutil.rmtree(place, ignore_errors=True)  # the rows say it all; a report would take these runs for cells
@@ -55,37 +65,37 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
-    """A rate that was tried."""
-
-    arm: str
-    num_registers: int
-    learning_rate: float
-    register_learning_rate: float | None
-    exact_match: float
-    f1: float
-    seconds: float
-    key: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class _SearchFile:
     """What `search.json` holds."""
 
     best: dict[str, LearningRates]
-    rows: list[_Row]
+    rows: list[dict[str, Any]]
+    """A row a rate that was tried, with every figure of the held-out set by its name."""
     held_out: str = ""
     epochs: float = 1.0
     seed: int = 0
     num_registers: int = 0
+    metric: str = "f1"
+    training_examples: int = 0
+    held_out_examples: int = 0
     training_questions: int = 0
+    """What searches before tasks called them; so the next."""
     held_out_questions: int = 0
     machine: dict[str, Any] = field(default_factory=dict)
 
 
 def _read(path: Path) -> _SearchFile:
-    found: _SearchFile = read_typed(path, _SearchFile, remedy="Remove that file, and search again with --search.")
+    found: _SearchFile = read_typed(path, _SearchFile, remedy=_AGAIN)
     return found
+
+
+def _rows(path: Path, metric: Metric) -> list[dict[str, Any]]:
+    """The rows that an earlier search left."""
+    rows = _read(path).rows
+    for number, row in enumerate(rows):
+        if not isinstance(row.get("key"), str) or not isinstance(row.get(metric.name), (int, float)):
+            raise DataError(f"{path}: rows[{number}] has no key, or no number for {metric.name}. {_AGAIN}")
+    return rows
 
 
 def with_found_rates(sweep: SweepConfig, folder: Path) -> SweepConfig:
@@ -99,47 +109,59 @@ def with_found_rates(sweep: SweepConfig, folder: Path) -> SweepConfig:
     return dataclasses.replace(sweep, learning_rates=rates)
 
 
-def split_training_set(sweep: SweepConfig, place: Path, *, held_out: int) -> tuple[Path, Path, dict[str, int]]:
-    """Writes the first training set without every so-manieth paragraph, those paragraphs, and counts both."""
-    from regtune.tasks.qa.data.sources import load_questions
-    from regtune.tasks.qa.data.squad import write_squad
+def hold_out(examples: Examples, task: Task, every: int) -> tuple[Examples, Examples]:
+    """Examples without every so-manieth group, and those groups.
 
-    names = next(iter(sweep.training_sets.values()))
-    examples = load_questions(names, on_bad_record=sweep.base.data.on_bad_record).examples
-    number = {context: index for index, context in enumerate(dict.fromkeys(e.context for e in examples))}
-    kept = [e for e in examples if number[e.context] % held_out]
-    held = [e for e in examples if number[e.context] % held_out == 0]
-    place.mkdir(parents=True, exist_ok=True)
-    train, dev = write_squad(kept, place / "train.json"), write_squad(held, place / "held-out.json")
-    return train, dev, {"training_questions": len(kept), "held_out_questions": len(held)}
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    groups = [task.group(example) for example in examples.items]
+    number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    if len(number) < 2:
+        raise DataError(
+            f"The search needs training examples of at least two texts, and {', '.join(examples.names)} has "
+            f"{len(number)}. Name a larger training set first under training_sets."
+        )
+    parts = []
+    for held in (False, True):
+        pairs = zip(examples.items, groups, strict=True)
+        items = tuple(item for item, group in pairs if (number[group] % every == 0) == held)
+        parts.append(Examples(items=items, names=examples.names))
+    return parts[0], parts[1]
 
 
 def _settings(sweep: SweepConfig) -> SearchConfig:
-    from regtune.errors import ConfigError
-
     if sweep.search is None:
         raise ConfigError("The recipe has no `search`. Add one: search: {learning_rates: [1e-4, 2e-4], ...}.")
     return sweep.search
 
 
 def _prepare(
-    sweep: SweepConfig, settings: SearchConfig, place: Path
+    sweep: SweepConfig, settings: SearchConfig, inputs: SharedInputs
 ) -> tuple[dict[str, Any], list[tuple[Cell, LearningRates]]]:
-    train, dev, counts = split_training_set(sweep, place, held_out=settings.held_out)
+    task: Task = TASKS.get(sweep.base.task)
+    name, sets = next(iter(sweep.training_sets.items()))
+    kept, held = hold_out(task.read(sets, settings_of(sweep.base), training=True), task, settings.held_out)
+    learnt = f"{', '.join(sets)} without every {settings.held_out}th group"
+    inputs.put(learnt, kept)
+    inputs.put(HELD_OUT, held)
     training = dataclasses.replace(sweep.base.training, epochs=settings.epochs)
     short = dataclasses.replace(
         sweep,
         base=dataclasses.replace(sweep.base, training=training),
-        training_sets={"search": (str(train),)},
-        evaluation_sets=(str(dev),),
+        training_sets={"search": (learnt,)},
+        evaluation_sets=(HELD_OUT,),
     )
     facts = {
-        "held_out": f"every {settings.held_out}th paragraph of the training set {next(iter(sweep.training_sets))}",
+        "held_out": f"every {settings.held_out}th group of the training set {name}",
+        "metric": task.metrics[0].name,
+        "training_examples": len(kept),
+        "held_out_examples": len(held),
         "epochs": settings.epochs,
         "seed": settings.seed,
         "num_registers": settings.num_registers,
     }
-    return facts | counts, list(_cells(short, settings))
+    return facts, list(_cells(short, settings))
 
 
 def _cells(sweep: SweepConfig, settings: SearchConfig) -> Iterator[tuple[Cell, LearningRates]]:
@@ -162,22 +184,22 @@ def _row(cell: Cell, rates: LearningRates, place: Path) -> dict[str, Any]:
         "arm": cell.arm,
         "num_registers": cell.num_registers,
         **dataclasses.asdict(rates),
-        "exact_match": round(scores["exact_match"], 5),
-        "f1": round(scores["f1"], 5),
+        **{name: round(value, 5) for name, value in scores.items()},
         "seconds": record.seconds,
         "key": cell.key,
     }
 
 
 def _best(
-    cells: list[tuple[Cell, LearningRates]], rows: dict[str, dict[str, Any]], place: Path
+    cells: list[tuple[Cell, LearningRates]], rows: dict[str, dict[str, Any]], place: Path, metric: Metric
 ) -> dict[str, dict[str, Any]]:
-    """Arm to its rates with the highest F1; of equals the first."""
+    """Arm to its rates with the best value of the metric; of equals the first."""
     best: dict[str, tuple[float, LearningRates]] = {}
     for cell, rates in cells:
-        row = rows.get(cell.key)
-        if row is not None and row["f1"] > best.get(cell.arm, (-1.0, rates))[0]:
-            best[cell.arm] = (row["f1"], rates)
+        if cell.key in rows:
+            value = metric.rank(rows[cell.key][metric.name])
+            if cell.arm not in best or value > best[cell.arm][0]:
+                best[cell.arm] = (value, rates)
     for cell, _ in cells:
         if cell.arm not in best:
             raise TrainingError(

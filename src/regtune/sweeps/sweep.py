@@ -14,6 +14,7 @@ from typing import Any, Literal
 from regtune.errors import CheckpointError
 from regtune.locks import locked
 from regtune.records import read_typed, write_json
+from regtune.registry import TASKS
 from regtune.sweeps.cell_run import LOCKS, Status, cell_status, failure, finished_record, lock_file, run_cell
 from regtune.sweeps.estimate import PlannedCell, plan_cells
 from regtune.sweeps.grid import Cell, SweepConfig, set_name
@@ -96,22 +97,25 @@ def current_cells(sweep: SweepConfig, folder: Path) -> tuple[Cell, ...]:
 
 
 def best_num_registers(sweep: SweepConfig, folder: Path) -> dict[str, int]:
-    """Training set to the N whose `registers` cells have the best mean F1 on the first evaluation set.
+    """Training set to the N whose `registers` cells have the best mean of the first metric on the first evaluation set.
 
     Training sets with cells that aren't finished are left out. The N is chosen on the scores that are reported, so its
     own score is flattered; the controls are compared with it at this same N.
     """
     if not sweep.at_best:
         return {}
-    first, found = set_name(sweep.evaluation_sets[0]), {}
+    first, metric = set_name(sweep.evaluation_sets[0]), TASKS.get(sweep.base.task).metrics[0]
+    found: dict[str, int] = {}
     for training_set in sweep.training_sets:
-        scores: dict[int, list[float]] = {}
+        scores: dict[int, list[float | None]] = {}
         for cell in sweep.cells():
             if cell.training_set == training_set and cell.arm == "registers":
                 record = finished_record(folder, cell)
-                scores.setdefault(cell.num_registers, []).append(record.metrics[first]["f1"] if record else -1.0)
-        if min(min(values) for values in scores.values()) >= 0:
-            found[training_set] = max(scores, key=lambda n: (fmean(scores[n]), -n))
+                value = metric.rank(record.metrics[first][metric.name]) if record else None
+                scores.setdefault(cell.num_registers, []).append(value)
+        known = {n: [value for value in values if value is not None] for n, values in scores.items()}
+        if all(len(known[n]) == len(values) for n, values in scores.items()):
+            found[training_set] = max(known, key=lambda n: (fmean(known[n]), -n))
     return found
 
 
