@@ -199,6 +199,21 @@ def test_compact_predictions_are_read_like_the_rows_that_they_were_made_of(tmp_p
     assert read_predictions(tmp_path / "run", "p.json") == ROWS
 
 
+def test_compact_predictions_keep_the_columns_of_any_task(tmp_path):
+    rows = [
+        {"id": "q1", "label": "a", "accuracy": 1.0, "nats": 2.34567, "probabilities": {}},
+        {"id": "q2", "label": "b", "accuracy": 0.0, "nats": 1.0, "probabilities": {}},
+    ]
+    content = compact_predictions(rows, texts=True)
+    assert content["accuracy"] == "10"
+    run_dir = exported(tmp_path)
+    write_json(run_dir / "p.json.gz", content)
+    assert read_predictions(run_dir, "p.json.gz") == [
+        {"id": "q1", "label": "a", "accuracy": 1, "nats": 2.3457},
+        {"id": "q2", "label": "b", "accuracy": 0, "nats": 1},
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -236,7 +236,7 @@ def inside(run_dir: Path, name: str) -> Path:
 
 
 def read_predictions(run_dir: Path, file: str) -> list[dict[str, Any]]:
-    """The rows of a predictions file, whichever way it was written: `id`, `text`, `exact_match` and `f1` at least.
+    """The rows of a predictions file, whichever way it was written: `id`, and the task's columns.
 
     A run writes a list of rows. An export writes columns (`compact_predictions`), and the question ids, which are the
     same for all runs, once for all of them: in `questions/HASH.json.gz` beside the folder that holds the runs.
@@ -252,33 +252,48 @@ def read_predictions(run_dir: Path, file: str) -> list[dict[str, Any]]:
     try:
         place = questions_file(run_dir.parent.parent, str(content["questions"]))
         ids = read_typed(place, list[str], remedy="Export the sweep again.")
-        right = [int(mark) for mark in content["exact_match"]]
-        texts = typed(list[str], content.get("text") or [""] * len(ids), path, wrong=DataError)
-        columns = (ids, texts, right, typed(list[float], content["f1"], path, wrong=DataError))
+        columns = {name: _column(value, path) for name, value in content.items() if name != "questions"}
+        if not any(isinstance(value, str) for column in columns.values() for value in column[:1]):
+            columns["text"] = [""] * len(ids)
         named = questions_hash(ids) == content["questions"]
-        whole = named and {len(column) for column in columns} == {len(ids)}
+        whole = named and {len(column) for column in columns.values()} == {len(ids)}
     except DataError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no predictions file ({error!r}). Export or evaluate the run again.") from error
     if not whole:
         raise DataError(f"{path} does not fit its list of questions. Export the sweep again.")
-    return [dict(zip(("id", "text", "exact_match", "f1"), row, strict=True)) for row in zip(*columns, strict=True)]
+    names = ("id", *columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(ids, *columns.values(), strict=True)]
+
+
+def _column(value: Any, path: Path) -> list[Any]:
+    """A column as `compact_predictions` wrote it."""
+    if isinstance(value, str):
+        return [int(mark) for mark in value]
+    if value and isinstance(value, list) and isinstance(value[0], str):
+        return list(typed(list[str], value, path, wrong=DataError))
+    return list(typed(list[float], value, path, wrong=DataError))
 
 
 def compact_predictions(rows: Sequence[Mapping[str, Any]], *, texts: bool) -> dict[str, Any]:
-    """Predictions as columns: a hash for the question ids, exact match as 0 and 1, F1 with four decimals.
+    """Predictions as columns: a hash for the ids, and every number (four decimals) that all rows have.
+
+    A column of zeros and ones is written as one string of them.
 
     Args:
         rows: what a run wrote, or `read_predictions` read.
-        texts: keep the answers' texts.
+        texts: keep columns of text, too: answers, labels.
     """
-    content: dict[str, Any] = {
-        "questions": questions_hash([row["id"] for row in rows]),
-        "exact_match": "".join(str(int(row["exact_match"])) for row in rows),
-        "f1": [int(row["f1"]) if row["f1"] in (0, 1) else round(row["f1"], 4) for row in rows],
-    }
-    return content | ({"text": [row["text"] for row in rows]} if texts else {})
+    content: dict[str, Any] = {"questions": questions_hash([row["id"] for row in rows])}
+    for name in (name for name in (rows[0] if rows else ()) if name != "id"):
+        values = [row.get(name) for row in rows]
+        if all(isinstance(value, (int, float)) for value in values):
+            short = [int(value) if value in (0, 1) else round(value, 4) for value in values]
+            content[name] = "".join(map(str, short)) if set(short) <= {0, 1} else short
+        elif texts and all(isinstance(value, str) for value in values):
+            content[name] = values
+    return content
 
 
 def questions_hash(ids: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ CELLS = "cells"
 def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> list[Path]:
     """Copies every finished cell to `target/cells/KEY`: record, curve, and compact predictions.
 
-    Predictions become columns of exact match and F1 (four decimals), without n-best lists, and without texts in sets of
+    Predictions become columns of the task's scores (four decimals), without n-best lists, and without texts in sets of
     more than `texts_up_to` questions; the question ids, which are most of the bytes and the same in every cell, are
     written once, to `target/questions`. `sweep.json` and `search.json` come along. Files that have not changed are left
     alone, so a sweep can be exported again while it grows.
