@@ -102,7 +102,8 @@ def test_an_exported_cell_is_what_a_report_reads_and_small(tmp_path):
     assert {path.name for path in exported} == {cell.key for cell in sweep.cells()}
     for path in exported:
         record = load_record(path)
-        assert record == load_record(tmp_path / "s" / path.name)
+        first = load_record(tmp_path / "s" / path.name)  # an export has files, and checksums, of its own
+        assert dataclasses.replace(record, files={}) == dataclasses.replace(first, files={})
         rows = read_predictions(path, record.predictions["dev"])
         original = read_predictions(tmp_path / "s" / path.name, record.predictions["dev"])
         assert [set(row) for row in rows] == [{"id", "text", "exact_match", "f1"}] * 6
