@@ -287,7 +287,7 @@ def compact_predictions(rows: Sequence[Mapping[str, Any]], *, texts: bool) -> di
     """
     content: dict[str, Any] = {"questions": questions_hash([row["id"] for row in rows])}
     for name in (name for name in (rows[0] if rows else ()) if name != "id"):
-        values = [row.get(name) for row in rows]
+        values: list[Any] = [row.get(name) for row in rows]
         if all(isinstance(value, (int, float)) for value in values):
             short = [int(value) if value in (0, 1) else round(value, 4) for value in values]
             content[name] = "".join(map(str, short)) if set(short) <= {0, 1} else short
