@@ -114,7 +114,8 @@ def test_the_examples_in_the_help_are_accepted_by_the_parser(monkeypatch):
     for module in {command.run.__module__ for command in COMMANDS.values()}:
         monkeypatch.setattr(f"{module}.parse", stop)
     monkeypatch.chdir(Path(__file__).parents[2])
-    monkeypatch.setattr("regtune.session.is_local", lambda name: False)
+    for place in ("regtune.session", "regtune.cli.parsing"):
+        monkeypatch.setattr(f"{place}.is_local", lambda name: False)
     examples = [example.split("| ")[-1] for command in COMMANDS.values() for example in command.examples]
     for example in examples:
         assert main(shlex.split(example)[1:]) == 130, example
