@@ -53,6 +53,7 @@ PUBLIC = [
     "predict",
     "read_squad",
     "register",
+    "register_parameters",
     "remove_registers",
     "save_registers",
     "split_attention",

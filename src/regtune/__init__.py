@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         disable_registers,
         mask_registers,
         num_registers,
+        register_parameters,
         remove_registers,
         split_attention,
     )
@@ -91,6 +92,7 @@ _HOME = {
     "predict": "regtune.sweeps.predict",
     "read_squad": "regtune.tasks.qa.data.squad",
     "register": "regtune.registry",
+    "register_parameters": "regtune.registers.surgery",
     "remove_registers": "regtune.registers.surgery",
     "save_registers": "regtune.registers.saving",
     "split_attention": "regtune.registers.surgery",
@@ -146,6 +148,7 @@ __all__ = [
     "predict",
     "read_squad",
     "register",
+    "register_parameters",
     "remove_registers",
     "save_registers",
     "split_attention",

@@ -283,7 +283,7 @@ COMPILE = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from tiny import inputs, tiny_model
-from regtune import RegisterConfig, add_registers
+from regtune import RegisterConfig, add_registers, disable_registers, mask_registers
 for family, placement in [("bert", "prefix"), ("bert", "suffix"), ("modernbert", "prefix")]:
     model = tiny_model(family, attention="sdpa")
     add_registers(model, RegisterConfig(num_registers=4, placement=placement, init_std=0.5))
@@ -293,6 +293,17 @@ for family, placement in [("bert", "prefix"), ("bert", "suffix"), ("modernbert",
             batch = inputs(family, seq=seq, pad=5)
             expected = model(**batch).start_logits
             torch.testing.assert_close(compiled(**batch).start_logits, expected, atol=2e-5, rtol=1e-4)
+    torch._dynamo.reset()
+    again = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        before = again(**batch).start_logits
+        with disable_registers(again):
+            off = again(**batch).start_logits
+            torch.testing.assert_close(off, model(**batch).start_logits, atol=2e-5, rtol=1e-4)
+        with mask_registers(model):
+            torch.testing.assert_close(again(**batch).start_logits, off, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(again(**batch).start_logits, before)
+        assert (before - off).abs().max() > 1e-3
     torch._dynamo.reset()
 """
 

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2Model
 
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
+from regtune.registers import hooks
 from regtune.registers.hooks import RegisterHooks
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import add_registers
@@ -82,6 +83,13 @@ def noise(self, batch, depth=0):
     return (self.tokens + torch.randn_like(self.tokens)).unsqueeze(0).expand(batch, -1, -1)
 
 
+class Shared:
+    """A pass that all threads see."""
+
+    top = called = None
+    aside = ()
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "expected"),
     [
@@ -89,6 +97,7 @@ def noise(self, batch, depth=0):
         (Registers, "visible", keep_visible, "2 masking them"),
         (Registers, "forward", without_gradient, "7 gradients"),
         (Registers, "forward", noise, "4 saving and loading"),
+        (hooks, "thread", Shared(), "9 passes of their own"),
     ],
 )
 def test_a_broken_model_fails_the_promise_it_breaks(tmp_path, monkeypatch, owner, name, broken, expected):

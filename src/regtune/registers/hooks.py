@@ -75,11 +75,11 @@ class Forward:
             return self._run(backbone, args, kwargs)
         now = Pass(self.hooks.key, backbone, registers, registers.setting)
         args, kwargs = self.hooks.open(now, args, kwargs)
-        outer, thread.top = thread.top, now
+        outer, aside, thread.top = thread.top, thread.aside, now
         try:
             output = self._run(backbone, args, kwargs)
         finally:
-            thread.top = outer
+            thread.top, thread.aside = outer, aside
             now.backbone = None
         return output if now.layout is None else self.hooks.tidy(now.layout, output)
 
@@ -355,13 +355,16 @@ class RegisterHooks:
         hidden, residual, mask = args
         now = self.running(residual, "Layers")
         layout = None if now is None else now.layout
-        thread.aside = None if layout is None else (layout, layout.registers_of(residual))
+        states = None if layout is None else layout.registers_of(residual)
+        thread.aside = (*thread.aside, (self.key, layout, states))
         return None if layout is None else (layout.strip(hidden), layout.strip(residual), layout.strip(mask))
 
     def step_back(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """Behind a module that mixes neighbours: the registers' states join again."""
-        aside, thread.aside = thread.aside, None
-        return None if aside is None else aside[0].insert(aside[1], output)
+        place = max(place for place, aside in enumerate(thread.aside) if aside[0] == self.key)
+        _, layout, states = thread.aside[place]
+        thread.aside = thread.aside[:place] + thread.aside[place + 1 :]
+        return None if layout is None or states is None else layout.insert(states, output)
 
     def refresh(self, depth: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Before a layer: puts that layer's fresh registers in the place of the old ones (depth `every_layer`)."""

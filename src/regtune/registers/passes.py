@@ -113,8 +113,8 @@ class _Thread(threading.local):
 
     top: Pass | None = None
     called: Any = None
-    aside: tuple[Layout, Tensor] | None = None
-    """The registers' states while a module runs without them."""
+    aside: tuple[tuple[str, Layout | None, Tensor | None], ...] = ()
+    """For each module that now runs without registers: of which set, and their states (None: they weren't in)."""
 
 
 thread = _Thread()

@@ -67,7 +67,7 @@ class Report:
 
 
 def examine(name: str, registers: RegisterConfig | None = None, *, seed: int = 0) -> Report:
-    """Proves the seven invariants on a checkpoint, in float32 on the CPU; its files are only read.
+    """Proves the invariants on a checkpoint, in float32 on the CPU; its files are only read.
 
     Args:
         name: a run directory, a folder, a hub name or `minilm`; with or without registers in it.

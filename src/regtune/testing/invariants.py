@@ -1,9 +1,12 @@
-"""The seven invariants of registers, as measurements on any model that has them. Numbering as in the design."""
+"""The invariants of registers, as measurements on any model that has them. Numbering as in the design."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ REORDERED_TOLERANCE = 1e-4
 """The same where another kernel or another padding adds in another order."""
 GRADIENT_TOLERANCE = 1e-5
 """Largest difference of two gradients, relative to the largest gradient."""
+_ROUNDS = 4
 
 
 class NotApplicableError(RegtuneError):
@@ -160,17 +164,11 @@ def checkpointing_agrees(subject: Subject) -> str:
     model = subject.model
     if not model.supports_gradient_checkpointing:
         raise NotApplicableError(f"{type(model).__name__} has no gradient checkpointing")
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     expected = subject.gradients()
-    enable()
-    try:
+    with _checkpointing(model):
         found = subject.gradients()
-    finally:
-        disable()
-    scale = max(value.abs().max().item() for value in expected.values())
-    difference = max(distance(found[name], expected[name]) for name in expected) / scale
-    if found.keys() != expected.keys() or not difference <= GRADIENT_TOLERANCE:
+    difference = _gradient_distance(found, expected)
+    if not difference <= GRADIENT_TOLERANCE:
         raise BrokenInvariantError(f"gradient checkpointing changes gradients by {difference:.1e} of the largest one")
     share = f"{difference:.1e} of the largest one (at most {GRADIENT_TOLERANCE:.0e})"
     return f"gradient checkpointing changes gradients by {share}"
@@ -195,6 +193,52 @@ def gradients_reach_registers(subject: Subject) -> str:
     return f"each of the {registers.num_registers} registers gets one; the smallest norm is {min(sizes):.1e}{frozen}"
 
 
+def passes_are_their_own(subject: Subject) -> str:
+    """9: threads, a call inside a call, and layers run again after another pass give what each gives alone."""
+    model, left = subject.model, subject.left_padded()
+    alone, moved = subject.logits(), subject.logits(**left)
+    with disable_registers(model):
+        without = subject.logits()
+
+    def switched_off() -> Tensor:
+        with disable_registers(model):
+            return subject.logits()
+
+    jobs = ((subject.logits, alone), (lambda: subject.logits(**left), moved), (switched_off, without))
+    with _often_switched(), ThreadPoolExecutor(len(jobs)) as pool:
+        runs = [(pool.submit(run), expected) for _ in range(_ROUNDS) for run, expected in jobs]
+        worst = [(run.result(), expected) for run, expected in runs]
+    inner: list[Tensor] = []
+    calls: list[None] = []
+
+    def call_again(*_: Any) -> None:
+        calls.append(None)
+        if len(calls) == 1:
+            inner.append(switched_off())
+
+    backbone = backbone_of(model)
+    embeddings = backbone.get_submodule(family_of(backbone.config).embeddings)
+    handle = embeddings.register_forward_hook(call_again)
+    try:
+        worst.append((subject.logits(**left), moved))
+    finally:
+        handle.remove()
+    worst.append((inner[0], without))
+    found, expected = max(worst, key=lambda pair: distance(*pair))
+    told = _within(f"{len(worst)} passes in threads and inside each other differ by", found, expected, MASKED_TOLERANCE)
+    if not model.supports_gradient_checkpointing:
+        return told
+    expected_gradients = subject.gradients()
+    with _checkpointing(model):
+        found_gradients = subject.gradients(between=switched_off)
+    difference = _gradient_distance(found_gradients, expected_gradients)
+    if not difference <= GRADIENT_TOLERANCE:
+        raise BrokenInvariantError(
+            f"layers that are run again after another pass change gradients by {difference:.1e} of the largest one"
+        )
+    return f"{told}; run again after another pass, layers change gradients by {difference:.1e} of the largest one"
+
+
 INVARIANTS: tuple[tuple[str, Callable[[Subject], str]], ...] = (
     ("1 switching them off", disabled_is_plain),
     ("2 masking them", masked_is_plain),
@@ -205,8 +249,39 @@ INVARIANTS: tuple[tuple[str, Callable[[Subject], str]], ...] = (
     ("6 padding", padding_agrees),
     ("6 checkpointing", checkpointing_agrees),
     ("7 gradients", gradients_reach_registers),
+    ("9 passes of their own", passes_are_their_own),
 )
 """Name and proof of each, in the order in which they are told."""
+
+
+@contextmanager
+def _often_switched() -> Iterator[None]:
+    """Threads take turns far more often than Python lets them, so that what they share shows."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@contextmanager
+def _checkpointing(model: Any) -> Iterator[None]:
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    enable()
+    try:
+        yield
+    finally:
+        disable()
+
+
+def _gradient_distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The largest difference, as a share of the largest gradient; infinite where other parameters have one."""
+    if found.keys() != expected.keys():
+        return float("inf")
+    scale = max(value.abs().max().item() for value in expected.values())
+    return max(distance(found[name], expected[name]) for name in expected) / scale
 
 
 def _within(words: str, found: Tensor, expected: Tensor, tolerance: float, *, rounding: float = 0.0) -> str:

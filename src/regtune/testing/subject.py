@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,14 +82,21 @@ class Subject:
         with disable_registers(model):
             return distance(self.logits(**longer), self.without())
 
-    def gradients(self) -> dict[str, Tensor]:
-        """Every parameter's gradient of the loss in training mode; the seed fixes the dropout."""
+    def gradients(self, between: Callable[[], object] = lambda: None) -> dict[str, Tensor]:
+        """Every parameter's gradient of the loss in training mode; the seed fixes the dropout.
+
+        Args:
+            between: called between the forward and the backward pass; random numbers that it draws are put back.
+        """
         model = self.model
         with _training(model):
             torch.manual_seed(0)
             rows = len(self.inputs["input_ids"])
             positions = {"start_positions": torch.full((rows,), 2), "end_positions": torch.full((rows,), 3)}
-            model(**self.inputs, **positions).loss.backward()
+            loss = model(**self.inputs, **positions).loss
+            with torch.random.fork_rng(devices=[]):
+                between()
+            loss.backward()
             return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
