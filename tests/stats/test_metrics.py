@@ -14,6 +14,7 @@ from regtune.stats import ArmScores, compare, compare_many, compare_runs, measur
 from regtune.stats.bootstrap import resampled_values
 from regtune.stats.comparison import TWO_VALUED_RATE, arm_differences, two_valued
 from regtune.stats.permutation import exact_sign_flips
+from regtune.tasks.qa.task import F1
 from stats.made_up import ENTITY_F1, PERPLEXITY, entities, texts
 
 ABLATION = Path(__file__).parents[2] / "docs" / "results" / "ablation"
@@ -207,7 +208,7 @@ def test_the_comparison_warns_of_two_valued_seeds():
 @pytest.fixture(scope="module")
 def committed():
     group = collect(ABLATION).groups[0]
-    return {arm.num_registers: arm_scores(group.of(arm), "en.dev", "f1") for arm in group.arms}
+    return {arm.num_registers: arm_scores(group.of(arm), "en.dev", F1) for arm in group.arms}
 
 
 def test_plain_means_give_the_numbers_that_they_gave_before_there_were_columns(committed):
