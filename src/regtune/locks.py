@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,12 +79,23 @@ def owned(folder: Path, command: str) -> Iterator[None]:
         yield
         return
     path = folder / RUN_LOCK
-    with locked(path) as ours:
-        if not ours:
-            holder = lock_holder(path) or {}
-            who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "a process"
-            raise CheckpointError(
-                f"Another {command} is at work in {folder} ({who}). Wait until it has ended, or name another folder "
-                "with --output-dir."
-            )
-        yield
+    new = not folder.exists()
+    try:
+        with locked(path) as ours:
+            if not ours:
+                holder = lock_holder(path) or {}
+                who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "a process"
+                raise CheckpointError(
+                    f"Another {command} is at work in {folder} ({who}). Wait until it has ended, or name another "
+                    "folder with --output-dir."
+                )
+            yield
+    finally:
+        if new:  # a command that refused its input leaves no folder behind
+            _remove_if_unused(folder)
+
+
+def _remove_if_unused(folder: Path) -> None:
+    lock = folder / RUN_LOCK
+    if folder.is_dir() and set(folder.iterdir()) <= {lock, _holder_file(lock)}:
+        shutil.rmtree(folder, ignore_errors=True)

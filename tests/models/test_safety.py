@@ -72,7 +72,7 @@ def willing(monkeypatch):
         ["evaluate", "hostile", "--data", "q.json"],
         ["train", "--model", "hostile", "--data.train", "q.json", "--data.eval", "q.json", "--output-dir", "run"],
         ["explain", "hostile", "--question", "Who?", "--context", "Ann lives here."],
-        ["diagnose", "hostile"],
+        ["inspect", "hostile"],
     ],
     ids=lambda command: command[0],
 )
