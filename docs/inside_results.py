@@ -10,13 +10,13 @@ import ablation_results as ablation
 import numpy as np
 
 from regtune.analyses.parts import estimate
-from regtune.inspection import MeasureRow, PartRecord, compare_records, read_records
+from regtune.inspection import PartRecord, compare_records, direction, read_records
+from regtune.stats.comparison import Comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results" / "inside"
 PAGE = "docs/results/inside.md"
 SETS = {"tydiqa-en": "TyDi QA English dev", "squad": "SQuAD v1.1 dev"}
-_RESAMPLES = 1_000
 Place = tuple[int, int | None]
 """Number of registers and seed; seed None is the model before fine-tuning."""
 
@@ -33,7 +33,7 @@ def records(name: str) -> dict[Place, tuple[PartRecord, ...]]:
 
 
 @cache
-def compared(name: str, faithful: bool = False) -> dict[int, list[MeasureRow]]:
+def compared(name: str, faithful: bool = False) -> dict[int, list[Comparison]]:
     """Every measure of the trained models with N registers against N = 0, seeds paired; one entry for each N.
 
     Args:
@@ -47,7 +47,7 @@ def compared(name: str, faithful: bool = False) -> dict[int, list[MeasureRow]]:
         if len(seeds) >= 2:
             arms = [[_parts(name, (m, s), faithful) for s in seeds] for m in (0, n)]
             if all(part for arm in arms for part in arm):
-                found[n] = compare_records(*arms, resamples=_RESAMPLES)
+                found[n] = compare_records(*arms)
     return found
 
 
@@ -55,10 +55,10 @@ def _parts(name: str, place: Place, faithful: bool) -> list[PartRecord]:
     return [record for record in records(name)[place] if (record.part == "faithfulness") == faithful]
 
 
-def row(name: str, measure: str) -> tuple[int, MeasureRow]:
+def row(name: str, measure: str) -> tuple[int, Comparison]:
     """One measure at the smallest N that was compared."""
     n, rows = min(compared(name).items())
-    return n, next(each for each in rows if each.name == measure)
+    return n, next(each for each in rows if each.metric.name == measure)
 
 
 def before(name: str, measure: str) -> float | None:
@@ -92,13 +92,13 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def table(name: str) -> str:
     """Measures before fine-tuning, without registers, and with each N."""
     found = compared(name)
-    titles = {each.name: each.title for rows in found.values() for each in rows}
+    titles = {each.metric.name: each.metric.title for rows in found.values() for each in rows}
     lines = []
     for measure, title in titles.items():
         line = [title, number(before(name, measure))]
         for rows in found.values():
-            mine = next((each for each in rows if each.name == measure), None)
-            line += ["", "", "", ""] if mine is None else [number(mine.base), *_changed(mine)]
+            mine = next((each for each in rows if each.metric.name == measure), None)
+            line += ["", "", "", ""] if mine is None else [number(mine.baseline_mean), *_changed(mine)]
         lines.append(line)
     header = ["", "before fine-tuning"]
     for n in found:
@@ -106,9 +106,9 @@ def table(name: str) -> str:
     return f"{_basis(name)}\n\n{markdown(header, lines)}"
 
 
-def _changed(found: MeasureRow) -> list[str]:
+def _changed(found: Comparison) -> list[str]:
     low, high = found.interval
-    return [number(found.other), f"{signed(found.difference)} ({signed(low)} … {signed(high)})", found.verdict]
+    return [number(found.arm_mean), f"{signed(found.difference)} ({signed(low)} … {signed(high)})", direction(found)]
 
 
 def _basis(name: str) -> str:
@@ -155,7 +155,7 @@ _CLAIMS: tuple[tuple[str, str], ...] = (
 def _claim(claim: str, name: str, measure: str) -> list[str]:
     n, found = row(name, measure)
     shown, difference, verdict = _changed(found)
-    return [claim, f"`{measure}`", f"{number(found.base)} → {shown} (N = {n})", difference, verdict]
+    return [claim, f"`{measure}`", f"{number(found.baseline_mean)} → {shown} (N = {n})", difference, verdict]
 
 
 def table_faithfulness() -> str:
@@ -164,9 +164,9 @@ def table_faithfulness() -> str:
     if not found:
         return "Not measured."
     lines = [
-        [each.title, number(each.base), *_changed(each), str(each.examples)]
+        [each.metric.title, number(each.baseline_mean), *_changed(each), str(each.examples)]
         for each in min(found.items())[1]
-        if each.name.endswith(".normalised") or each.name.rpartition(".")[2] not in _NORMALISED
+        if each.metric.name.endswith(".normalised") or each.metric.name.rpartition(".")[2] not in _NORMALISED
     ]
     return markdown(("", "N = 0", "with registers", "difference (95 % interval)", "verdict", "questions"), lines)
 
@@ -178,11 +178,13 @@ def _faithful(name: str) -> list[list[str]]:
     found = compared(name, faithful=True)
     lines = []
     for each in min(found.items())[1] if found else ():
-        method = each.name.split(".")[1]
-        if each.name.endswith(".comprehensiveness.normalised") and method in ("attnlrp", "chefer"):
+        method = each.metric.name.split(".")[1]
+        if each.metric.name.endswith(".comprehensiveness.normalised") and method in ("attnlrp", "chefer"):
             shown, difference, verdict = _changed(each)
             claim = f"explanations are better, not only cleaner ({method})"
-            lines.append([claim, "normalised comprehensiveness", f"{number(each.base)} → {shown}", difference, verdict])
+            lines.append(
+                [claim, "normalised comprehensiveness", f"{number(each.baseline_mean)} → {shown}", difference, verdict]
+            )
     return lines
 
 

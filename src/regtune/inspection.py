@@ -8,55 +8,53 @@ part, which no other command writes; `regtune report` draws them from the blocks
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import numpy as np
-from jaxtyping import Float64
 from tqdm import tqdm
 
 from regtune.blocks import as_text
-from regtune.config import to_dict
 from regtune.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError, unknown_name
-from regtune.interfaces import Analysis, Block, Examples, Need
+from regtune.interfaces import Analysis, Block, Examples, Metric, Need
 from regtune.methods.used import label_of
-from regtune.records import file_name, machine, now, read_json, versions, write_json
+from regtune.records import file_name, machine, now, read_typed, versions, write_json
 from regtune.registers.surgery import backbone_of, num_registers
 from regtune.registry import ANALYSES
 from regtune.session import MODEL_DIR, Session
 from regtune.session import open as open_session
-from regtune.stats.bootstrap import paired_difference, resampled_means, single_run_difference
-from regtune.stats.holm import holm
+from regtune.stats.comparison import Comparison, compare_many
+from regtune.stats.scores import measured
 from regtune.texts import PlainText
+from regtune.typed import hints_of, typed
 
 FOLDER = "inspect"
-KIND = "inspect"
-SCHEMA_VERSION = 2
-ALPHA = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartRecord:
     """What one analysis found in one model."""
 
+    schema_version: Literal[2] = 2
+    kind: Literal["inspect"] = "inspect"
     part: str
-    subject: Mapping[str, Any]
+    subject: dict[str, Any]
     """The model: `name`, `base`, `label` of its methods, `num_registers`, `seed`, `run` (hash of its config) and `code`
     (hash of the code that measured)."""
-    data: Mapping[str, Any]
+    data: dict[str, list[str]]
     """`names` of the sets and `ids` of the examples, in order."""
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     """Of the analysis."""
-    measures: Mapping[str, Sequence[float | None]]
+    measures: dict[str, list[float | None]]
     """Headline numbers by name: one for each id, or None."""
-    titles: Mapping[str, str]
+    titles: dict[str, str]
     """What each of them is called by a person."""
-    content: Mapping[str, Any]
+    content: dict[str, Any]
     """Everything else that was found."""
-    made: Mapping[str, Any]
+    made: dict[str, Any]
     """Versions, machine and time."""
 
     @property
@@ -78,42 +76,13 @@ class PartRecord:
             DataError: a record that its analysis doesn't understand.
         """
         try:
-            found: list[Block] = ANALYSES.get(self.part).blocks(
-                {**self.content, "measures": self.measures, "titles": self.titles}
-            )
+            analysis: Analysis = ANALYSES.get(self.part)
+            return list(analysis.blocks({**self.content, "measures": self.measures, "titles": self.titles}))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise DataError(
                 f"The record of {self.part} can't be understood ({type(error).__name__}: {error}). Inspect the model "
                 "again."
             ) from error
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureRow:
-    """One measure of one model, or arm, against another; both means are over the same seeds and examples."""
-
-    name: str
-    title: str
-    label: str
-    """The second one's."""
-    base: float
-    other: float
-    difference: float
-    """The second minus the first."""
-    interval: tuple[float, float]
-    """95 %, not corrected; over examples, and over seeds where there are several."""
-    p_value: float
-    """Two-sided, corrected by Holm over all rows of the comparison."""
-    seeds: int
-    examples: int
-
-    @property
-    def verdict(self) -> str:
-        """`higher`, `lower` or `not shown`, after the correction."""
-        if self.p_value > ALPHA:
-            return "not shown"
-        return "higher" if self.difference > 0 else "lower"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +95,8 @@ class Inspection:
     """Parts that were left out, and why."""
     others: tuple[Inspection, ...] = ()
     """The models it was compared with, or its checkpoints."""
-    differences: tuple[MeasureRow, ...] = ()
+    differences: tuple[Comparison, ...] = ()
+    """Every measure of the others against this one (`compare_records`); not of checkpoints."""
 
     def __getitem__(self, part: str) -> PartRecord:
         """The record of a part."""
@@ -214,21 +184,12 @@ def settings_of_parts(parts: Sequence[str], given: Mapping[str, Any]) -> dict[st
 def _settings(analysis: Analysis, given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
-    fields = {field.name: field for field in dataclasses.fields(analysis.settings)}
-    for name in given:
-        if name not in fields:
-            raise unknown_name(f"setting of {analysis.name}", name, fields)
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        kind = str(fields[name].type)
-        listed = (value if isinstance(value, (list, tuple)) else [value]) if kind.startswith("tuple") else value
-        values[name] = tuple(listed) if isinstance(listed, list) else listed
-        if "Path" in kind and value is not None:
-            values[name] = Path(str(value))
-    try:
-        return analysis.settings(**values)
-    except TypeError as error:
-        raise ConfigError(f"{analysis.name}: {error}. It was given {dict(given)}.") from error
+    hints = hints_of(analysis.settings)
+    listed = {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in given.items()}
+    for name, value in listed.items():
+        if get_origin(hints.get(name)) is tuple and not isinstance(value, list):
+            listed[name] = [value]
+    return typed(analysis.settings, listed, f"the settings of {analysis.name}")
 
 
 def _inspect_one(
@@ -249,14 +210,14 @@ def _inspect_one(
         reason = next((why for need in sorted(analysis.needs) if (why := lacks(session, examples, need))), "")
         if not reason:
             try:
-                content = dict(analysis.measure(session, rows, examples, settings))
+                content = plain(analysis.measure(session, rows, examples, settings))
             except UnsupportedModelError as error:
                 reason = str(error)
         if reason:
             notes.append(f"{name} is left out: {reason}")
             continue
         record = _record(session, examples, analysis, settings, content)
-        write_json(folder / f"{name}.json", record_json(record))
+        write_json(folder / f"{name}.json", dataclasses.asdict(record))
         records.append(record)
     if not records:
         raise DataError(f"No part of {session.name} can be measured: {' '.join(notes)}")
@@ -300,8 +261,8 @@ def _record(
             "code": made["regtune_source"],
         },
         data={"names": list(examples.names), "ids": list(examples.ids)},
-        settings=to_dict(settings),
-        measures=content.pop("measures", {}),
+        settings=plain(settings),
+        measures=aligned(content.pop("measures", {}), len(examples)),
         titles=content.pop("titles", {}),
         content=content,
         made={"versions": made, "machine": machine(), "time": now()},
@@ -313,9 +274,40 @@ def _bare_label(session: Session) -> str:
     return f"registers, N = {count}" if count else "no registers"
 
 
-def record_json(record: PartRecord) -> dict[str, Any]:
-    """The content of `inspect/PART.json`."""
-    return {"schema_version": SCHEMA_VERSION, "kind": KIND, **dataclasses.asdict(record)}
+def plain(value: Any) -> Any:
+    """Plain JSON types: dataclasses as mappings, arrays and tuples as lists, numbers that JSON lacks as None."""
+    if dataclasses.is_dataclass(value):
+        value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    if hasattr(value, "tolist"):  # numpy's and torch's
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def aligned(measures: Mapping[str, Any], count: int) -> dict[str, list[float | None]]:
+    """The measures with one entry for each of `count` examples, to six digits; None where one has no number.
+
+    Args:
+        measures: name to index of an example to its number, or to one number (or None) for each.
+        count: examples.
+
+    Raises:
+        DataError: numbers for an example that there isn't.
+    """
+    found: dict[str, list[float | None]] = {}
+    for name, values in measures.items():
+        numbered = values if isinstance(values, Mapping) else dict(enumerate(values))
+        stranger = next((index for index in numbered if not 0 <= index < count), None)
+        if stranger is not None:
+            raise DataError(f"{name} has a number for example {stranger}, but there are {count} examples.")
+        numbers = [numbered.get(index) for index in range(count)]
+        found[name] = [None if n is None or not math.isfinite(n) else float(f"{n:.6g}") for n in numbers]
+    return found
 
 
 def read_record(path: Path) -> PartRecord:
@@ -324,26 +316,14 @@ def read_record(path: Path) -> PartRecord:
     Raises:
         DataError: no such file, a broken one, or one of another kind or schema.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("kind") != KIND or content.get("schema_version") != SCHEMA_VERSION:
-        have = [content.get(name) for name in ("kind", "schema_version")] if isinstance(content, dict) else content
-        raise DataError(
-            f"{path} is no record of `regtune inspect` that this version reads ({KIND!r}, {SCHEMA_VERSION}); it has "
-            f"{str(have)[:80]}. Inspect the model again."
-        )
-    fields = {field.name for field in dataclasses.fields(PartRecord)}
-    given = {name: value for name, value in content.items() if name not in ("kind", "schema_version")}
-    wrong = sorted(fields ^ given.keys())
-    if wrong:
-        raise DataError(f"{path}: {wrong[0]!r} is missing or unknown. Inspect the model again.")
-    shapes = dict.fromkeys(fields - {"part"}, dict) | {"part": str}
-    for name, kind in shapes.items():
-        if not isinstance(given[name], kind):
-            raise DataError(f"{path}: {name!r} is {type(given[name]).__name__}. Inspect the model again.")
-    ids = given["data"].get("ids")
-    if not isinstance(ids, list) or any(len(values) != len(ids) for values in given["measures"].values()):
-        raise DataError(f"{path}: the measures don't have one number for each example. Inspect the model again.")
-    return PartRecord(**given)
+    record: PartRecord = read_typed(path, PartRecord, remedy=_AGAIN)
+    ids = record.data.get("ids", [])
+    if any(len(values) != len(ids) for values in record.measures.values()):
+        raise DataError(f"{path}: the measures don't have one number for each example. {_AGAIN}")
+    return record
+
+
+_AGAIN = "Inspect the model again."
 
 
 def read_records(folder: Path) -> tuple[list[PartRecord], list[tuple[str, str]]]:
@@ -382,7 +362,7 @@ def compare_records(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-) -> list[MeasureRow]:
+) -> list[Comparison]:
     """Every measure that all models have, the second arm's minus the first's; p-values are corrected over all of them.
 
     One pair of models gets a bootstrap over examples, which says nothing about other training seeds. Several pairs get
@@ -392,7 +372,7 @@ def compare_records(
     Args:
         base: the records of each seed's model of the first arm.
         other: of the second arm, seeds in the same order.
-        resamples: bootstrap draws.
+        resamples: bootstrap draws; more where so many measures need them.
         seed: of the draws.
 
     Raises:
@@ -400,41 +380,35 @@ def compare_records(
     """
     if not base or len(base) != len(other):
         raise DataError(f"{len(base)} and {len(other)} models; give as many of each, in the seeds' order.")
-    everyone = [_by_measure(records) for records in (*base, *other)]
-    names = [name for name in everyone[0] if all(name in each for each in everyone)]
-    found = []
-    for name in names:
-        records = [each[name] for each in everyone]
+    everyone = [{name: record for record in records for name in record.measures} for records in (*base, *other)]
+    families = {}
+    for name in everyone[0]:
+        records = [each[name] for each in everyone if name in each]
         for record in records[1:]:
             _check_alike(records[0], record)
-        values = np.array([[np.nan if v is None else v for v in r.measures[name]] for r in records], dtype=np.float64)
-        whole = np.isfinite(values).all(axis=0)
-        if whole.sum() >= 2:
-            first, second = values[: len(base), whole], values[len(base) :, whole]
-            found.append((records[0], records[-1], name, first, second))
-    if not found:
+        known = zip(*(record.measures[name] for record in records), strict=True)
+        if len(records) == len(everyone) and sum(None not in values for values in known) >= 2:
+            metric = Metric(
+                name=name,
+                title=records[0].titles.get(name, name),
+                columns=(name,),
+                scale=1.0,
+                unit="",
+                bounds=(-math.inf, math.inf),
+            )
+            first, second = records[: len(base)], records[len(base) :]
+            label = second[-1].subject["label"]
+            families[name] = (_scores(first, metric, "the first"), {label: _scores(second, metric, label)})
+    if not families:
         raise DataError("There is nothing to compare: the models share no measure with two examples or more.")
-    differences = [_difference(first, second, resamples, seed) for *_, first, second in found]
-    corrected = holm([difference.p_value() for difference in differences])
-    return [
-        MeasureRow(
-            name=name,
-            title=record.titles.get(name, name),
-            label=last.subject["label"],
-            base=float(first.mean()),
-            other=float(second.mean()),
-            difference=difference.estimate,
-            interval=difference.interval(),
-            p_value=float(p),
-            seeds=len(first),
-            examples=first.shape[1],
-        )
-        for (record, last, name, first, second), difference, p in zip(found, differences, corrected, strict=True)
-    ]
+    enough = math.ceil(4 * len(families) / 0.05)
+    compared = compare_many(families, resamples=max(resamples, enough), seed=seed)
+    return [comparison for (comparison,) in compared.values()]
 
 
-def _by_measure(records: Sequence[PartRecord]) -> dict[str, PartRecord]:
-    return {name: record for record in records for name in record.measures}
+def _scores(records: Sequence[PartRecord], metric: Metric, name: str) -> Any:
+    numbers = [dict(zip(record.data["ids"], record.measures[metric.name], strict=True)) for record in records]
+    return measured(dict(enumerate(numbers)), metric, name=name)
 
 
 def _check_alike(first: PartRecord, other: PartRecord) -> None:
@@ -443,26 +417,21 @@ def _check_alike(first: PartRecord, other: PartRecord) -> None:
             f"{other.subject['name']} was inspected on other examples than {first.subject['name']}. Inspect both with "
             "the same --data and --limit."
         )
-    if json.dumps(first.settings, sort_keys=True) != json.dumps(other.settings, sort_keys=True):
+    if first.settings != other.settings:
         raise DataError(
-            f"{first.part}: {first.subject['name']} was inspected with {dict(first.settings)}, "
-            f"{other.subject['name']} with {dict(other.settings)}; the difference would be one of settings."
+            f"{first.part}: {first.subject['name']} was inspected with {first.settings}, {other.subject['name']} with "
+            f"{other.settings}; the difference would be one of settings."
         )
 
 
-def _difference(
-    first: Float64[np.ndarray, "seeds examples"],
-    second: Float64[np.ndarray, "seeds examples"],
-    resamples: int,
-    seed: int,
-) -> Any:
-    if len(first) == 1:
-        return single_run_difference(second[0], first[0], resamples=resamples, seed=seed)
-    means = resampled_means(np.concatenate([first, second]), resamples=resamples, seed=seed)
-    return paired_difference(second, first, (means[len(first) :], means[: len(first)]), seed=seed + 1)
+def direction(found: Comparison) -> Literal["higher", "lower", "not shown"]:
+    """What is shown of a measure that has no good direction, after the correction over all of them."""
+    if found.p_adjusted > found.alpha:
+        return "not shown"
+    return "higher" if found.difference > 0 else "lower"
 
 
-def _differences_table(rows: Sequence[MeasureRow]) -> Block:
+def _differences_table(rows: Sequence[Comparison]) -> Block:
     return Block(
         kind="table",
         title="What differs",
@@ -471,16 +440,15 @@ def _differences_table(rows: Sequence[MeasureRow]) -> Block:
         columns=("measure", "model", "other", "difference", "interval", "verdict"),
         rows=tuple(
             (
-                row.title,
-                f"{row.base:.3g}",
-                f"{row.other:.3g}",
+                row.metric.title,
+                f"{row.baseline_mean:.3g}",
+                f"{row.arm_mean:.3g}",
                 f"{row.difference:+.3g}",
                 f"{row.interval[0]:+.3g} to {row.interval[1]:+.3g}",
-                row.verdict,
+                direction(row),
             )
             for row in rows
         ),
-        data=[dataclasses.asdict(row) for row in rows],
     )
 
 

@@ -399,11 +399,12 @@ class Analysis(Protocol):
         """Measures one model on the rows.
 
         Returns:
-            The content of its record, plain JSON types. Under `measures` are the headline numbers, by which two models
-            are compared: measure name to one number, or None, for each of `examples.ids`.
+            The content of its record: JSON types, arrays and dataclasses. Under `measures` are the headline numbers, by
+            which two models are compared: measure name to one number, or None, for each of `examples.ids`, or to the
+            numbers of some by their index; under `titles` what a person calls them.
         """
         ...
 
-    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
-        """What a person sees of it."""
+    def blocks(self, content: Mapping[str, Any]) -> Iterable[Block]:
+        """What a person sees of it, made from the record's content (plain JSON types) with `measures` and `titles`."""
         ...

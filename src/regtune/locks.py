@@ -84,7 +84,9 @@ def owned(folder: Path, command: str) -> Iterator[None]:
         with locked(path) as ours:
             if not ours:
                 holder = lock_holder(path) or {}
-                who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "a process"
+                who = (
+                    f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "a process"
+                )
                 raise CheckpointError(
                     f"Another {command} is at work in {folder} ({who}). Wait until it has ended, or name another "
                     "folder with --output-dir."

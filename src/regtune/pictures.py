@@ -7,7 +7,8 @@ black and white too. Each function returns what `Block.draw` takes, so nothing h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -25,7 +26,8 @@ _MOST_WITH_NUMBERS = 16
 """Columns; with more, a number would be too small to read."""
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True)
+class Estimate:
     """A number and its 95 % interval; both ends None where there is none."""
 
     value: float

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +13,14 @@ import regtune
 from command_line import invoke
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.explanations import explanation_measures
-from regtune.analyses.parts import aligned
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from regtune.inspection import compare_records, inspect, read_record, read_records
+from regtune.inspection import aligned, compare_records, direction, inspect, plain, read_record, read_records
 from regtune.records import read_json, write_json
 from regtune.registers.surgery import add_registers
 from regtune.registry import ANALYSES
 from regtune.report.page import write_report
+from regtune.stats.comparison import compare_runs
 from tiny import tiny_model
 from tiny_tokenizer import save_questions, save_tiny, tiny_tokenizer
 
@@ -188,12 +189,12 @@ def test_models_are_compared_example_by_example(tmp_path, model, questions):
         output_dir=tmp_path / "a",
         settings={"artefacts": {"probes": False}},
     )
-    rows = {row.name: row for row in found.differences}
+    rows = {row.metric.name: row for row in found.differences}
     mine, theirs = found["attention"], found.others[0]["attention"]
     row = rows["attention.mass_text.cls"]
-    assert row.base == pytest.approx(mine.mean(row.name))
-    assert row.other == pytest.approx(theirs.mean(row.name))
-    assert row.difference == pytest.approx(row.other - row.base)
+    assert row.baseline_mean == pytest.approx(mine.mean("attention.mass_text.cls"))
+    assert row.arm_mean == pytest.approx(theirs.mean("attention.mass_text.cls"))
+    assert row.difference == pytest.approx(row.arm_mean - row.baseline_mean)
     assert row.interval[0] <= row.difference <= row.interval[1]
     assert "attention.mass.register" not in rows, "the other has no registers"
     assert "model by model" in str(found)
@@ -203,7 +204,7 @@ def test_models_are_compared_example_by_example(tmp_path, model, questions):
 def test_a_model_does_not_differ_from_itself_and_seeds_are_paired(inspected):
     rows = compare_records([inspected.records], [inspected.records], resamples=200)
     assert {row.difference for row in rows} == {0.0}
-    assert {row.verdict for row in rows} == {"not shown"}
+    assert {direction(row) for row in rows} == {"not shown"}
 
 
 def shifted(records, by):
@@ -224,19 +225,19 @@ def test_several_seeds_widen_the_interval_by_how_they_differ(inspected):
     uneven = compare_records(base, [shifted(inspected.records, by) for by in (0.0, 0.1, 0.2)], resamples=2000)
     for same, spread in zip(even, uneven, strict=True):
         assert same.difference == pytest.approx(spread.difference) == pytest.approx(0.1)
-        assert same.verdict == "higher"
+        assert direction(same) == "higher"
         assert spread.interval[0] < 0.0
         assert spread.interval[1] > 0.2
-        assert (spread.seeds, spread.verdict) == (3, "not shown")
+        assert (spread.seeds, direction(spread)) == (3, "not shown")
 
 
 def test_p_values_are_corrected_over_all_rows(inspected, monkeypatch):
-    import regtune.inspection as module
+    import regtune.stats.comparison as module
 
     base, other = [shifted(inspected.records, 0.0)], [shifted(inspected.records, 0.1)]
-    corrected = [row.p_value for row in compare_records(base, other, resamples=200)]
+    corrected = [row.p_adjusted for row in compare_records(base, other, resamples=200)]
     monkeypatch.setattr(module, "holm", list)
-    plain = [row.p_value for row in compare_records(base, other, resamples=200)]
+    plain = [row.p_adjusted for row in compare_records(base, other, resamples=200)]
     assert min(corrected) == pytest.approx(min(1, len(plain) * min(plain)))
     assert min(plain) < min(corrected)
 
@@ -249,6 +250,40 @@ def test_other_examples_or_settings_are_not_compared(inspected):
     others = dataclasses.replace(attention, settings={**attention.settings, "sink_above": 0.5})
     with pytest.raises(DataError, match="settings"):
         compare_records([[attention]], [[others]])
+
+
+def test_the_comparison_of_records_is_the_one_of_scores(inspected):
+    """One model a side goes the way of two single runs: exact sign flips where few examples differ."""
+    base, other = [shifted(inspected.records, 0.0)], [shifted(inspected.records, 0.1)]
+    name = "attention.entropy_text"
+    (row,) = [row for row in compare_records(base, other) if row.metric.name == name]
+    before, after = (arm[0][0].measures[name] for arm in (base, other))
+    alone = compare_runs(before, after, metric=row.metric)
+    assert (row.p_value, row.interval, row.exact) == (alone.p_value, alone.interval, True)
+    assert row.p_value == pytest.approx(2 / 2**COUNT)
+
+
+def test_many_measures_get_the_draws_that_their_correction_needs(inspected):
+    base, other = [shifted(inspected.records, 0.0)], [shifted(inspected.records, 0.1)]
+    assert len(compare_records(base, other, resamples=100)) > 5
+
+
+def test_a_record_of_other_types_is_refused_with_file_and_field(inspected, tmp_path):
+    whole = read_json(inspected.folder / "attention.json")
+    for name, value, message in (
+        ("schema_version", 1, "schema_version"),
+        ("kind", "run", "kind"),
+        ("measures", {"m": ["high"]}, r"measures.m\[0\]"),
+        ("measures", {"m": [1.0]}, "one number for each example"),
+        ("subject", None, "subject"),
+        ("made", 3, "made"),
+        ("stranger", 3, "stranger"),
+    ):
+        path = write_json(tmp_path / "attention.json", whole | {name: value})
+        with pytest.raises(DataError, match=message) as error:
+            read_record(path)
+        assert "attention.json" in str(error.value)
+        assert "Inspect the model again." in str(error.value)
 
 
 # The command
@@ -289,7 +324,7 @@ def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path, capsys, monkeyp
 def test_wrong_names_are_refused(model, questions, capsys):
     with pytest.raises(UnknownNameError, match="atention"):
         inspect(model, data=(questions,), parts=("atention",))
-    with pytest.raises(UnknownNameError, match="setting of attention"):
+    with pytest.raises(UnknownNameError, match="the settings of attention: 'qeries'"):
         inspect(model, data=(questions,), parts=("attention",), settings={"attention": {"qeries": "text"}})
     with pytest.raises(UnknownNameError, match="heads"):
         inspect(model, data=(questions,), parts=("attention",), settings={"heads": {}})
@@ -328,5 +363,14 @@ def test_concentration_and_share_on_the_answer_have_their_known_values():
 
 def test_an_example_without_a_number_is_none_and_a_stranger_is_refused():
     assert aligned({"m": {1: 0.5, 0: float("nan")}}, 3) == {"m": [None, 0.5, None]}
+    assert aligned({"m": np.array([0.25, np.nan])}, 2) == {"m": [0.25, None]}
     with pytest.raises(DataError, match="example 3"):
         aligned({"m": {3: 0.5}}, 3)
+
+
+def test_what_an_analysis_gives_becomes_plain_json():
+    found = plain({"a": np.array([[1.0, np.nan]]), "b": (1, Path("x/y")), "c": attribution(1.0), "d": torch.ones(1)})
+    assert found["a"] == [[1.0, None]]
+    assert found["b"] == [1, "x/y"]
+    assert found["c"]["relevance"] == [1.0]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

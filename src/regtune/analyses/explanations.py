@@ -18,7 +18,7 @@ from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import METHODS, explain
 from regtune.analyses.attribution.explain_question import explain_question
 from regtune.analyses.outcomes import explained
-from regtune.analyses.parts import ByExample, aligned, mean_interval, progress, with_interval
+from regtune.analyses.parts import ByExample, mean_interval, progress, with_interval
 from regtune.errors import UnknownNameError, unknown_name
 from regtune.interfaces import Block, Examples, Need, Rows
 from regtune.pictures import Estimate
@@ -91,7 +91,7 @@ class ExplanationAnalysis:
         return {
             "shown": shown,
             "notes": notes,
-            "measures": aligned(measures, len(examples)),
+            "measures": measures,
             "titles": titles,
         }
 

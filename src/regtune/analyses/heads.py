@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from regtune.analyses.artefacts.sites import run_backbone
 from regtune.analyses.attention.attention import with_words
 from regtune.analyses.outcomes import row_losses, some
-from regtune.analyses.parts import aligned, mean_interval, progress, spread_over, with_interval
+from regtune.analyses.parts import mean_interval, progress, spread_over, with_interval
 from regtune.analyses.registers.knock_out import layer_inputs
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of
@@ -102,21 +102,21 @@ class HeadAnalysis:
             "heads": heads,
             "quantity": run.quantity,
             "examples": len(chosen),
-            "head_effects": np.nanmean(lost, axis=2).tolist(),
+            "head_effects": np.nanmean(lost, axis=2),
             "token_effects": {name: _interval(values) for name, values in tokens.items()},
         }
         if settings.patch:
             content["patching"] = _patching(session, run, settings, normal)
-        measures = {f"heads.without_{name}": _known(values) for name, values in tokens.items()}
-        measures["heads.largest"] = _known(lost.reshape(-1, len(examples)).max(axis=0))
+        measures = {f"heads.without_{name}": values for name, values in tokens.items()}
+        measures["heads.largest"] = lost.max(axis=(0, 1))
         unit = f"{run.quantity}, {len(chosen)} examples of the sample"
         titles = {f"heads.without_{name}": f"change without {WORDS[name]} ({unit})" for name in tokens}
         titles["heads.largest"] = f"largest change without one head ({unit})"
-        return {**content, "measures": aligned(measures, len(examples)), "titles": titles}
+        return {**content, "measures": measures, "titles": titles}
 
-    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
+    def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        return list(_blocks(content))
+        return _blocks(content)
 
 
 def shape_of(model: nn.Module) -> tuple[int, int]:
@@ -281,8 +281,8 @@ def _patching(session: Session, run: _Runs, settings: HeadSettings, normal: Floa
         "normal": float(np.nanmean(normal)),
         "changed": float(np.nanmean(changed)),
         "damage": _interval(changed - normal),
-        "layers": [_finite(value) for value in by_layer],
-        "heads": [[_finite(value) for value in row] for row in by_head],
+        "layers": by_layer,
+        "heads": by_head,
     }
 
 
@@ -343,16 +343,8 @@ class _Kept:
         return head_outputs(self.model, put)
 
 
-def _known(values: Floats) -> dict[int, float]:
-    return {index: float(value) for index, value in enumerate(values) if np.isfinite(value)}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _interval(values: Floats) -> dict[str, float | None]:
-    return mean_interval(values[np.isfinite(values)])._asdict()
+def _interval(values: Floats) -> Estimate:
+    return mean_interval(values[np.isfinite(values)])
 
 
 # Blocks

@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from regtune.analyses.artefacts.sites import Batch, blocks_of, is_linear, is_norm, model_inputs, run_backbone
 from regtune.analyses.outcomes import outcomes
-from regtune.analyses.parts import ByExample, Verdict, Word, aligned, short, verdict_blocks
+from regtune.analyses.parts import ByExample, Verdict, Word, short, verdict_blocks
 from regtune.analyses.reversible import only_reader, replace_forward, require_eval_mode
 from regtune.errors import ConfigError, DataError, UnsupportedModelError, unknown_name
 from regtune.interfaces import Block, Examples, Need, Rows
@@ -397,8 +397,8 @@ class Int8Analysis:
         return {
             "weights": settings.weights,
             "schemes": found,
-            "verdicts": [int8_verdict(scheme, one).to_json() for scheme, one in found.items()],
-            "measures": aligned(measures, len(examples)),
+            "verdicts": [int8_verdict(scheme, one) for scheme, one in found.items()],
+            "measures": measures,
             "titles": titles,
         }
 

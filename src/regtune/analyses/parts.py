@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -11,7 +10,6 @@ import numpy as np
 from jaxtyping import Float64
 from tqdm import tqdm
 
-from regtune.errors import DataError
 from regtune.interfaces import Block
 from regtune.pictures import Estimate
 from regtune.stats.bootstrap import single_run_difference
@@ -40,10 +38,6 @@ class Verdict:
     """Where that is, from 0; None where it isn't in one layer."""
     site: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
-
 
 def verdict_blocks(verdicts: Iterable[Mapping[str, Any]]) -> list[Block]:
     """A table of verdicts, and what they mean."""
@@ -69,23 +63,6 @@ def _where(verdict: Mapping[str, Any]) -> str:
         return ""
     site = SITE_WORDS.get(verdict["site"], "")
     return f"layer {verdict['layer']}" + (f", {site}" if site else "")
-
-
-def aligned(measures: Mapping[str, ByExample], count: int) -> dict[str, list[float | None]]:
-    """The measures with one entry for each of `count` examples, None where one has no number.
-
-    Raises:
-        DataError: an example that there isn't.
-    """
-    for name, values in measures.items():
-        stranger = next((index for index in values if not 0 <= index < count), None)
-        if stranger is not None:
-            raise DataError(f"{name} has a number for example {stranger}, but there are {count} examples.")
-    return {name: [_number(values.get(index)) for index in range(count)] for name, values in measures.items()}
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(f"{value:.6g}")
 
 
 def mean_interval(values: Float64[np.ndarray, " _"], *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:

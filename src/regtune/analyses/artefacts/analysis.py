@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from regtune.analyses.artefacts.artefacts import Artefacts, ArtefactSettings, PlaceArtefacts, artefact_statistics
 from regtune.analyses.artefacts.probes import Probe, probe_tokens, token_states
 from regtune.analyses.artefacts.sites import Batch
-from regtune.analyses.parts import SITE_WORDS, Verdict, Word, aligned, short, verdict_blocks
+from regtune.analyses.parts import SITE_WORDS, Verdict, Word, short, verdict_blocks
 from regtune.interfaces import Block, Examples, Need, Rows
 from regtune.pictures import ridges
 from regtune.session import Session
@@ -92,14 +92,14 @@ class ArtefactAnalysis:
         }
         return {
             **content,
-            "verdicts": [verdict.to_json() for verdict in artefact_verdicts(found)],
-            "measures": aligned(measures, len(examples)),
+            "verdicts": artefact_verdicts(found),
+            "measures": measures,
             "titles": {f"artefacts.{site}.{name}": words for site, name, _, words in _MEASURED},
         }
 
-    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
+    def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        return list(_blocks(content))
+        return _blocks(content)
 
 
 # Verdicts

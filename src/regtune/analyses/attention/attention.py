@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from regtune.analyses.artefacts.sites import run_backbone
 from regtune.analyses.attention.measures import CLASSES, AttentionSettings, Places, measure_layer, places_of
 from regtune.analyses.attention.tap import attention_tap, registers_first
-from regtune.analyses.parts import Verdict, Word, aligned, verdict_blocks
+from regtune.analyses.parts import Verdict, Word, verdict_blocks
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
@@ -366,6 +366,7 @@ class AttentionAnalysis:
         self, session: Session, rows: Rows[Any], examples: Examples, settings: AttentionSettings
     ) -> Mapping[str, Any]:
         """See `Analysis.measure`."""
+        del examples
         batches = [kept for batch in session.batches(rows.one_each()) if (kept := with_words(batch)) is not None]
         found = attention_statistics(session.model, batches, settings=settings)
         columns, texts = column_deviation(session.model, batches)
@@ -384,17 +385,17 @@ class AttentionAnalysis:
         return {
             **found.to_json(),
             "column_deviation": columns.mean(axis=0).tolist(),
-            "verdicts": [_sinks(found).to_json(), _idle(found).to_json()],
-            "measures": aligned(measures, len(examples)),
+            "verdicts": [_sinks(found), _idle(found)],
+            "measures": measures,
             "titles": {
                 **{f"attention.{name}": f"{_MEASURED[name]} (mean of all layers and heads)" for name in names},
                 "attention.column_deviation": "column deviation of attention (mean of layers)",
             },
         }
 
-    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
+    def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        return list(_blocks(content))
+        return _blocks(content)
 
 
 _MEASURED = {

@@ -54,7 +54,7 @@ from regtune.analyses.faithfulness.model import (
 )
 from regtune.analyses.faithfulness.rationales import AGREEMENTS, Rationale, agreement, read_rationales, words_to_tokens
 from regtune.analyses.outcomes import some
-from regtune.analyses.parts import ByExample, aligned, estimate, mean_interval, progress, spread_over, with_interval
+from regtune.analyses.parts import ByExample, estimate, mean_interval, progress, spread_over, with_interval
 from regtune.errors import ConfigError, DataError, UnknownNameError, unknown_name
 from regtune.interfaces import Batch, Block, Examples, Need, Rows
 from regtune.pictures import Estimate, bars
@@ -171,13 +171,13 @@ class FaithfulnessAnalysis:
         return {
             **content,
             "notes": list(dict.fromkeys(run.notes)),
-            "measures": aligned(measures, len(examples)),
+            "measures": measures,
             "titles": titles,
         }
 
-    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
+    def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        return list(_blocks(content))
+        return _blocks(content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,9 +360,9 @@ def _row(
         "method": method,
         "metric": metric,
         "higher_is_better": HIGHER_IS_BETTER.get(metric, True),
-        "raw": (mean_interval(values) if raw is None else raw)._asdict(),
+        "raw": (mean_interval(values) if raw is None else raw),
         "n": len(values),
-        "normalised": None if shares is None else shares._asdict(),
+        "normalised": None if shares is None else shares,
         "normalised_n": 0 if shares is None else count,
     }
 
@@ -429,7 +429,7 @@ def _limits(
     for metric, searched in beam.items():
         zero, limit = _ends(metric, values, random, beam, limited)
         ends = {"random": zero, "beam": searched, "limit": limit}
-        found[metric] = {name: mean_interval(each)._asdict() for name, each in ends.items()}
+        found[metric] = {name: mean_interval(each) for name, each in ends.items()}
     return found
 
 

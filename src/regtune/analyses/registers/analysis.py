@@ -24,7 +24,7 @@ from regtune.analyses.attention.attention import attention_statistics, with_word
 from regtune.analyses.attention.measures import CLASSES
 from regtune.analyses.attribution.explain import explain
 from regtune.analyses.outcomes import Outcomes, explained, outcomes, state_changes
-from regtune.analyses.parts import aligned, estimate, progress, with_interval
+from regtune.analyses.parts import estimate, progress, with_interval
 from regtune.analyses.registers.knock_out import HOWS, KnockOut, knocked_out
 from regtune.analyses.registers.lens import register_lens
 from regtune.analyses.registers.roles import ALPHA, Change, Effect, judge_roles, rank_correlation
@@ -129,15 +129,15 @@ class RegisterAnalysis:
         }
         return {
             **content,
-            "measures": aligned(measures, len(examples)),
+            "measures": measures,
             "titles": {
                 name: f"change in {untouched.quantity} without register {name.rpartition('.')[2]}" for name in measures
             },
         }
 
-    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
+    def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        return list(_blocks(content))
+        return _blocks(content)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
