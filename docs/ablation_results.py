@@ -16,7 +16,7 @@ from regtune.report.collect import Group, Sweep, collect
 from regtune.report.page import Report, build_report, write_report
 from regtune.report.scores import Settings
 from regtune.report.sections import Section
-from regtune.report.table import Table, escaped
+from regtune.tables import Table, escaped
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results" / "ablation"
@@ -129,7 +129,7 @@ def _verdict(folder: Path) -> str:
         parts += [
             f"{several}**{escaped(top.sentence)}**",
             escaped(f"{top.proven} {top.controls}".strip()),
-            _table(section.summary) if section.summary else "",
+            section.summary.markdown(0).strip() if section.summary else "",
             _figures(section, folder),
             f"<details><summary>What this rests on</summary>\n\n{escaped(small)}\n\n</details>",
         ]
@@ -165,10 +165,5 @@ def _figures(section: Section, folder: Path) -> str:
     return " ".join(f"![{escaped(one.title)}]({place}/figures/{one.name}.svg)" for one in section.score_figures)
 
 
-def _table(table: Table) -> str:
-    """The table without its title."""
-    return table.markdown.partition("\n\n")[2].strip()
-
-
 def _pages(tables: list[Table]) -> str:
-    return "\n".join(table.markdown.replace("## ", "### ", 1) for table in tables).strip()
+    return "\n".join(table.markdown(3) for table in tables).strip()

@@ -12,7 +12,7 @@ import argparse
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from regtune.records import RunRecord, load_record, read_json, read_predictions
 from regtune.report.arms import BASELINE, REGISTERS, arm_of
 from regtune.stats.comparison import compare
 from regtune.stats.scores import ArmScores
+from regtune.tables import Column, Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -41,6 +42,7 @@ PAGES = (
 BLOCK = re.compile(r"(<!-- results:(?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 COUNTS, SEEDS = (0, 8), (0, 1)
 DELTA = 0.01
+EM, F1 = Column("EM", ".1f"), Column("F1", ".1f")
 
 
 def runs() -> list[tuple[Path, RunRecord]]:
@@ -75,10 +77,9 @@ def scores(folder: Path, record: RunRecord, metric: str) -> tuple[list[str], np.
     return [row["id"] for row in rows], np.array([row[metric] for row in rows], dtype=float)
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; the first column is aligned to the left, numbers to the right."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+def markdown(columns: tuple[str | Column, ...], rows: list[tuple[Any, ...]]) -> str:
+    """A table for a page."""
+    return Table(columns=columns, rows=tuple(rows)).markdown().strip()
 
 
 def table_runs() -> str:
@@ -91,17 +92,18 @@ def table_runs() -> str:
             (
                 registers_of(record),
                 seed_of(record),
-                f"{100 * metrics['exact_match']:.1f}",
-                f"{100 * metrics['f1']:.1f}",
-                f"{record.config['training']['learning_rate']:g}",
-                f"{record.config['training']['register_learning_rate']:g}" if registers_of(record) else "",
-                f"{training['seconds'] / 60:.1f}",
-                f"{training['tokens_per_second']:,.0f}",
-                f"{training['peak_memory_bytes'] / 2**30:.1f}",
+                100 * metrics["exact_match"],
+                100 * metrics["f1"],
+                record.config["training"]["learning_rate"],
+                record.config["training"]["register_learning_rate"] if registers_of(record) else None,
+                training["seconds"] / 60,
+                training["tokens_per_second"],
+                training["peak_memory_bytes"] / 2**30,
             )
         )
-    header = ("N", "seed", "EM", "F1", "learning rate", "registers' rate", "minutes", "text tokens/s", "peak GiB")
-    return markdown(header, rows)
+    rates = (Column("learning rate", "g"), Column("registers' rate", "g"))
+    cost = (Column("minutes", ".1f"), Column("text tokens/s", ",.0f"), Column("peak GiB", ".1f"))
+    return markdown(("N", "seed", EM, F1, *rates, *cost), rows)
 
 
 def comparison(metric: str) -> Any:
@@ -126,15 +128,16 @@ def table_comparison() -> str:
     rows = [
         (
             name,
-            f"{100 * c.baseline_mean:.1f}",
-            f"{100 * c.arm_mean:.1f}",
-            f"{100 * c.difference:+.1f}",
-            f"{100 * c.interval[0]:+.1f} … {100 * c.interval[1]:+.1f}",
-            f"{c.p_value:.2f}",
+            100 * c.baseline_mean,
+            100 * c.arm_mean,
+            100 * c.difference,
+            f"{100 * c.interval[0]:+.1f} to {100 * c.interval[1]:+.1f}",
+            c.p_value,
         )
         for name, c in found.items()
     ]
-    table = markdown(("", "N = 0", "N = 8", "difference", "95 % interval", "p"), rows)
+    means = (Column("N = 0", ".1f"), Column("N = 8", ".1f"), Column("difference", "+.1f"))
+    table = markdown(("", *means, "95 % interval", Column("p", ".2f")), rows)
     return f"{table}\n\n**F1:** {found['F1'].sentence}"
 
 
@@ -144,14 +147,14 @@ def table_search() -> str:
     rows = [
         (
             row["num_registers"],
-            f"{row['learning_rate']:g}",
-            f"{row['register_learning_rate']:g}" if row["register_learning_rate"] else "",
-            f"{100 * row['exact_match']:.1f}",
-            f"{100 * row['f1']:.1f}",
+            row["learning_rate"],
+            row["register_learning_rate"],
+            100 * row["exact_match"],
+            100 * row["f1"],
         )
         for row in found["rows"]
     ]
-    return markdown(("N", "learning rate", "registers' rate", "EM", "F1"), rows)
+    return markdown(("N", Column("learning rate", "g"), Column("registers' rate", "g"), EM, F1), rows)
 
 
 def figure() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import ablation_results as ablation
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from regtune.analyses.parts import estimate
 from regtune.inspection import PartRecord, compare_records, direction, read_records
 from regtune.stats.comparison import Comparison
+from regtune.tables import Table, number
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results" / "inside"
@@ -73,20 +75,14 @@ def before(name: str, measure: str) -> float | None:
     return means[0] if means else None
 
 
-def number(value: float | None) -> str:
-    """Three significant digits."""
-    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table for a page."""
+    return Table(columns=tuple(columns), rows=tuple(map(tuple, rows))).markdown().strip()
 
 
 def signed(value: float) -> str:
     """The same with its sign."""
     return f"{value:+.3g}"
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is aligned to the left."""
-    made = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
-    return "\n".join(made + ["| " + " | ".join(line) + " |" for line in lines])
 
 
 def table(name: str) -> str:
@@ -95,10 +91,10 @@ def table(name: str) -> str:
     titles = {each.metric.name: each.metric.title for rows in found.values() for each in rows}
     lines = []
     for measure, title in titles.items():
-        line = [title, number(before(name, measure))]
+        line: list[Any] = [title, before(name, measure)]
         for rows in found.values():
             mine = next((each for each in rows if each.metric.name == measure), None)
-            line += ["", "", "", ""] if mine is None else [number(mine.baseline_mean), *_changed(mine)]
+            line += [None] * 4 if mine is None else [mine.baseline_mean, *_changed(mine)]
         lines.append(line)
     header = ["", "before fine-tuning"]
     for n in found:
@@ -126,7 +122,7 @@ def claims() -> str:
     """The paper's claims and open questions, each with a measurement; N is the smallest that was compared."""
     name = "tydiqa-en"
     lines = [
-        ["5 to 10 registers raise F1 and exact match", "[the ablation](ablation.md)", "", "", ablation.sentence()],
+        ["5 to 10 registers raise F1 and exact match", "the ablation", "", "", ablation.sentence()],
         *(_claim(claim, name, measure) for claim, measure in _CLAIMS),
         *_faithful(name),
         *_roles(name),
@@ -155,7 +151,7 @@ _CLAIMS: tuple[tuple[str, str], ...] = (
 def _claim(claim: str, name: str, measure: str) -> list[str]:
     n, found = row(name, measure)
     shown, difference, verdict = _changed(found)
-    return [claim, f"`{measure}`", f"{number(found.baseline_mean)} → {shown} (N = {n})", difference, verdict]
+    return [claim, measure, f"{number(found.baseline_mean)} → {shown} (N = {n})", difference, verdict]
 
 
 def table_faithfulness() -> str:
@@ -164,7 +160,7 @@ def table_faithfulness() -> str:
     if not found:
         return "Not measured."
     lines = [
-        [each.metric.title, number(each.baseline_mean), *_changed(each), str(each.examples)]
+        [each.metric.title, each.baseline_mean, *_changed(each), each.examples]
         for each in min(found.items())[1]
         if each.metric.name.endswith(".normalised") or each.metric.name.rpartition(".")[2] not in _NORMALISED
     ]

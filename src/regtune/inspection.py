@@ -17,7 +17,6 @@ from typing import Any, Literal, get_origin
 import numpy as np
 from tqdm import tqdm
 
-from regtune.blocks import as_text
 from regtune.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError, unknown_name
 from regtune.interfaces import Analysis, Block, Examples, Metric, Need
 from regtune.methods.used import label_of
@@ -121,7 +120,7 @@ class Inspection:
             f"{subject['name']}: {subject['architecture']}, {subject['label']}; {len(data['ids'])} examples of "
             f"{', '.join(data['names'])}. Layers, heads and registers count from 0."
         )
-        return "\n\n".join([head, as_text(self.blocks()), *self.notes])
+        return "\n\n".join([head, *(str(block) for block in self.blocks() if block.kind != "figure"), *self.notes])
 
 
 def inspect(

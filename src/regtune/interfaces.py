@@ -6,6 +6,7 @@ A new task, method or analysis is one file that fills in one of these protocols 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from regtune.errors import ConfigError, unknown_name
+from regtune.tables import WIDTH, Column, Table
 
 if TYPE_CHECKING:
     from regtune.config import TrainConfig
@@ -375,15 +377,27 @@ class Block:
     title: str
     text: str = ""
     """What it shows and how it is counted; the whole of a text block."""
-    columns: tuple[str, ...] = ()
+    columns: tuple[str | Column, ...] = ()
     rows: tuple[tuple[Any, ...], ...] = ()
-    """Of a table; None is an empty cell."""
+    """Of a table (`regtune.tables`); None is an empty cell."""
     draw: Callable[[Any], None] | None = None
     """Of a figure: draws on a matplotlib `Axes`."""
     html: str | None = None
     """Of a figure that is better as HTML (an overlay on text); made safe by its maker."""
     data: Any = None
     """What the block was made of, as plain JSON types, for export."""
+
+    def table(self, name: str = "") -> Table:
+        """The table of a table block; the lines of `text` are its notes."""
+        notes = tuple(filter(None, self.text.split("\n")))
+        return Table(name=name, caption=self.title, columns=self.columns, rows=self.rows, notes=notes)
+
+    def __str__(self) -> str:
+        if self.kind == "table":
+            return self.table().text
+        if not self.text:
+            return f"{self.title}\n{'=' * len(self.title)}"
+        return "\n".join([self.title, *(textwrap.fill(line, WIDTH) for line in self.text.split("\n"))])
 
 
 @runtime_checkable

@@ -219,23 +219,6 @@ def test_what_others_wrote_is_escaped(tmp_path):
     assert "\\|" in markdown
 
 
-def test_a_cell_that_a_spreadsheet_would_run_is_made_text(tmp_path):
-    from regtune.report.table import Table
-
-    table = Table(name="t", title="T", header=("a",), rows=(("=cmd()",), ("+0.50",), ("-1.00 to +2.00",), ("-1+cmd",)))
-    assert table.csv.splitlines()[1:] == ["'=cmd()", "+0.50", "-1.00 to +2.00", "'-1+cmd"]
-
-
-@pytest.mark.parametrize("wicked", ["\r=cmd()", "a\r\n=cmd()", " =cmd()", "\uff1dcmd()", "\t@x", "\u2028+x", "\x1b[2J"])
-def test_no_cell_starts_a_formula_ends_a_line_or_acts_on_a_terminal(wicked):
-    from regtune.report.table import Table
-
-    text = Table(name="t", title="T", header=(wicked,), rows=((wicked,), ("end",))).csv
-    assert text.count("\n") == 3
-    assert not set(text) & set("\r\u2028\x1b")
-    assert all(line.strip('" ')[:1] not in tuple("=+-@\t\uff1d") for line in text.splitlines())
-
-
 def test_question_and_gold_are_shown_where_the_file_can_be_read(tmp_path):
     from regtune.tasks.qa.data.sources import load_questions
 
@@ -267,7 +250,7 @@ def test_the_search_for_learning_rates_is_shown(tmp_path):
     write_json(tmp_path / "sweep" / "search.json", content)
     table = build_report(collect(tmp_path / "sweep"), settings=Settings(resamples=100)).search
     assert table is not None
-    assert table.rows == (("8", "0.0002", "0.001", "54.1"),)
+    assert table.cells == (("8", "0.0002", "0.001", "54.1"),)
     assert "every 7th paragraph" in table.notes[0]
     assert table.notes[1] == "Searched for N = 8 alone. Other arms took these rates."
     assert table.notes[2] == "Chosen: registers: 0.0002, 0.001."

@@ -10,12 +10,14 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from regtune.cli import ask, compare, demo, doctor, evaluate, explain, info, inspect, predict, report, sweep, train
 from regtune.errors import ConfigError, RegtuneError, bounded, unknown_name
+from regtune.tables import Table
 
 
 class Command(NamedTuple):
@@ -35,6 +37,11 @@ COMMANDS = {
     )
 }
 """In the order of the overview."""
+_OPTIONS = (
+    ("--version", "Print the version."),
+    ("--debug", "Show the traceback of an error."),
+    ("--plugin FILE", "Run a Python file that registers tasks, families, methods or analyses of your own."),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,15 +126,16 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
     lines = ["usage: regtune COMMAND [OPTIONS]", "", "Register-augmented fine-tuning of pretrained encoders.", ""]
     lines += ["Commands (regtune COMMAND --help tells all its options):"]
-    lines += [f"  {name:<{width}}  {command.sentence}" for name, command in COMMANDS.items()]
-    lines += ["", "Options:", "  --version      Print the version."]
-    lines += ["  --debug        Show the traceback of an error."]
-    lines += ["  --plugin FILE  Run a Python file that registers tasks, families, methods or analyses of your own."]
+    lines += [_listed([(name, command.sentence) for name, command in COMMANDS.items()]), "", "Options:"]
+    lines += [_listed(_OPTIONS)]
     lines += ["", "Exit codes: 0 done, 1 it failed, 2 used wrongly, 130 interrupted.", "", "Examples:"]
     return "\n".join(lines + [f"  {command.examples[0]}" for command in COMMANDS.values()])
+
+
+def _listed(rows: Sequence[tuple[str, str]]) -> str:
+    return textwrap.indent(Table(columns=("", ""), rows=tuple(rows)).text, "  ")
 
 
 def _message(error: Exception) -> str:

@@ -11,10 +11,10 @@ from regtune.report.arms import arm_of, seed_of, task_of
 from regtune.report.collect import Cell
 from regtune.report.flips import Flip, Flips, find_flips
 from regtune.report.scores import arm_scores, check_coverage
-from regtune.report.table import probability
 from regtune.report.tasks import reported
 from regtune.stats.comparison import Comparison, compare, shown, shown_difference, shown_interval
 from regtune.stats.scores import match_arm
+from regtune.tables import Table, one_line, probability
 
 _WIDTH = 100
 
@@ -100,19 +100,18 @@ def _on_set(one: Cell, other: Cell, name: str, *, delta: float | None, resamples
 
 
 def _set_lines(part: SetComparison, most: int) -> list[str]:
-    rows = [("", "A", "B", "B - A", "95 % interval", "p")]
+    rows: list[tuple[str, ...]] = []
     for result in part.results.values():
         metric = result.metric
         means = (shown(metric, result.baseline_mean), shown(metric, result.arm_mean))
         difference = (shown_difference(metric, result.difference), shown_interval(metric, result.interval))
         rows.append((metric.title, *means, *difference, probability(result.p_value)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    table = Table(columns=("", "A", "B", "B - A", "95 % interval", "p"), rows=tuple(rows))
     main = next(iter(part.results.values()))
     gained, lost = part.flips.gained, part.flips.lost
     return [
         f"{part.name}, {part.flips.questions:,} questions",
-        *table,
+        table.text,
         f"{main.metric.title}: {main.sentence.replace('the baseline', 'A')}",
         f"Flips: {len(gained)} questions wrong in A and right in B, {len(lost)} right in A and wrong in B.",
         *(line for flip in (*gained[:most], *lost[:most]) for line in _flip_lines(flip)),
@@ -121,21 +120,16 @@ def _set_lines(part: SetComparison, most: int) -> list[str]:
 
 def _flip_lines(flip: Flip) -> list[str]:
     kind = "won " if flip.gained else "lost"
-    head = f"  {kind}  {flip.id}" + (f"  {flip.question}" if flip.question else "")
     answers = f"        A: {_quoted(flip.before.text)}   B: {_quoted(flip.after.text)}"
     gold = f"   gold: {_quoted(flip.gold[0])}" if flip.gold else ""
-    return [_short(head), answers + gold]
+    return [f"  {kind}  {_short(f'{flip.id}  {flip.question}'.rstrip())}", answers + gold]
 
 
 def _quoted(text: str) -> str:
-    return f'"{_short(_plain(text))}"' if text else "(no answer)"
-
-
-def _plain(text: str) -> str:
-    """One line without control characters: an answer must not be able to steer the terminal."""
-    return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
+    return f'"{_short(text)}"' if text else "(no answer)"
 
 
 def _short(text: str) -> str:
-    text = text if text.isprintable() else _plain(text)
+    """One line without control characters: an answer must not be able to steer the terminal."""
+    text = one_line(text)
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

@@ -16,8 +16,8 @@ from regtune.report.arms import Arm, filled
 from regtune.report.arms import set_name as short_name
 from regtune.report.collect import Cell, Group
 from regtune.report.scores import Answer, answers
-from regtune.report.table import Table, percent
 from regtune.stats.scores import some
+from regtune.tables import Table
 
 SHOWN = 40
 NOT_KEPT = "(text not kept)"
@@ -142,8 +142,8 @@ def flips_table(group: Group, baseline: Arm, set_name: str) -> Table | None:
     )
     return Table(
         name="flips",
-        title=f"Questions that change between right and wrong on {set_name}",
-        header=("arm", "won", "lost", "% of questions, same seed", "% between seeds of the arm"),
+        caption=f"Questions that change between right and wrong on {set_name}",
+        columns=("arm", "won", "lost", "% of questions, same seed", "% between seeds of the arm"),
         rows=tuple(rows),
         notes=(
             "Right means exact match. Won and lost: by the majority of the seeds, against the baseline. The last two "
@@ -180,15 +180,14 @@ def shown_table(flips: Flips) -> Table:
     more = len(flips.flips) - len(rows)
     return Table(
         name="flipped-questions",
-        title=f"Flips on {flips.set_name}: {flips.before} → {flips.after}",
-        header=("", "question", "gold", flips.before, flips.after),
+        caption=f"Flips on {flips.set_name}: {flips.before} → {flips.after}",
+        columns=("", "question", "gold", flips.before, flips.after),
         rows=rows,
         notes=(
             f"{len(flips.gained)} won, {len(flips.lost)} lost of {flips.questions:,} questions"
             f"{f'; the {len(rows)} clearest are shown' if more > 0 else ''}. Each arm's most frequent answer, with the "
             "seeds that were right and the mean F1 in percent.",
         ),
-        left=5,
     )
 
 
@@ -230,9 +229,9 @@ def _majority(side: Side) -> str:
 
 
 def _answer(side: Side) -> str:
-    right = f"{side.right}/{side.seeds} right, F1 {percent(side.f1)}"
+    right = f"{side.right}/{side.seeds} right, F1 {100 * side.f1:.1f}"
     return f"{side.text or '(no answer)'} ({right})"
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else percent(value)
+    return "" if value is None else f"{100 * value:.1f}"

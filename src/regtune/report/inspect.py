@@ -17,7 +17,7 @@ from regtune.registry import ANALYSES
 from regtune.report.collect import Sweep
 from regtune.report.figures import Figure, drawn
 from regtune.report.overlays.page import Overlay, make_overlays
-from regtune.report.table import Table
+from regtune.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def _pieces(blocks: Sequence[Block], prefix: str) -> Iterator[Piece]:
         for block in found:
             number += 1
             if kind == "table":
-                yield Piece(title=block.title, table=_table(block, f"{prefix}-{number}"))
+                yield Piece(title=block.title, table=block.table(f"{prefix}-{number}"))
             elif kind == "overlay":
                 yield Piece(title=block.title, overlays=make_overlays(block.data, prefix=f"{prefix}-{number}"))
             elif kind == "html":
@@ -161,11 +161,3 @@ def _kind(block: Block) -> str:
     if block.kind != "figure" or block.draw is not None:
         return block.kind
     return "html" if block.html is not None else "overlay"
-
-
-def _table(block: Block, name: str) -> Table:
-    rows = tuple(tuple("" if cell is None else str(cell) for cell in row) for row in block.rows)
-    words = [any(cell and cell[0] not in "+-.0123456789" for cell in column) for column in zip(*rows, strict=True)]
-    left = next((index for index, said in enumerate(words) if not said), len(words))
-    notes = tuple(filter(None, block.text.split("\n")))
-    return Table(name=name, title=block.title, header=block.columns, rows=rows, notes=notes, left=max(left, 1))

@@ -14,7 +14,7 @@ from regtune.report.rendering import environment, write
 from regtune.report.result_tables import runs_table, search_table, settings_table, versions_table
 from regtune.report.scores import Settings
 from regtune.report.sections import Section, make_section, named
-from regtune.report.table import Table, escaped
+from regtune.tables import Column, Table, escaped
 
 PAGE = "report.html"
 
@@ -110,17 +110,16 @@ def build_report(sweep: Sweep, *, settings: Settings) -> Report:
 
 def _overview(sections: Sequence[Section]) -> Table:
     """Arms in rows, sections in columns: the mean, and the difference to the baseline with its verdict."""
-    columns = [{row[0]: row for row in section.summary.rows} if section.summary else {} for section in sections]
-    arms = list(dict.fromkeys(arm for column in columns for arm in column))
+    found = [{row[0]: row for row in section.summary.cells} if section.summary else {} for section in sections]
+    arms = list(dict.fromkeys(arm for column in found for arm in column))
     rows = [
-        (arm, *(". ".join(filter(None, (c[arm][1], c[arm][2], c[arm][4]))) if arm in c else "" for c in columns))
+        (arm, *(". ".join(filter(None, (c[arm][1], c[arm][2], c[arm][4]))) if arm in c else "" for c in found))
         for arm in arms
     ]
-    titles = [
-        f"{section.title} ({section.summary.title})" if section.summary else section.title for section in sections
-    ]
+    titles = [f"{s.title} ({s.summary.caption})" if s.summary else s.title for s in sections]
+    columns = [Column(title, align="left") for title in titles]
     note = "Mean ± SD over seeds; difference to the baseline with its interval; verdict. Corrected column by column."
-    return Table(name="overview", title="All at a glance", header=("arm", *titles), rows=tuple(rows), notes=(note,))
+    return Table(name="overview", caption="All at a glance", columns=("arm", *columns), rows=tuple(rows), notes=(note,))
 
 
 def _records_alone(folder: Path) -> Report | None:
@@ -153,7 +152,7 @@ def _markdown(report: Report) -> str:
         top = section.headline
         parts += [f"**{escaped(section.title)}**\n", f"{escaped(top.sentence)}\n"]
         parts += [f"{escaped(text)}\n" for text in (top.proven, top.controls, top.basis) if text]
-    parts += [table.markdown for table in report.tables]
+    parts += [table.markdown() for table in report.tables]
     if report.skipped:
         listed = "\n".join(f"- {escaped(name)}: {escaped(reason)}" for name, reason in report.skipped)
         parts.append(f"## Not used\n\n{listed}\n")

@@ -15,7 +15,6 @@ from regtune.registry import TASKS
 from regtune.report.arms import Arm, checkpoint_rule, default_config, differences, filled, set_name
 from regtune.report.collect import Cell, Group, mixed_versions, unrecorded_code
 from regtune.report.scores import Family
-from regtune.report.table import Table, percent, probability
 from regtune.report.tasks import reported
 from regtune.stats.comparison import (
     Comparison,
@@ -27,12 +26,13 @@ from regtune.stats.comparison import (
     shown_interval,
     shown_margin,
 )
+from regtune.tables import Column, Table, probability
 
 Results = dict[tuple[str, str], list[Family]]
 """Evaluation set and metric to the families that were compared there."""
 _COLUMNS = (
     "arm",
-    "verdict",
+    Column("verdict", strong=True),
     "mean",
     "difference",
     "95 % interval",
@@ -63,12 +63,12 @@ def summary_table(group: Group, baseline: Arm, families: Sequence[Family], name:
         for arm, r in found
     ]
     several = any(result.comparisons > 1 for _, result in found)
-    header = ("arm", f"{metric.title}, mean ± SD", "difference (95 %)", "p", "verdict", "seeds")
+    header = ("arm", f"{metric.title}, mean ± SD", "difference (95 %)", "p", Column("verdict", strong=True), "seeds")
     note = "Intervals are simultaneous (Bonferroni) and p corrected (Holm) for all arms of a kind." if several else ""
     return Table(
         name="summary",
-        title=f"{metric.title} on {name}",
-        header=header,
+        caption=f"{metric.title} on {name}",
+        columns=header,
         rows=tuple(rows),
         notes=(note,) if note else (),
     )
@@ -89,15 +89,14 @@ def arms_table(group: Group, baseline: Arm, families: Sequence[Family], name: st
     rows += [_row(arm.label, result) for arm, result in found.items()]
     return Table(
         name=file_name(f"arms-{metric.name}-{name}"),
-        title=f"{metric.title} on {name}: every arm against the baseline",
-        header=_COLUMNS,
+        caption=f"{metric.title} on {name}: every arm against the baseline",
+        columns=_COLUMNS,
         rows=tuple(rows),
         notes=(
             *_notes(found.values(), reported(group.task).examples),
             *(note for family in families for note in family.notes),
             *caveats(group),
         ),
-        left=2,
     )
 
 
@@ -123,8 +122,8 @@ def controls_table(families: dict[Arm, Family], name: str, metric: Metric) -> Ta
         return None
     return Table(
         name=file_name(f"controls-{metric.name}-{name}"),
-        title=f"{metric.title} on {name}: controls against registers of the same number",
-        header=("control minus registers", *_COLUMNS[1:]),
+        caption=f"{metric.title} on {name}: controls against registers of the same number",
+        columns=("control minus registers", *_COLUMNS[1:]),
         rows=tuple(rows),
         notes=(
             "A gain that a control shows as well does not come from learned registers. Corrected (Holm) over the "
@@ -132,7 +131,6 @@ def controls_table(families: dict[Arm, Family], name: str, metric: Metric) -> Ta
             "these very questions, which flatters the registers a little.",
             *notes,
         ),
-        left=2,
     )
 
 
@@ -157,8 +155,8 @@ def sets_table(group: Group, baseline: Arm | None, results: Results, metric: Met
     where = (f"The sets: {'; '.join(sources)}.",) if sources else ()
     return Table(
         name=f"sets-{metric.name}",
-        title=f"{metric.title} on every evaluation set",
-        header=header,
+        caption=f"{metric.title} on every evaluation set",
+        columns=header,
         rows=tuple(rows),
         notes=(*(notes if baseline else ()), *where),
     )
@@ -176,10 +174,9 @@ def runs_table(groups: Iterable[Group], folder: str) -> Table:
             )
     return Table(
         name="runs",
-        title=f"Every run in {folder}",
-        header=("arm", "run", "set", "started", "seed", "scores"),
+        caption=f"Every run in {folder}",
+        columns=("arm", Column("run", align="left"), "set", Column("started", align="left"), "seed", "scores"),
         rows=tuple(rows),
-        left=4,
     )
 
 
@@ -312,7 +309,7 @@ def cost_table(group: Group) -> Table:
     note = (
         "Means over the runs of an arm, as measured while the sweep ran: times hold for a machine that did other work."
     )
-    return Table(name="cost", title="What each arm costs", header=header, rows=tuple(rows), notes=(note,))
+    return Table(name="cost", caption="What each arm costs", columns=header, rows=tuple(rows), notes=(note,))
 
 
 def settings_table(cells: Sequence[Cell]) -> Table:
@@ -334,14 +331,13 @@ def settings_table(cells: Sequence[Cell]) -> Table:
     seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in cells}))
     return Table(
         name="settings",
-        title="Settings that differ from the defaults",
-        header=("setting", "arms", "here", "default"),
+        caption="Settings that differ from the defaults",
+        columns=("setting", "arms", Column("here", align="left"), Column("default", align="left")),
         rows=tuple(rows),
         notes=(
             f"Seeds: {seeds}. Everything else is as in regtune's defaults of the version below. A search for learning "
             "rates is shown above where one was recorded; without one the recipe's rates were taken as they are.",
         ),
-        left=4,
     )
 
 
@@ -354,7 +350,7 @@ def versions_table(cells: Sequence[Cell]) -> Table:
     ]
     header = ("what", "value", "runs")
     notes = tuple(filter(None, (*mixed_versions(cells), unrecorded_code(cells))))
-    return Table(name="versions", title="Versions and machines", header=header, rows=tuple(rows), notes=notes, left=2)
+    return Table(name="versions", caption="Versions and machines", columns=header, rows=tuple(rows), notes=notes)
 
 
 def search_table(search: Mapping[str, Any]) -> Table:
@@ -374,8 +370,8 @@ def search_table(search: Mapping[str, Any]) -> Table:
     )
     return Table(
         name="search",
-        title="The search for learning rates",
-        header=tuple(column.replace("_", " ") for column in columns),
+        caption="The search for learning rates",
+        columns=tuple(column.replace("_", " ") for column in columns),
         rows=tuple(tuple(_searched(column, row.get(column)) for column in columns) for row in rows),
         notes=tuple(note for note in notes if note),
     )
@@ -438,7 +434,7 @@ def _rates(rates: Any) -> str:
 
 def _searched(column: str, value: Any) -> str:
     if column in _in_percent() and isinstance(value, (int, float)):
-        return percent(float(value))
+        return f"{100 * value:.1f}"
     return "" if value is None else f"{value:g}" if isinstance(value, (int, float)) else _text(value)
 
 

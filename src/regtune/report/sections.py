@@ -24,8 +24,8 @@ from regtune.report.scores import (
     check_coverage,
     find_baseline,
 )
-from regtune.report.table import Table
 from regtune.report.tasks import reported
+from regtune.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)

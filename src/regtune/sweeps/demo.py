@@ -10,6 +10,7 @@ from typing import Any
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.records import RunRecord, inside, read_json
+from regtune.tables import Column, Table
 
 TRAIN, DEV = "embedded:train", "embedded:dev"
 COUNTS = (0, 4)
@@ -131,11 +132,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def demo_text(result: DemoResult) -> str:
     """The result as a person reads it; EM and F1 in percent."""
     lines = [f"MiniLM on the {result.questions} questions of {DEV}, fine-tuned on {TRAIN}", ""]
-    lines += [f"{'registers':>9} {'EM':>6} {'F1':>6} {'minutes':>8}"]
-    for arm in result.arms:
-        em, f1 = 100 * arm.mean("exact_match"), 100 * arm.mean("f1")
-        lines.append(f"{arm.num_registers:>9} {em:>6.1f} {f1:>6.1f} {arm.record.seconds / 60:>8.1f}")
-    lines += ["", *_verdict(result), ""]
+    columns = ("registers", *(Column(title, ".1f") for title in ("EM", "F1", "minutes")))
+    rows = [
+        (arm.num_registers, 100 * arm.mean("exact_match"), 100 * arm.mean("f1"), arm.record.seconds / 60)
+        for arm in result.arms
+    ]
+    lines += [Table(columns=columns, rows=tuple(rows)).text, "", *_verdict(result), ""]
     for item in result.shown:
         lines += [item.question, f"  gold          {' | '.join(item.gold)}"]
         for arm, answer in zip(result.arms, item.answers, strict=True):

@@ -11,6 +11,7 @@ from regtune.errors import CheckpointError
 from regtune.records import RunRecord
 from regtune.session import Target, open_target
 from regtune.sweeps.evaluate import titles_of
+from regtune.tables import Column, Table
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -120,8 +121,7 @@ def describe_text(facts: dict[str, Any]) -> str:
         ]
         rows += [(f"on {name}", _percent(metrics)) for name, metrics in run["metrics"].items()]
         rows += [(part, _settings(run[part])) for part in ("training", "versions", "machine")]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+    return Table(columns=("", Column("", align="left")), rows=tuple(rows)).text
 
 
 def scores_text(metrics: Mapping[str, Mapping[str, float]]) -> str:

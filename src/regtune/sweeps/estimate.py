@@ -9,6 +9,7 @@ from pathlib import Path
 from regtune.records import RunRecord
 from regtune.sweeps.cell_run import Status, cell_status, failure, finished_record
 from regtune.sweeps.grid import Cell
+from regtune.tables import Column, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +74,13 @@ def plan_text(plan: Sequence[PlannedCell], *, waiting: Sequence[str] = ()) -> st
         plan: the cells.
         waiting: arms whose cells are not known yet, because they run at the best N.
     """
-    lines = []
-    for part in plan:
-        time = "" if part.seconds is None else duration(part.seconds)
-        why = f"  ({part.failure})" if part.failure else ""
-        lines.append(f"{part.cell.key}  {part.status:<8}  {time:>10}  {part.cell.label}{why}")
-    if waiting:
-        lines.append(f"Later, at the N that scores best: {', '.join(waiting)}.")
-    return "\n".join([*lines, summary(plan)])
+    rows = [
+        (part.cell.key, part.status, part.seconds, part.cell.label + (f"  ({part.failure})" if part.failure else ""))
+        for part in plan
+    ]
+    columns = (Column("", align="left"), "", Column("", duration, "right"), "")
+    later = (f"Later, at the N that scores best: {', '.join(waiting)}.",) if waiting else ()
+    return Table(columns=columns, rows=tuple(rows), notes=(*later, summary(plan))).text
 
 
 def summary(plan: Sequence[PlannedCell]) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import DataConfig, RunConfig, to_dict
-from regtune.errors import printable
 from regtune.models.precision import resolve_precision
 from regtune.records import now, versions, write_json
 from regtune.registry import TASKS
 from regtune.session import Session, SharedInputs, Target, fitted, open_target, settings_of
 from regtune.session import open as open_session
+from regtune.tables import Table
 from regtune.tasks.qa.windows import fitting
 
 EVALUATION_FILE = "evaluation.json"
@@ -168,11 +168,11 @@ def evaluation_text(found: Evaluation) -> str:
     """The table that a person reads, ratios in percent, and below it what was left out, mended, converted or cut."""
     titles = titles_of() | _COLUMNS
     columns = [key for key in titles if any(key in part.metrics for part in found.sets)]
-    head = ["set", "language", "questions", *(titles[key] for key in columns)]
-    rows = [[part.name, part.language or "?", _of(part), *_cells(part.metrics, columns)] for part in found.sets]
-    rows += [[f"mean, {name}", "", "", *_cells(metrics, columns)] for name, metrics in found.averages.items()]
+    rows = [(part.name, part.language or "?", _of(part), *_cells(part.metrics, columns)) for part in found.sets]
+    rows += [(f"mean, {name}", "", "", *_cells(metrics, columns)) for name, metrics in found.averages.items()]
     notes = [f"{part.name}: {line}" for part in found.sets for line in part.account.get("lines", ())]
-    return "\n".join([printable(table(head, rows)), *(printable(note, keep="") for note in notes)])
+    head = ("set", "language", "questions", *(titles[key] for key in columns))
+    return Table(columns=head, rows=tuple(rows), notes=tuple(notes)).text
 
 
 def _of(part: SetScores) -> str:
@@ -188,13 +188,3 @@ def titles_of() -> dict[str, str]:
 
 def _cells(metrics: Mapping[str, float], columns: Sequence[str]) -> list[str]:
     return [f"{100 * metrics[key]:.1f}" if key in metrics else "" for key in columns]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain text columns: the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = []
-    for row in [head, *rows]:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

@@ -18,6 +18,7 @@ from regtune.models.loading import load_question_answering_model, load_tokenizer
 from regtune.models.precision import best_device, has_bfloat16
 from regtune.registers.surgery import add_registers, backbone_of, find_registers, max_text_length
 from regtune.session import open_target
+from regtune.tables import Column, Table
 from regtune.testing.invariants import INVARIANTS, NotApplicableError
 from regtune.testing.subject import BrokenInvariantError, Subject
 
@@ -199,9 +200,8 @@ def _summary(model: Any, own: bool) -> str:
 def report_text(report: Report) -> str:
     """The report as a person reads it: a line for each finding, and a conclusion."""
     words = {True: "passed", False: "FAILED", None: "-"}
-    width = max(len(finding.name) for finding in report.findings)
-    lines = [f"{report.model}: {report.summary}", ""]
-    lines += [f"{words[found.passed]:<6}  {found.name:<{width}}  {found.text}" for found in report.findings]
+    rows = tuple((words[found.passed], found.name, found.text) for found in report.findings)
+    lines = [f"{report.model}: {report.summary}", "", Table(columns=("", "", Column("", align="left")), rows=rows).text]
     failed = [finding.name for finding in report.findings if finding.passed is False]
     proved = sum(finding.passed is True for finding in report.findings)
     if failed:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from regtune.errors import printable
 from regtune.session import open as open_session
+from regtune.tables import Column, Table
 from regtune.tasks.qa.answers import Prediction
 from regtune.tasks.qa.question_answerer import QuestionAnswerer
 
@@ -43,5 +43,5 @@ def answers_text(prediction: Prediction) -> str:
     if prediction.null_probability is not None:
         spans.append(("(no answer)", prediction.null_probability))
         spans.sort(key=lambda pair: -pair[1])
-    rows = [[f"{probability:.3f}", printable(" ".join(text.split()), keep="")] for text, probability in spans]
-    return "\n".join(["probability  answer", *(f"{share:>11}  {text}" for share, text in rows)])
+    columns = (Column("probability", ".3f"), Column("answer", align="left"))
+    return Table(columns=columns, rows=tuple((probability, text) for text, probability in spans)).text
