@@ -1,4 +1,5 @@
-"""One forward pass is its own: threads, nested calls, copies, wrappers and recomputation give what each gives alone."""
+"""One forward pass is its own: threads, nested calls, recomputation, shared parts and `.forward` give what each
+gives alone. Copies and wrappers are in test_wrappers.py."""
 
 from __future__ import annotations
 
@@ -8,266 +9,219 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.utils.checkpoint import checkpoint
 
+from registers.placed import every_case, logits, registered, three_batches
 from regtune.config import RegisterConfig
 from regtune.errors import InputError
-from regtune.families.albert import ALBERT
-from regtune.registers.surgery import (
-    add_registers,
-    disable_registers,
-    find_registers,
-    mask_registers,
-    num_registers,
-    remove_registers,
-)
-from tiny import ABSOLUTE, FAMILIES, inputs, tiny_model
+from regtune.registers import passes
+from regtune.registers.surgery import add_registers, backbone_of, disable_registers, mask_registers, remove_registers
+from tiny import FAMILIES, inputs
 
-CASES = [
-    (family, placement, depth)
-    for family in FAMILIES
-    for placement in ("prefix", "after_cls", "suffix")
-    for depth in ("input", "every_layer")
-    if (placement != "after_cls" or family in ABSOLUTE) and (depth == "input" or family != ALBERT.model_types[0])
-]
-
-
-def made(family="bert", placement="prefix", depth="input", head="sequence-classification", n=4, seed=0):
-    model = tiny_model(family, head, seed=seed)
-    return add_registers(model, RegisterConfig(num_registers=n, placement=placement, depth=depth, init_std=1.0))
+pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # checkpoints in no_grad
+placed_anywhere = pytest.mark.parametrize(("family", "placement", "depth"), every_case())
 
 
 def in_threads(*jobs):
-    """Runs all jobs at the same time; gives their results, and raises what any of them raised."""
-    results, errors, gate = [None] * len(jobs), [], threading.Barrier(len(jobs))
+    """Runs the jobs together, each four times; what differs from what was expected."""
+    wrong: list[str] = []
+    start = threading.Barrier(len(jobs))
 
-    def run(place, job):
-        try:
-            gate.wait()
-            results[place] = job()
-        except BaseException as error:
-            errors.append(error)
+    def work(run, expected):
+        start.wait()
+        for _ in range(4):
+            try:
+                if not torch.equal(run(), expected):
+                    wrong.append("another result")
+            except Exception as error:  # a thread's error is lost otherwise
+                wrong.append(repr(error))
 
-    threads = [threading.Thread(target=run, args=(place, job)) for place, job in enumerate(jobs)]
+    threads = [threading.Thread(target=work, args=job) for job in jobs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if errors:
-        raise errors[0]
-    return results
+    return wrong
 
 
-@pytest.mark.parametrize(("family", "placement", "depth"), CASES)
-def test_threads_that_share_a_model_get_what_one_alone_gets(family, placement, depth):
-    model = made(family, placement, depth)
-    batches = [inputs(family, batch=2, seq=seq, pad=pad, seed=seq) for seq, pad in ((20, 5), (12, 3), (30, 0), (8, 2))]
+@placed_anywhere
+def test_threads_give_what_each_gives_alone(family, placement, depth):
+    model = registered(family, placement=placement, depth=depth)
+    one, two, three = three_batches(family)
 
-    def often(batch):
-        with torch.no_grad():
-            return [model(**batch).logits for _ in range(6)]
-
-    with torch.no_grad():
-        alone = [model(**batch).logits for batch in batches]
-    for found, wanted in zip(in_threads(*(lambda b=batch: often(b) for batch in batches)), alone, strict=True):
-        for logits in found:
-            torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
-
-
-def test_registers_switched_off_in_one_thread_stay_on_in_another():
-    model, batch = made(), inputs("bert", pad=4)
-    inside, done = threading.Event(), threading.Event()
-
-    def off():
-        with disable_registers(model), mask_registers(model):
-            inside.set()
-            done.wait(10)
-            return model(**batch).logits
-
-    def on():
-        inside.wait(10)
-        try:
-            return model(**batch).logits
-        finally:
-            done.set()
-
-    with torch.no_grad():
-        expected = model(**batch).logits
+    def switched_off():
         with disable_registers(model):
-            plain = model(**batch).logits
-        assert not torch.equal(expected, plain)
-        without, with_registers = in_threads(torch.no_grad()(off), torch.no_grad()(on))
-    assert torch.equal(without, plain)
-    assert torch.equal(with_registers, expected)
+            return logits(model, one)
+
+    def hidden():
+        with mask_registers(model, [1]):
+            return logits(model, two)
+
+    jobs = [switched_off, hidden, lambda: logits(model, three)]
+    assert in_threads(*[(job, job()) for job in jobs]) == []
+
+
+@placed_anywhere
+def test_nested_calls_give_what_each_gives_alone(family, placement, depth):
+    model = registered(family, placement=placement, depth=depth)
+    one, two, three = three_batches(family)
+    alone = [logits(model, batch) for batch in (one, two, three)]
+    with disable_registers(model):
+        without = logits(model, one)
+    inner, nested = [], [False]
+
+    def call_again(*_):
+        if not nested[0]:
+            nested[0] = True
+            inner.append(logits(model, two))
+            with disable_registers(model):
+                inner.append(logits(model, one))
+            nested[0] = False
+
+    norms = [m for m in backbone_of(model).modules() if isinstance(m, nn.LayerNorm)]
+    for module in (
+        model.get_input_embeddings(),
+        norms[0],
+        norms[-2],
+    ):
+        module.register_forward_hook(call_again)  # before the registers join, and when they are in
+    assert torch.equal(logits(model, three), alone[2])
+    assert len(inner) >= 6
+    assert all(torch.equal(found, (alone[1], without)[place % 2]) for place, found in enumerate(inner))
 
 
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])
-def test_a_pass_inside_a_pass_disturbs_neither(placement):
-    model, other = made(placement=placement), made("modernbert", placement, seed=1)
-    outer, inner = inputs("bert", seq=20, pad=5), inputs("bert", seq=9, pad=2, seed=3)
-    with torch.no_grad():
-        wanted, wanted_inner = model(**outer).logits, [model(**inner).logits, other(**inner).logits]
-        found = []
-
-        def look(_module, _args, _output):
-            if not found:
-                found.append(None)
-                found[:] = [model(**inner).logits, other(**inner).logits]
-
-        hook = model.bert.encoder.layer[1].register_forward_hook(look)
-        try:
-            assert torch.equal(model(**outer).logits, wanted)
-        finally:
-            hook.remove()
-    assert all(torch.equal(one, two) for one, two in zip(found, wanted_inner, strict=True))
+def test_another_model_called_inside_a_pass_disturbs_neither(placement):
+    model, other = registered(placement=placement), registered("modernbert", placement)
+    outer, inner, _ = three_batches("bert")
+    wanted, wanted_inner, found = logits(model, outer), logits(other, inner), []
+    model.bert.encoder.layer[1].register_forward_hook(lambda *_: found.append(logits(other, inner)))
+    assert torch.equal(logits(model, outer), wanted)
+    assert torch.equal(found[0], wanted_inner)
 
 
-@pytest.mark.parametrize(
-    ("family", "placement", "depth"), [c for c in CASES if c[0] in ("bert", "deberta-v2", "modernbert")]
-)
-def test_recomputed_layers_know_their_own_pass_after_another_one(family, placement, depth):
-    first, second = inputs(family, seq=20, pad=5), inputs(family, seq=11, pad=3, seed=4)
+def gradients(model):
+    found = {name.replace("_checkpoint_wrapped_module.", ""): p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return {name: value for name, value in found.items() if value is not None}
 
-    def gradients(checkpointing):
-        model = made(family, placement, depth)
-        if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        model.train()
-        for part in model.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0
-        loss = model(**first).logits.square().sum()
-        loss = loss + model(**second).logits.square().sum()  # a second pass before the backward one
+
+def loss_of(model, batch):
+    return model(**batch).logits.square().sum()
+
+
+def layers_of(model):
+    lists = [m for name, m in backbone_of(model).named_modules() if name.split(".")[-1] in ("layer", "layers")]
+    return next(m for m in lists if isinstance(m, nn.ModuleList))
+
+
+@placed_anywhere
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_run_again_after_another_pass_have_their_own_pass(family, placement, depth, reentrant):
+    if family == "albert" or (reentrant and depth == "input"):
+        pytest.skip("no layer has a hook of registers; models are run again as a whole below")
+    model = registered(family, placement=placement, depth=depth)
+    one, two, _ = three_batches(family)
+    loss_of(model, one).backward()
+    expected = gradients(model)
+    with disable_registers(model):
+        loss_of(model, one).backward()
+    expected_off = gradients(model)
+    layers = layers_of(model)
+    way = CheckpointImpl.REENTRANT if reentrant else CheckpointImpl.NO_REENTRANT
+    for index, layer in enumerate(layers):
+        layers[index] = checkpoint_wrapper(layer, way)
+    first = loss_of(model, one)
+    with disable_registers(model):
+        off = loss_of(model, one)
+    logits(model, two)
+    for loss, right in ((first, expected), (off, expected_off)):
         loss.backward()
-        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-    plain, recomputed = gradients(False), gradients(True)
-    assert plain.keys() == recomputed.keys()
-    for name, gradient in plain.items():
-        scale = float(gradient.abs().max()) or 1.0
-        assert torch.allclose(recomputed[name], gradient, atol=1e-5 * scale), name
-
-
-def test_models_that_share_an_encoder_stack_don_t_change_each_other():
-    one, other = tiny_model("bert", "sequence-classification"), tiny_model("bert", "sequence-classification", seed=1)
-    other.bert.encoder = one.bert.encoder
-    batch = inputs("bert", pad=4)
-    with torch.no_grad():
-        plain = other(**batch).logits
-        add_registers(one, RegisterConfig(num_registers=4, init_std=1.0))
-        own = one(**batch).logits
-        assert torch.equal(other(**batch).logits, plain)
-        add_registers(other, RegisterConfig(num_registers=2, init_std=1.0))
-        assert torch.equal(one(**batch).logits, own)
-        assert not torch.equal(other(**batch).logits, plain)
-
-
-@pytest.mark.parametrize(("family", "placement", "depth"), CASES)
-def test_calling_forward_is_calling_the_model(family, placement, depth):
-    model, batch = made(family, placement, depth, head="none"), inputs(family, pad=6)
-    with torch.no_grad():
-        wanted = model(**batch).last_hidden_state
-        assert torch.equal(model.forward(**batch).last_hidden_state, wanted)
-        assert wanted.shape[1] == 20
+        found = gradients(model)
+        assert found.keys() == right.keys()
+        for name, value in right.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_embeddings_alone_give_the_texts_rows(family):
-    model, batch = made(family, head="none"), inputs(family)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_whole_model_run_again_keeps_its_settings(family, reentrant):
+    model = registered(family)
+    batch = three_batches(family)[0]
+    with mask_registers(model, [0]):
+        loss_of(model, batch).backward()
+        expected = gradients(model)
+        embeds = torch.ones(1, requires_grad=True)
+
+        def run(one):
+            return model(**batch).logits * one
+
+        loss = checkpoint(run, embeds, use_reentrant=reentrant).square().sum()
+    loss.backward()  # the context is over
+    found = gradients(model)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    loss = checkpoint(run, embeds, use_reentrant=reentrant).square().sum()
+    with pytest.raises(InputError, match="it isn't clear which is meant"):
+        loss.backward()
+
+
+def test_what_was_moved_away_before_a_recomputation_is_refused():
+    model = registered(placement="suffix", depth="every_layer")
+    layers = layers_of(model)
+    for index, layer in enumerate(layers):
+        layers[index] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        loss = loss_of(model, three_batches("bert")[0])
+    with pytest.raises(InputError, match="can't be told from which forward pass"):
+        loss.backward()
+
+
+def test_nothing_is_remembered_of_passes_that_are_gone():
+    model = registered(depth="every_layer")
+    batch = three_batches("bert")[0]
+    logits(model, batch)
+    before = len(passes._REMEMBERED)
+    for _ in range(5):
+        logits(model, batch)
+    assert len(passes._REMEMBERED) <= before
+
+
+@placed_anywhere
+def test_forward_called_directly_and_embeddings_called_alone(family, placement, depth):
+    model = registered(family, head="none", placement=placement, depth=depth)
+    batch = three_batches(family)[0]
     with torch.no_grad():
-        assert model.embeddings(batch["input_ids"]).shape[1] == 20
+        assert torch.equal(model.forward(**batch).last_hidden_state, model(**batch).last_hidden_state)
+        assert model.embeddings(input_ids=batch["input_ids"]).shape[1] == batch["input_ids"].shape[1]
+    remove_registers(model)
+    assert "forward" not in model.__dict__
 
 
-@pytest.mark.parametrize("family", ["bert", "modernbert", "deberta-v2"])
-def test_a_deep_copy_computes_with_its_own_registers(family):
-    model, batch = made(family), inputs(family, pad=3)
+@placed_anywhere
+def test_models_that_share_a_stack_leave_each_other_alone(family, placement, depth):
+    one = registered(family, head="none", placement=placement, depth=depth)
+    other = copy.deepcopy(remove_registers(copy.deepcopy(one)))
+    batch = three_batches(family)[0]
     with torch.no_grad():
-        wanted = model(**batch).logits
-        twin = copy.deepcopy(model)
-        assert torch.equal(twin(**batch).logits, wanted)
-        find_registers(twin).tokens.fill_(3.0)
-        assert torch.equal(model(**batch).logits, wanted)
-        assert not torch.equal(twin(**batch).logits, wanted)
-    twin(**batch).logits.sum().backward()
-    assert find_registers(twin).tokens.grad is not None
-    assert find_registers(model).tokens.grad is None
+        alone, plain = one(**batch).last_hidden_state, other(**batch).last_hidden_state
+        for name in ("encoder", "transformer", "layers", "final_norm", "embeddings"):
+            if hasattr(one, name):
+                setattr(other, name, getattr(one, name))
+        assert torch.equal(other(**batch).last_hidden_state, plain)
+        add_registers(other, RegisterConfig(num_registers=2, init_std=0.5, placement=placement))
+        both = other(**batch).last_hidden_state
+        assert not torch.equal(both, plain)
+        assert torch.equal(one(**batch).last_hidden_state, alone)
+        remove_registers(one)
+        assert torch.equal(other(**batch).last_hidden_state, both)
+        assert torch.equal(one(**batch).last_hidden_state, plain)
 
 
-class Frame(nn.Module):
-    """Somebody's own module around a model."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, **batch):
-        return self.inner(**batch).logits
-
-
-def test_a_users_own_module_is_looked_through():
-    model, batch = made(), inputs("bert", pad=4)
-    frame = Frame(model)
-    assert num_registers(frame) == 4
-    with torch.no_grad():
-        on, plain = frame(**batch), None
-        with disable_registers(model):
-            plain = frame(**batch)
-        with disable_registers(frame):
-            assert torch.equal(frame(**batch), plain)
-    assert not torch.equal(on, plain)
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks by an old name
-def test_a_peft_model_is_looked_through():
-    peft = pytest.importorskip("peft")
-    model, batch = made(), inputs("bert", pad=4)
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS", r=2)).eval()
-    assert num_registers(wrapped) == 4
-    with torch.no_grad():
-        on = wrapped(**batch).logits
-        with disable_registers(wrapped):
-            off = wrapped(**batch).logits
-        with disable_registers(model):
-            assert torch.equal(wrapped(**batch).logits, off)
-    assert not torch.equal(on, off)
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks by an old name
-def test_registers_that_peft_keeps_a_copy_of_train_and_act():
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS", r=2, modules_to_save=["registers"])
-    model, batch = peft.get_peft_model(made(), config), inputs("bert", pad=4)
-    model.train()
-    model(**batch, labels=torch.zeros(3, dtype=torch.long)).loss.backward()
-    copies = {n: p for n, p in model.named_parameters() if "registers" in n and p.requires_grad}
-    assert copies
-    assert all(parameter.grad is not None for parameter in copies.values())
-    model.eval()
-    with torch.no_grad():
-        before = model(**batch).logits
-        for parameter in copies.values():
-            parameter.fill_(5.0)
-        assert not torch.equal(model(**batch).logits, before)
-
-
-@pytest.mark.parametrize("mode", [True, False])
-def test_registers_are_added_in_the_models_own_mode(mode):
-    model = tiny_model("bert").train(mode)
-    add_registers(model, RegisterConfig(num_registers=2))
-    assert find_registers(model).training is mode
-
-
-def test_a_full_mask_of_whole_numbers_is_refused_in_words():
-    model, batch = made(), inputs("bert", pad=4)
-    full = batch["attention_mask"][:, None, None, :].expand(-1, 1, 20, -1)
-    with pytest.raises(InputError, match=r"torch\.int64; .* must be bool \(SDPA\) or floating point"):
-        model(input_ids=batch["input_ids"], attention_mask=full)
-
-
-def test_what_is_removed_leaves_nothing_behind():
-    plain = tiny_model("bert", "sequence-classification")
-    batch = inputs("bert", pad=4)
-    with torch.no_grad():
-        wanted = plain(**batch).logits
-        model = remove_registers(add_registers(plain, RegisterConfig(num_registers=3)))
-        assert torch.equal(model(**batch).logits, wanted)
-    assert not any("forward" in part.__dict__ for part in model.modules())
+def test_masks_that_do_not_fit_are_refused_in_words():
+    model, ids = registered(head="none"), inputs("bert")["input_ids"]
+    with pytest.raises(InputError, match=r"int64; a full mask is added to the scores as it is"):
+        model(input_ids=ids, attention_mask=torch.ones(3, 1, 20, 20, dtype=torch.long))
+    with pytest.raises(InputError, match=r"\(3, 25\), which doesn't fit 20 tokens"):
+        model(input_ids=ids, attention_mask=torch.ones(3, 25, dtype=torch.long))

@@ -24,6 +24,8 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 CONFIG_KEY = "registers"
 """Name of the entry that `add_registers` writes into the model's `config.json`."""
 _SAMPLE = 256
+_SHARED_OUT = ("torch.distributed.fsdp", "torch.nn.parallel.distributed")
+"""Where the classes of FSDP (1 and 2) and DDP are."""
 
 
 def add_registers(
@@ -46,10 +48,12 @@ def add_registers(
         mask_token_id: id of [MASK] for `init="mask"`.
 
     Raises:
-        UnsupportedModelError: the family isn't supported, or the model has registers already.
+        UnsupportedModelError: the family isn't supported, the model has registers already, or it is shared out to
+            several processes.
         ConfigError: the configuration cannot work on this model; the message says why.
     """
     config = config or RegisterConfig()
+    _refuse_shared_out(model)
     backbone = backbone_of(model)
     family = family_of(backbone.config)
     if find_registers(model) is not None:
@@ -70,9 +74,11 @@ def remove_registers(model: ModelT) -> ModelT:
     """Takes all registers and hooks away, in place: the state dict has the original model's keys again.
 
     Raises:
-        UnsupportedModelError: the model has no registers, or another library has wrapped them.
+        UnsupportedModelError: the model has no registers, another library has wrapped them, or it is shared out to
+            several processes.
     """
     require_registers(model)
+    _refuse_shared_out(model)
     for backbone in _owners(model):
         place = getattr(backbone, MODULE_NAME)
         if not isinstance(place, Registers):
@@ -209,7 +215,8 @@ def find_registers(model: nn.Module) -> Registers | None:
     if len(owners) > 1:
         raise UnsupportedModelError(
             f"This {type(model).__name__} has {len(owners)} sets of registers (in "
-            f"{', '.join(type(owner).__name__ for owner in owners)}); pass the part that you mean."
+            f"{', '.join(name for name, part in model.named_modules() if part in owners)}); pass the part that you "
+            "mean: model.get_submodule(...)."
         )
     return registers_in(owners[0]) if owners else None
 
@@ -282,7 +289,26 @@ def _refuse_lost(model: nn.Module) -> Registers | None:
                 "none, so it computes without what it was trained with. Load it with regtune.from_pretrained(...); to "
                 f"use it without them on purpose: del model.config.{CONFIG_KEY}."
             )
+        for name, adapter in getattr(part, "peft_config", {}).items():
+            if MODULE_NAME in (getattr(adapter, "modules_to_save", None) or ()):
+                raise CheckpointError(
+                    f"The adapter {name!r} was trained with registers (its modules_to_save), and the model that it was "
+                    "loaded onto has none. Give it those that it had first: add_registers(model, "
+                    "RegisterConfig(num_registers=...)), then PeftModel.from_pretrained(model, ...)."
+                )
     return None
+
+
+def _refuse_shared_out(model: nn.Module) -> None:
+    """Registers that come or go now would be unknown to what brings the processes' gradients together."""
+    for module in model.modules():
+        for kind in type(module).__mro__:
+            if kind.__module__.startswith(_SHARED_OUT):
+                raise UnsupportedModelError(
+                    f"This model is shared out to several processes ({kind.__name__}), so its registers can't be "
+                    "changed any more: each process would have others. Call add_registers or remove_registers first, "
+                    "and wrap the model then."
+                )
 
 
 def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
