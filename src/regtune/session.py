@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from regtune.config import RunConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
@@ -27,6 +26,7 @@ from regtune.interfaces import Batch, Examples, Rows, Task
 from regtune.models.loading import load_tokenizer, quiet_transformers, resolve_model
 from regtune.models.precision import Precision, autocast, best_device, device_of
 from regtune.models.safety import read_model_config
+from regtune.progress import each
 from regtune.recipes import config_from_dict
 from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, is_local, load_record, read_json, verify
 from regtune.registers.saving import from_pretrained
@@ -177,21 +177,20 @@ class Session:
         with autocast(self.device, self.precision):
             return self.model(**given, **options)
 
-    def outputs(self, rows: Rows[Any], *, progress: bool = False) -> Iterator[tuple[Sequence[int], Any]]:
+    def outputs(self, rows: Rows[Any]) -> Iterator[tuple[Sequence[int], Any]]:
         """Row indices and the model's outputs for them, batch after batch, in evaluation mode."""
         size = getattr(self.task_settings, "batch_size", 32)
         training = self.model.training
         self.model.eval()
         try:
-            batches = list(by_length(rows, size))
-            for indices in tqdm(batches, desc="predictions", disable=None if progress else True, leave=False):
+            for indices in each(list(by_length(rows, size)), "batches"):
                 with torch.inference_mode():
                     found = self.forward(rows.collate([rows.rows[index] for index in indices], None))
                 yield indices, found
         finally:
             self.model.train(training)
 
-    def predict(self, examples: Examples, rows: Rows[Any] | None = None, *, progress: bool = False) -> list[Any]:
+    def predict(self, examples: Examples, rows: Rows[Any] | None = None) -> list[Any]:
         """One `Prediction` an example, in their order.
 
         Raises:
@@ -200,7 +199,7 @@ class Session:
         if self.task is None:
             raise CheckpointError(_headless(self.name, self.model.config.architectures, self.reads))
         rows = self.rows(examples) if rows is None else rows
-        return self.task.decode(rows, self.outputs(rows, progress=progress), examples, self)
+        return self.task.decode(rows, self.outputs(rows), examples, self)
 
     @property
     def _settings(self) -> Any:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from regtune.errors import ConfigError, DataError
+from regtune.progress import duration
 from regtune.records import inside, load_record, read_json, read_predictions, save_record
 from regtune.sweeps import cell_run
 from regtune.sweeps.cell_run import cell_status, run_cell
-from regtune.sweeps.estimate import duration, plan_text
+from regtune.sweeps.estimate import plan_text
 from regtune.sweeps.export import export_cells
 from regtune.sweeps.sweep import best_num_registers, outcome_text, plan_sweep, run_sweep
 from regtune.sweeps.sweep_actions import carry_out

@@ -30,6 +30,7 @@ from regtune.errors import CheckpointError, ConfigError, DataError, TrainingErro
 from regtune.interfaces import Method
 from regtune.models.loading import quiet_transformers, resolve_model
 from regtune.models.precision import autocast, device_of, resolve_precision
+from regtune.progress import each
 from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import backbone_of, num_registers, register_parameters, register_positions
 from regtune.training.batches import BatchOrder
@@ -180,7 +181,6 @@ def mask_tokens(
 def _train(
     masked: Any, passages: list[list[int]], tokenizer: Any, warm: WarmUpSettings, config: RunConfig
 ) -> dict[str, Any]:
-    from tqdm import tqdm
     from transformers import get_linear_schedule_with_warmup
 
     if tokenizer.mask_token_id is None:
@@ -196,9 +196,7 @@ def _train(
     losses: list[float] = []
     tokens, began = 0, time.perf_counter()
     masked.train()
-    for step, batch in enumerate(
-        tqdm(_batches(passages, tokenizer, warm, config), total=warm.steps, unit="step", disable=None)
-    ):
+    for step, batch in enumerate(each(_batches(passages, tokenizer, warm, config), "steps", total=warm.steps)):
         tokens += int(batch["attention_mask"].sum())
         with FastCpuDropout() if device.type == "cpu" else contextlib.nullcontext():
             with autocast(device, precision):

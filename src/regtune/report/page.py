@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regtune.errors import DataError
+from regtune.progress import begin_stage, each, stages
 from regtune.records import RUN_FILE, versions
 from regtune.report.collect import Sweep, collect
 from regtune.report.inspect import InspectSection, has_records, section_of, sections_of
@@ -50,7 +51,12 @@ class Report:
 
 
 def write_report(
-    folder: Path, *, output: Path | None = None, delta: float | None = None, resamples: int = 10_000
+    folder: Path,
+    *,
+    output: Path | None = None,
+    delta: float | None = None,
+    resamples: int = 10_000,
+    progress: bool = True,
 ) -> Path:
     """Writes the page of a sweep (or of one run), and its tables (Markdown, CSV) and figures (SVG) beside it.
 
@@ -60,6 +66,7 @@ def write_report(
         output: folder for `report.html`, `tables.md`, `tables/*.csv` and `figures/*.svg`; `report` in `folder` if None.
         delta: largest difference of the main metric that does not matter (0.01 is one point); its own if None.
         resamples: bootstrap draws.
+        progress: say on standard error how far it is.
 
     Returns:
         The page's path.
@@ -70,10 +77,19 @@ def write_report(
         ConfigError: a setting of the statistics is out of range.
     """
     environment()
-    report = _records_alone(folder) or build_report(
-        collect(folder), settings=Settings(delta=delta, resamples=resamples)
-    )
-    place = output if output is not None else folder / "report"
+    with stages(3, shown=progress):
+        begin_stage(f"reading the records in {folder}")
+        report = _records_alone(folder)
+        sweep = None if report is not None else collect(folder)
+        begin_stage("comparing")
+        if sweep is not None:
+            report = build_report(sweep, settings=Settings(delta=delta, resamples=resamples))
+        assert report is not None
+        begin_stage(f"writing {len(report.tables)} tables, figures and the page")
+        return _write(report, output if output is not None else folder / "report")
+
+
+def _write(report: Report, place: Path) -> Path:
     for table in report.tables:
         write(place / "tables" / f"{table.name}.csv", table.csv)
     parts: list[Section | InspectSection] = [*report.sections, *report.inspected]
@@ -89,7 +105,7 @@ def build_report(sweep: Sweep, *, settings: Settings) -> Report:
     several = len(sweep.groups) > 1
     sections = tuple(
         named(make_section(group, settings), f"-{number}" if several else "")
-        for number, group in enumerate(sweep.groups, start=1)
+        for number, group in enumerate(each(sweep.groups, "training sets"), start=1)
     )
     inspected, refused = sections_of(sweep)
     return Report(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
+from regtune.progress import begin_stage, stages
 from regtune.records import RunRecord, inside, read_json
 from regtune.tables import Column, Table
 
@@ -70,7 +71,7 @@ def run_demo(output_dir: Path = Path("runs/demo"), *, progress: bool = True) -> 
 
     Args:
         output_dir: gets one run directory for each arm.
-        progress: show progress bars.
+        progress: say on standard error how far it is.
 
     Raises:
         MissingExtraError: the `demo` extra isn't installed.
@@ -81,9 +82,11 @@ def run_demo(output_dir: Path = Path("runs/demo"), *, progress: bool = True) -> 
 
     minilm_folder()  # a missing extra is told before anything is written
     arms = []
-    for count in COUNTS:
-        config = demo_config(count, output_dir)
-        arms.append(load_arm(count, config.output_dir, run_experiment(config, progress=progress)))
+    with stages(len(COUNTS), shown=progress):
+        for count in COUNTS:
+            begin_stage(f"MiniLM with {count} registers")
+            config = demo_config(count, output_dir)
+            arms.append(load_arm(count, config.output_dir, run_experiment(config)))
     return compare(arms)
 
 

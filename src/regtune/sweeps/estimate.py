@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from regtune.progress import duration
 from regtune.records import RunRecord
 from regtune.sweeps.cell_run import Status, cell_status, failure, finished_record
 from regtune.sweeps.grid import Cell
@@ -94,11 +95,3 @@ def summary(plan: Sequence[PlannedCell]) -> str:
         return f"{head}; how long they take is unknown until one has finished."
     rest = f", and {len(left) - len(known)} whose time is unknown" if len(known) < len(left) else ""
     return f"{head}; about {duration(sum(known))} for {len(known)} of them one after the other{rest}."
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it: `45 s`, `8 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

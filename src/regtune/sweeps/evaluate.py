@@ -10,6 +10,7 @@ from typing import Any
 
 from regtune.config import DataConfig, RunConfig, to_dict
 from regtune.models.precision import resolve_precision
+from regtune.progress import begin_stage, stages
 from regtune.records import now, versions, write_json
 from regtune.registry import TASKS
 from regtune.session import Session, SharedInputs, Target, fitted, open_target, settings_of
@@ -76,7 +77,7 @@ def evaluate(
         data: SQuAD-format files or names like `xquad:de`; the config's evaluation sets if none are given.
         config: how to cut windows and pick answers; by default the run's own settings, but long questions are cut.
         output_dir: gets `evaluation.json` and `predictions/`; `evaluation` in the run directory, or `runs/evaluation`.
-        progress: show progress bars.
+        progress: say on standard error how far it is.
 
     Returns:
         The scores, and the path of `evaluation.json`.
@@ -92,12 +93,15 @@ def evaluate(
     config = config or _that_stops_at_no_question(target.config)
     names = tuple(data) or config.data.eval
     refuse_same_names(names)
-    session = _open(target, config)
-    languages = {each: session.reads.language(each) for each in names}
     folder = output_dir or (target.run_dir / "evaluation" if target.run_dir else Path("runs/evaluation"))
-    inputs = SharedInputs()
-    parts = {each: evaluation_set(each, session, inputs) for each in names}
-    metrics, files = evaluate_sets(session, list(parts.values()), folder, progress=progress)
+    with stages(2 + len(names), shown=progress):
+        begin_stage(f"opening {name}")
+        session = _open(target, config)
+        languages = {each: session.reads.language(each) for each in names}
+        inputs = SharedInputs()
+        begin_stage(f"reading and tokenizing {', '.join(names)}")
+        parts = {each: evaluation_set(each, session, inputs) for each in names}
+        metrics, files = evaluate_sets(session, list(parts.values()), folder)
     config = session.config
     sets = tuple(
         SetScores(

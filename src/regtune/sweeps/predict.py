@@ -10,6 +10,7 @@ from typing import Any
 
 from regtune.errors import DataError, shown
 from regtune.interfaces import Examples
+from regtune.progress import begin_stage, stages
 from regtune.session import open as open_session
 from regtune.tasks.classify import decoded
 from regtune.tasks.qa.data.files import parse_json, read_bytes
@@ -24,7 +25,7 @@ def predict(
         name: a run directory, a folder or a hub name.
         records: mappings with what the task reads (`text`; `question` and `context`), or a file of them: JSON lines,
             CSV or TSV with a header, or plain text with a text a line.
-        progress: show a progress bar.
+        progress: say on standard error how far it is.
 
     Returns:
         One mapping of plain JSON types for each record, in order; `id` is the record's own, or its number.
@@ -33,13 +34,16 @@ def predict(
         CheckpointError: no such model, or one without a head.
         DataError: nothing to predict, or a record without what the task needs.
     """
-    session = open_session(name)
-    given = read_records(Path(records)) if isinstance(records, (str, Path)) else list(records)
-    if not given:
-        raise DataError("There is nothing to predict: 0 records. Give at least one.")
-    settings = session.task_settings
-    items = tuple(session.reads.example({"id": str(index), **one}, settings) for index, one in enumerate(given, 1))
-    found = session.predict(Examples(items=items, names=("records",)), progress=progress)
+    with stages(2, shown=progress):
+        begin_stage(f"opening {name}")
+        session = open_session(name)
+        given = read_records(Path(records)) if isinstance(records, (str, Path)) else list(records)
+        if not given:
+            raise DataError("There is nothing to predict: 0 records. Give at least one.")
+        settings = session.task_settings
+        items = tuple(session.reads.example({"id": str(index), **one}, settings) for index, one in enumerate(given, 1))
+        begin_stage(f"predicting {len(items):,} records")
+        found = session.predict(Examples(items=items, names=("records",)))
     return [one.to_json() for one in found]
 
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from regtune.config import RunConfig, TrainConfig, config_hash, to_dict
 from regtune.errors import CheckpointError, ConfigError
-from regtune.interfaces import Examples, Floats, Group, Rows, Stage, Task
+from regtune.interfaces import Examples, Floats, Group, Method, Rows, Stage, Task
 from regtune.locks import RUN_LOCK, owned
 from regtune.methods.used import Used, label_of, methods_of
 from regtune.models.precision import best_device, resolve_precision
+from regtune.progress import begin_stage, stages
 from regtune.records import (
     CONFIG_FILE,
     CURVE_FILE,
@@ -66,7 +67,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
 
     Args:
         config: the run.
-        progress: show progress bars.
+        progress: say on standard error how far it is.
         inputs: rows and base weights that several runs of this process share.
 
     Returns:
@@ -76,21 +77,25 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
         CheckpointError: the run directory belongs to another config.
         ConfigError, DataError, TrainingError, UnsupportedModelError: as the parts that raise them say.
     """
-    with owned(config.output_dir, "regtune train"):
-        return _run(config, progress=progress, inputs=inputs)
+    used = methods_of(config)
+    count = 4 + len(with_own(used, "before")) + len(with_own(used, "stages")) + len(config.data.eval)
+    with owned(config.output_dir, "regtune train"), stages(count, shown=progress):
+        return _run(config, used, inputs or SharedInputs())
 
 
-def _run(config: RunConfig, *, progress: bool, inputs: SharedInputs | None) -> RunRecord:
+def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRecord:
     began, started = time.perf_counter(), now()
     run_dir, training = config.output_dir, config.training
     fingerprint = config_hash(config)
     if open_run(run_dir, config):
         return load_record(run_dir)
     refuse_same_names(config.data.eval)
-    inputs = inputs or SharedInputs()
+    begin_stage(f"reading {', '.join(config.data.train)}")
     train = inputs.examples(config.data.train, config, training=True)
+    begin_stage(f"opening {config.model}")
     session = build_session(config, inputs)
     model: Any = session.model
+    begin_stage(f"tokenizing {len(train):,} examples, and {', '.join(config.data.eval)}")
     sets = [evaluation_set(name, session, inputs) for name in config.data.eval]
     if training.checkpoint == "best":
         learnt, held = split(train, session.task, training)
@@ -100,19 +105,21 @@ def _run(config: RunConfig, *, progress: bool, inputs: SharedInputs | None) -> R
         learnt, train_rows, watched = train, inputs.rows(train, session, training=True), sets[0]
     write_json(run_dir / CONFIG_FILE, resolved(config))  # only now: a mistyped path must not claim the directory
     texts = [session.reads.text(example) for example in learnt.items]
-    used = methods_of(config)
     facts = before_training(session, used, texts, run_dir)
 
     def evaluate(candidate: nn.Module) -> Mapping[str, float]:
         on = dataclasses.replace(session, model=candidate)
-        return session.reads.figures(on.predict(watched.examples, watched.rows, progress=progress), watched.examples)
+        return session.reads.figures(on.predict(watched.examples, watched.rows), watched.examples)
 
     def claims(of: nn.Module) -> list[Group]:
         own = [group for each in used for group in each.method.groups(of, each.settings, training)]
         return [*own, register_group(of, training)]  # a model may have come with registers
 
-    for stage in (stage for each in used for stage in each.method.stages(session, each.settings, training)):
-        facts[stage.name] = run_stage(stage, session, train_rows, claims=claims, folder=run_dir)
+    for each in with_own(used, "stages"):
+        begin_stage(f"training, {each.method.name} first")
+        for stage in each.method.stages(session, each.settings, training):
+            facts[stage.name] = run_stage(stage, session, train_rows, claims=claims, folder=run_dir)
+    begin_stage(f"training on {len(train_rows):,} rows, {training.epochs:g} epochs")
     result = fine_tune(
         model,
         train_rows,
@@ -125,7 +132,7 @@ def _run(config: RunConfig, *, progress: bool, inputs: SharedInputs | None) -> R
         fingerprint=fingerprint,
     )
     save_model(run_dir / MODEL_DIR, model, session.reader)
-    metrics, files = evaluate_sets(session, sets, run_dir, progress=progress)
+    metrics, files = evaluate_sets(session, sets, run_dir)
     write_json(run_dir / CURVE_FILE, list(result.curve))
     rule = _rule(session.reads, training, result, learnt, watched)
     record = RunRecord(
@@ -140,7 +147,7 @@ def _run(config: RunConfig, *, progress: bool, inputs: SharedInputs | None) -> R
         predictions=files,
         started=started,
         task=config.task,
-        methods=[used.describe() for used in methods_of(config)],
+        methods=[each.describe() for each in used],
         label=label_of(config),
         files=checksums(run_dir, [*_weights(run_dir), *files.values()]),
         seconds=round(time.perf_counter() - began, 2),
@@ -157,11 +164,17 @@ def before_training(
 ) -> dict[str, Mapping[str, Any]]:
     """What methods learn from texts alone, and by the method's name what the record says of it."""
     facts: dict[str, Mapping[str, Any]] = {}
-    for each in used:
+    for each in with_own(used, "before"):
+        begin_stage(f"before training: {each.method.title}")
         found = each.method.before(session, each.settings, texts, folder)
         if found is not None:
             facts[each.method.name] = found
     return facts
+
+
+def with_own(used: Sequence[Used], part: str) -> list[Used]:
+    """The methods that have a `before`, or `stages`, of their own."""
+    return [each for each in used if getattr(type(each.method), part) is not getattr(Method, part)]
 
 
 def run_stage(stage: Stage, session: Session, rows: Rows[Any], *, claims: Claims, folder: Path) -> dict[str, Any]:
@@ -324,13 +337,14 @@ def evaluation_set(name: str, session: Session, inputs: SharedInputs) -> Evaluat
 
 
 def evaluate_sets(
-    session: Session, sets: Sequence[EvaluationSet], folder: Path, *, progress: bool = False
+    session: Session, sets: Sequence[EvaluationSet], folder: Path
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Figures of each set, and the files under `predictions/` with every example's prediction and scores."""
     metrics: dict[str, dict[str, float]] = {}
     files: dict[str, str] = {}
     for part in sets:
-        predictions = session.predict(part.examples, part.rows, progress=progress)
+        begin_stage(f"predicting {len(part.examples):,} examples of {part.name}")
+        predictions = session.predict(part.examples, part.rows)
         columns: Mapping[str, Floats] = session.reads.score(predictions, part.examples)
         metrics[part.name] = session.reads.figures(predictions, part.examples)
         file = Path("predictions") / f"{part.name}.json.gz"

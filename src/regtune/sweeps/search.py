@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 from regtune.errors import ConfigError, DataError, TrainingError
 from regtune.interfaces import Examples, Metric, Task
 from regtune.locks import locked
+from regtune.progress import begin_stage, stages
 from regtune.records import machine, read_typed, write_json
 from regtune.registry import TASKS
 from regtune.session import SharedInputs, settings_of
@@ -35,7 +37,7 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
     Args:
         sweep: the sweep; its seeds, evaluation sets and numbers of registers take no part.
         folder: the sweep's folder.
-        progress: show progress bars.
+        progress: say on standard error how far it is.
 
     Returns:
         The path of `search.json`.
@@ -45,8 +47,6 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
         DataError: the training set can't be read, or holds too few groups to hold one out.
         TrainingError: no cell of an arm could be trained.
     """
-    from tqdm import tqdm
-
     settings = _settings(sweep)
     path, place = folder / SEARCH_FILE, folder / SEARCH_FOLDER
     with locked(lock_file(folder, "search"), wait=True):
@@ -54,9 +54,11 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
         facts, cells = _prepare(sweep, settings, inputs)
         metric = TASKS.get(sweep.base.task).metrics[0]
         rows = {row["key"]: row for row in (_rows(path, metric) if path.is_file() else [])}
-        for cell, rates in tqdm(cells, unit="cell", desc="search", disable=None if progress else True):
-            if cell.key not in rows and run_cell(cell, place, progress=progress, inputs=inputs) == "finished":
-                rows[cell.key] = _row(cell, rates, place)
+        with stages(len(cells), shown=progress):
+            for cell, rates in cells:
+                begin_stage(f"searching: {cell.label}, {json.dumps(dataclasses.asdict(rates))}")
+                if cell.key not in rows and run_cell(cell, place, inputs=inputs) == "finished":
+                    rows[cell.key] = _row(cell, rates, place)
         best = _best(cells, rows, place, metric)
         chosen = [rows[key] for key in dict.fromkeys(cell.key for cell, _ in cells) if key in rows]
         write_json(path, facts | {"machine": machine(), "best": best, "rows": chosen})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from regtune.errors import CheckpointError
 from regtune.locks import locked
+from regtune.progress import begin_stage, duration, stages
 from regtune.records import read_typed, write_json
 from regtune.registry import TASKS
 from regtune.sweeps.cell_run import LOCKS, Status, cell_status, failure, finished_record, lock_file, run_cell
@@ -61,7 +61,7 @@ def run_sweep(
         folder: gets `sweep.json` and a run directory for each cell.
         engine: `local`, one cell after the other in this process, or `ray`.
         cluster: where and how cells run on Ray.
-        progress: show progress bars.
+        progress: say on standard error how far it is.
 
     Raises:
         CheckpointError: the folder belongs to another sweep or to something else.
@@ -73,7 +73,9 @@ def run_sweep(
     done: dict[str, Cell] = {}
     while new := [cell for cell in current_cells(sweep, folder) if cell.key not in done]:
         _write_sweep(sweep, folder)
-        _run_all(new, sweep, folder, engine=engine, cluster=cluster, progress=progress)
+        left = [cell for cell in new if cell_status(folder, cell) != "finished"]
+        with stages(len(left), shown=progress):
+            _run_all(new, left, sweep, folder, engine=engine, cluster=cluster)
         done |= {cell.key: cell for cell in new}
         if sweep.at_best:
             _wait_for_others(new, folder)
@@ -221,39 +223,30 @@ def _write_sweep(sweep: SweepConfig, folder: Path) -> None:
 
 def _run_all(
     cells: Sequence[Cell],
+    left: Sequence[Cell],
     sweep: SweepConfig,
     folder: Path,
     *,
     engine: Engine,
     cluster: ClusterConfig | None,
-    progress: bool,
 ) -> None:
     kept = {"none": set[int](), "first_seed": {sweep.seeds[0]}, "all": set(sweep.seeds)}[sweep.keep_models]
-    with _bar(cells, folder, progress=progress) as tell:
-        if engine == "ray":
-            left = [cell for cell in cells if cell_status(folder, cell) != "finished"]
-            run_on_ray(left, folder, cluster=cluster or ClusterConfig(), keep_seeds=kept, tell=tell)
-            return
-        for cell in cells:
-            before = cell_status(folder, cell)
-            status = run_cell(cell, folder, keep_model=cell.seed in kept, progress=progress)
-            if before != "finished":
-                tell(cell, status)
-
-
-@contextmanager
-def _bar(cells: Sequence[Cell], folder: Path, *, progress: bool) -> Iterator[Callable[[Cell, Status], None]]:
-    """A bar over all cells; on a terminal only."""
-    from tqdm import tqdm
-
-    finished = sum(cell_status(folder, cell) == "finished" for cell in cells)
-    with tqdm(total=len(cells), initial=finished, unit="cell", desc="sweep", disable=None if progress else True) as bar:
+    if engine == "ray":
 
         def tell(cell: Cell, status: Status) -> None:
-            bar.set_postfix_str(f"{cell.label}: {status}")
-            bar.update()
+            begin_stage(f"{cell.label}: {status}")
 
-        yield tell
+        run_on_ray(left, folder, cluster=cluster or ClusterConfig(), keep_seeds=kept, tell=tell)
+        return
+    for cell in cells:
+        if cell in left:
+            begin_stage(f"{cell.label}{_time_left(left, folder)}")
+        run_cell(cell, folder, keep_model=cell.seed in kept)
+
+
+def _time_left(cells: Sequence[Cell], folder: Path) -> str:
+    known = [part.seconds for part in plan_cells(cells, folder) if part.status != "finished" and part.seconds]
+    return f" (about {duration(sum(known))} left)" if known else ""
 
 
 def _wait_for_others(cells: Sequence[Cell], folder: Path) -> None:

@@ -16,6 +16,7 @@ from regtune.errors import CheckpointError, ConfigError
 from regtune.families import family_of
 from regtune.models.loading import load_question_answering_model, load_tokenizer
 from regtune.models.precision import best_device, has_bfloat16
+from regtune.progress import begin_stage, stages
 from regtune.registers.surgery import add_registers, backbone_of, find_registers, max_text_length
 from regtune.session import open_target
 from regtune.tables import Column, Table
@@ -67,13 +68,14 @@ class Report:
         return all(finding.passed is not False for finding in self.findings)
 
 
-def examine(name: str, registers: RegisterConfig | None = None, *, seed: int = 0) -> Report:
+def examine(name: str, registers: RegisterConfig | None = None, *, seed: int = 0, progress: bool = True) -> Report:
     """Proves the invariants on a checkpoint, in float32 on the CPU; its files are only read.
 
     Args:
         name: a run directory, a folder, a hub name or `minilm`; with or without registers in it.
         registers: what to add where the checkpoint has none; ignored where it has its own.
         seed: of new registers, of a new head, and of random inputs.
+        progress: say on standard error how far it is.
 
     Raises:
         CheckpointError: the model can't be loaded.
@@ -81,7 +83,12 @@ def examine(name: str, registers: RegisterConfig | None = None, *, seed: int = 0
         MissingExtraError: `minilm` without the `demo` extra.
         UnsupportedModelError: the family isn't supported; the message lists those that are.
     """
-    registers = registers or RegisterConfig()
+    with stages(1 + len(INVARIANTS), shown=progress):
+        return _examine(name, registers or RegisterConfig(), seed)
+
+
+def _examine(name: str, registers: RegisterConfig, seed: int) -> Report:
+    begin_stage(f"opening {name}")
     location = open_target(name).model
     torch.manual_seed(seed)
     model: Any = load_question_answering_model(location)
@@ -128,6 +135,7 @@ def make_inputs(model: Any, tokenizer: Any, *, seed: int) -> tuple[dict[str, tor
 
 
 def _prove(title: str, check: Callable[[Subject], str], subject: Subject) -> Finding:
+    begin_stage(f"proving {title}")
     try:
         return Finding(name=title, passed=True, text=check(subject))
     except NotApplicableError as reason:

@@ -84,7 +84,7 @@ def fine_tune(
             reported afterwards.
         claims: which parameters learn at rates of their own; by default the registers, at `register_learning_rate`.
         fingerprint: identifies the configuration; a folder with another one is refused.
-        on_progress: called after every step with step, total steps and latest logged loss; replaces the progress bar.
+        on_progress: called after every step with step, total steps and latest logged loss.
 
     Raises:
         DataError: no rows, or one that is too long.

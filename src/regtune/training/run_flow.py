@@ -1,15 +1,16 @@
-"""What happens when in a run: evaluations, checkpoints, each epoch's order, the progress bar."""
+"""What happens when in a run: evaluations, checkpoints, each epoch's order, how far it is."""
 
 # ruff: noqa: ARG002 - transformers fixes the signatures of callbacks
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from regtune.progress import steps
 from regtune.training.memory import EVERY, return_freed_memory
 from regtune.training.trainer import RegisterTrainer
 
@@ -25,16 +26,15 @@ class RunFlow(TrainerCallback):
         parts = trainer.config.evals_per_epoch
         self.due = {max(1, round(steps_per_epoch * part / parts)) for part in range(1, parts + 1)}
         self.on_progress = on_progress
-        self.bar: tqdm | None = None
+        self.inside = ExitStack()
+        self.tell: Callable[[int, str], None] = lambda *_: None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the clock and, where a person looks on, the progress bar."""
+        """Starts the clock and the count of steps."""
         self.trainer.stopwatch.start()
-        if self.on_progress is None and state.is_world_process_zero:
-            # disable=None: no bar where the error output is no terminal
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
+        self.tell = self.inside.enter_context(steps(state.max_steps, "steps", done=state.global_step))
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -66,9 +66,7 @@ class RunFlow(TrainerCallback):
         loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
         if self.on_progress is not None and state.is_world_process_zero:
             self.on_progress(state.global_step, state.max_steps, loss)
-        if self.bar is not None:
-            self.bar.set_postfix({} if loss is None else {"loss": f"{loss:.3f}"}, refresh=False)
-            self.bar.update(state.global_step - self.bar.n)
+        self.tell(state.global_step, "" if loss is None else f"loss {loss:.3f}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,8 +75,6 @@ class RunFlow(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Stops the clock and takes the bar away, however training ended."""
+        """Stops the clock and the count, however training ended."""
         self.trainer.stopwatch.stop()
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        self.inside.close()
