@@ -24,6 +24,7 @@ PUBLIC = [
     "RegBertForQuestionAnswering",
     "RegBertModel",
     "RegisterConfig",
+    "RegisterLoraConfig",
     "RegtuneError",
     "Rows",
     "RunConfig",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from regtune import peft_kinds
+
 if TYPE_CHECKING:
     from regtune.analyses.attribution.explain_question import explain_question as explain
     from regtune.analyses.attribution.explain_texts import explain_texts
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from regtune.families._family import Family
     from regtune.inspection import inspect
     from regtune.interfaces import Analysis, Attached, Block, Examples, Group, Method, Metric, Rows, Stage, Task
+    from regtune.methods.peft import RegisterLoraConfig
     from regtune.records import RunRecord
     from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel
     from regtune.registers.saving import from_pretrained, load_registers, save_registers
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+peft_kinds.watch()
+
 _HOME = {
     "Analysis": "regtune.interfaces",
     "AnswerConfig": "regtune.config",
@@ -63,6 +68,7 @@ _HOME = {
     "RegBertForQuestionAnswering": "regtune.registers.reg_bert",
     "RegBertModel": "regtune.registers.reg_bert",
     "RegisterConfig": "regtune.config",
+    "RegisterLoraConfig": "regtune.methods.peft",
     "RegtuneError": "regtune.errors",
     "Rows": "regtune.interfaces",
     "RunConfig": "regtune.config",
@@ -119,6 +125,7 @@ __all__ = [
     "RegBertForQuestionAnswering",
     "RegBertModel",
     "RegisterConfig",
+    "RegisterLoraConfig",
     "RegtuneError",
     "Rows",
     "RunConfig",

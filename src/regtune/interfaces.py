@@ -323,6 +323,9 @@ class Method:
     """In a few words, for lists."""
     settings: ClassVar[type]
     """A frozen dataclass; flags, YAML and the label in tables come from it."""
+    base: ClassVar[Literal["learns", "frozen", "kept", "moved"]] = "learns"
+    """What becomes of the base model's weights: they learn; they are frozen; they are kept, with an adapter beside them
+    that is saved alone; or they move before the training that all arms share."""
 
     def attach(self, session: Session, settings: Any) -> Attached:
         """Changes the model in place.

@@ -145,6 +145,7 @@ METHODS: Final = Registry(
         "linear_probe": "regtune.methods.linear_probe:LinearProbe",
         "lp_ft": "regtune.methods.lp_ft:LinearProbeThenFineTune",
         "warm_up": "regtune.methods.warm_up:WarmUp",
+        "lora": "regtune.methods.peft:lora",
     },
 )
 ANALYSES: Final = Registry(

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regtune import peft_kinds
 from regtune.config import RunConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of
@@ -446,13 +447,18 @@ def _load(
     """A model of an Auto class; `facts` go into its config, and a head that they don't fit is made anew."""
     import transformers
 
+    folder = resolve_model(name)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if facts:
         options |= {**facts, "ignore_mismatched_sizes": True}
+    options["trust_remote_code"] = trust_remote_code
     with quiet_transformers():  # the report on the new head's weights is expected, not news
-        return from_pretrained(
-            getattr(transformers, head), resolve_model(name), trust_remote_code=trust_remote_code, **options
-        )
+        if (Path(folder) / "adapter_config.json").is_file():
+            from regtune.registers.in_peft import load_adapted
+
+            peft_kinds.enter()
+            return load_adapted(getattr(transformers, head), folder, **options)
+        return from_pretrained(getattr(transformers, head), folder, **options)
 
 
 def has_head(architecture: str, head: str) -> bool:

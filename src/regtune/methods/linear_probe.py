@@ -23,6 +23,7 @@ class LinearProbe(Method):
     name = "linear_probe"
     title = "the backbone is frozen; the head and other methods' weights learn"
     settings = LinearProbeSettings
+    base = "frozen"
 
     def attach(self, session: Session, settings: LinearProbeSettings) -> Attached:
         """Freezes the backbone's own weights."""

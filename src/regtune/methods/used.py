@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regtune.config import RunConfig, to_dict
+from regtune.errors import ConfigError
 from regtune.recipes import settings_from_dict
 from regtune.registry import METHODS
 
@@ -28,13 +30,26 @@ def methods_of(config: RunConfig) -> tuple[Used, ...]:
 
     Raises:
         UnknownNameError: no such method.
-        ConfigError: settings that it doesn't have, or that can't be.
+        ConfigError: settings that it doesn't have or that can't be, or methods that exclude each other.
     """
     used = [Used(METHODS.get("registers"), config.registers)] if config.registers.num_registers else []
     for name, given in config.methods.items():
         method = METHODS.get(name)
         used.append(Used(method, settings_from_dict(method.settings, given, f"methods.{name}")))
+    for first, second in itertools.permutations((each.method for each in used), 2):
+        if first.base == "kept" and second.base in _CLASHES:
+            raise ConfigError(
+                f"methods: {first.name} and {second.name} exclude each other. {first.name} puts an adapter beside the "
+                f"base model's frozen weights, {_CLASHES[second.base]}. Take one of the two out of the run."
+            )
     return tuple(used)
+
+
+_CLASHES = {
+    "kept": "and so does the other; a model has one kind of adapter",
+    "frozen": "so they are frozen already",
+    "moved": "and what the other one would learn in them is not saved with it",
+}
 
 
 def label_of(config: RunConfig) -> str:

@@ -294,6 +294,7 @@ class WarmUp(Method):
     name = "warm_up"
     title = "masked-LM pretraining on the training texts before fine-tuning"
     settings = WarmUpSettings
+    base = "moved"
 
     def before(
         self, session: Session, settings: WarmUpSettings, texts: Sequence[str], folder: Path

@@ -47,9 +47,9 @@ def registers_in(backbone: nn.Module) -> Registers | None:
     place = backbone._modules.get(MODULE_NAME)
     if place is None or isinstance(place, Registers):
         return place
-    itself = getattr(place, "itself", None)
-    if isinstance(itself, Registers):
-        return itself
+    if hasattr(place, "itself"):  # PEFT's copies hand it on; an adapter's set says None while it is off
+        found: Registers | None = place.itself  # type: ignore[assignment]
+        return found
     return next((module for module in place.modules() if isinstance(module, Registers)), None)
 
 

@@ -147,7 +147,7 @@ def _add_where_spoken(model: PreTrainedModel, name: str | Path) -> None:
         if not settings or any(not above or path.startswith(f"{above}.") for above in done):
             continue
         try:
-            _add(part, _read_settings(settings, f"config.json of {name}"))
+            _add(part, read_settings(settings, f"config.json of {name}"))
             done.append(path)
         except UnsupportedModelError as error:  # a frame of the user's own around the encoder: look inside
             refused = refused or error
@@ -275,7 +275,7 @@ def _check_origin(saved: Any, model: nn.Module, folder: Path) -> RegisterConfig:
                 f"{folder}: these registers were made for {name}={_shown(saved.get(name))}, this model has {value!r}. "
                 f"They were trained on {saved.get('base_model') or 'an unnamed model'!s:.200}; load them onto that."
             )
-    return _read_settings(saved.get("registers"), str(folder / SETTINGS))
+    return read_settings(saved.get("registers"), str(folder / SETTINGS))
 
 
 def _check_weights(weights: Mapping[str, Tensor], config: RegisterConfig, backbone: Any, file: Path) -> None:
@@ -302,7 +302,7 @@ def _check_weights(weights: Mapping[str, Tensor], config: RegisterConfig, backbo
             )
 
 
-def _read_settings(settings: Any, where: str) -> RegisterConfig:
+def read_settings(settings: Any, where: str) -> RegisterConfig:
     """A `RegisterConfig` from JSON: known names alone, each with the type that its default has."""
     if not isinstance(settings, dict):
         raise CheckpointError(f"{where}: the registers' settings can't be read: {_shown(settings)} is not a table.")

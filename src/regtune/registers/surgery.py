@@ -63,7 +63,7 @@ def add_registers(
     if config.num_registers == 0:
         return model
     _check_fit(config, family, backbone)
-    registers = _make(config, family, backbone, {"sep": sep_token_id, "mask": mask_token_id})
+    registers = make_registers(config, backbone, {"sep": sep_token_id, "mask": mask_token_id})
     backbone.add_module(MODULE_NAME, registers.train(backbone.training))
     RegisterHooks(backbone, family).install(backbone, deep=registers.deep is not None)
     write_config(model, config)
@@ -87,9 +87,7 @@ def remove_registers(model: ModelT) -> ModelT:
             )
         RegisterHooks.uninstall(model, backbone)
         delattr(backbone, MODULE_NAME)
-        for part in _configs(model, backbone):
-            if hasattr(part, CONFIG_KEY):
-                delattr(part, CONFIG_KEY)
+    forget_config(model)
     return model
 
 
@@ -203,6 +201,13 @@ def write_config(model: nn.Module, config: RegisterConfig) -> None:
     """Writes what registers a model has into the configs that are saved with it."""
     for part in _configs(model, backbone_of(model)):
         setattr(part, CONFIG_KEY, dataclasses.asdict(config))
+
+
+def forget_config(model: nn.Module) -> None:
+    """Takes out of a model's configs what they say of registers."""
+    for part in _configs(model, backbone_of(model)):
+        if hasattr(part, CONFIG_KEY):
+            delattr(part, CONFIG_KEY)
 
 
 def find_registers(model: nn.Module) -> Registers | None:
@@ -329,7 +334,9 @@ def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
         )
 
 
-def _make(config: RegisterConfig, family: Family, backbone: Any, token_ids: dict[str, int | None]) -> Registers:
+def make_registers(config: RegisterConfig, backbone: Any, token_ids: dict[str, int | None] | None = None) -> Registers:
+    """New registers for a backbone, not yet on it; `token_ids` of `sep` and `mask` where its config lacks them."""
+    family, token_ids = family_of(backbone.config), token_ids or {"sep": None, "mask": None}
     norm = submodule(backbone, family.norm)
     if norm is None:
         raise UnsupportedModelError(f"{type(backbone).__name__} has no module {family.norm!r}.")
@@ -340,7 +347,8 @@ def _make(config: RegisterConfig, family: Family, backbone: Any, token_ids: dict
         hidden=backbone.config.hidden_size,
         num_layers=backbone.config.num_hidden_layers,
     )
-    registers.to(device=weight.device, dtype=weight.dtype)
+    if registers.tokens.device.type != "meta":
+        registers.to(device=weight.device, dtype=weight.dtype)
     if config.init in ("embedding", "sep", "mask") and weight.device.type != "meta":
         registers.reset_parameters(_embedding_scale(config, family, backbone, token_ids))
     return registers

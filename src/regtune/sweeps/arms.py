@@ -14,6 +14,7 @@ from typing import Any
 from regtune.config import RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import unknown_name
 from regtune.methods.used import methods_of
+from regtune.registry import METHODS
 
 Methods = Mapping[str, Mapping[str, Any]]
 """Name of a method to the settings that are not the sweep's."""
@@ -67,13 +68,15 @@ ARMS: Mapping[str, Arm] = {
 
 
 def arm_named(name: str, own: Mapping[str, Methods] | None = None) -> Arm:
-    """The arm of that name: one of a recipe's own, or one of `ARMS`.
+    """The arm of that name: one of a recipe's own, one of `ARMS`, or methods as they come: `lora`, `registers+lora`.
 
     Raises:
         UnknownNameError: there is none; the nearest name is suggested.
     """
     if own and name in own:
         return Arm(methods=own[name])
+    if name not in ARMS and all(part in METHODS for part in name.split("+")):
+        return Arm(methods={part: {} for part in name.split("+")})
     if name not in ARMS:
         raise unknown_name("arm", name, {*ARMS, *(own or ())})
     return ARMS[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regtune.errors import CheckpointError
-from regtune.records import RunRecord
+from regtune.records import RunRecord, read_json
 from regtune.session import Target, open_target
 from regtune.sweeps.evaluate import titles_of
 from regtune.tables import Column, Table
@@ -48,6 +48,7 @@ def _model_facts(target: Target) -> dict[str, Any]:
             needs_code(target.name) if "trust_remote_code" in str(error) else f"{target.name} can't be loaded: {error}"
         )
         raise CheckpointError(unread) from error
+    adapter = read_json(file) if (file := Path(location) / "adapter_config.json").is_file() else {}
     try:
         family = family_of(config).name
     except TypeError as error:  # UnsupportedModelError: telling what it is must work for any model
@@ -60,7 +61,8 @@ def _model_facts(target: Target) -> dict[str, Any]:
         "layers": getattr(config, "num_hidden_layers", None),
         "hidden_size": getattr(config, "hidden_size", None),
         "positions": getattr(config, "max_position_embeddings", None),
-        "registers": getattr(config, CONFIG_KEY, None),
+        "registers": adapter.get(CONFIG_KEY) or getattr(config, CONFIG_KEY, None),
+        "adapter": {"kind": adapter["peft_type"], "base": adapter.get("base_model_name_or_path")} if adapter else None,
         "parameters": _parameters(Path(location)),
     }
 
@@ -113,6 +115,8 @@ def describe_text(facts: dict[str, Any]) -> str:
     ]
     if parameters:
         rows.append(("parameters", f"{parameters['total']:,}, of them {parameters['registers']:,} in registers"))
+    if facts["adapter"]:
+        rows.append(("adapter", f"{facts['adapter']['kind']} on {facts['adapter']['base']}"))
     run = facts.get("run")
     if run:
         rows += [

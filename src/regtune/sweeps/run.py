@@ -314,11 +314,12 @@ def build_session(config: RunConfig, inputs: SharedInputs | None = None) -> Sess
 
     inputs = inputs or SharedInputs()
     task: Task = TASKS.get(config.task)
+    used = methods_of(config)
     facts = task.prepare(inputs.examples(config.data.train, config, training=True), settings_of(config))
     set_seed(config.training.seed)
     session = inputs.start(config, facts)
-    for used in methods_of(config):
-        used.method.attach(session, used.settings)
+    for each in used:
+        each.method.attach(session, each.settings)
     limit = session.text_limit
     if limit is not None and config.data.max_length > limit:
         raise ConfigError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 
 from regtune.config import TrainConfig
 from regtune.errors import CheckpointError, TrainingError
@@ -56,7 +56,7 @@ class TrainingResult:
 
 
 def fine_tune(
-    model: PreTrainedModel,
+    model: Any,
     rows: Rows[Any],
     config: TrainConfig,
     *,
@@ -74,7 +74,7 @@ def fine_tune(
     ends with the same weights as one that was never killed. Under torchrun or accelerate every process calls this.
 
     Args:
-        model: a model whose head gives a loss for the rows' labels, with registers or without.
+        model: a Hugging Face model (or one inside peft's) whose head gives a loss for the rows' labels.
         rows: what to train on; labels count the text's own positions.
         config: how to train.
         output_dir: the run directory; checkpoints go to its `checkpoints` folder.
@@ -111,7 +111,7 @@ def fine_tune(
 class _Run(NamedTuple):
     """What `fine_tune` was given, made ready."""
 
-    model: PreTrainedModel
+    model: Any
     rows: Rows[Any]
     config: TrainConfig
     arguments: TrainingArguments
@@ -157,7 +157,7 @@ def _train(run: _Run, max_length: int, checkpoint: Checkpoint | None) -> Registe
 
 
 @contextlib.contextmanager
-def _prepared(model: PreTrainedModel, config: TrainConfig, device: torch.device) -> Iterator[None]:
+def _prepared(model: Any, config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Switches the model to the attention and memory settings of the run; afterwards it is ready for inference."""
     if config.attention != "auto":
         model.set_attn_implementation(config.attention)
@@ -171,12 +171,12 @@ def _prepared(model: PreTrainedModel, config: TrainConfig, device: torch.device)
         yield
     finally:
         if config.gradient_checkpointing:
-            model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+            model.activation_checkpointing_disable()
         if use_cache is None:
             model.config.__dict__.pop("use_cache", None)
         else:
             model.config.use_cache = use_cache
-        model.eval()  # type: ignore[no-untyped-call]
+        model.eval()
 
 
 @contextlib.contextmanager

@@ -14,13 +14,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from regtune.config import TrainConfig
-from regtune.errors import ConfigError, TrainingError
+from regtune.errors import CheckpointError, ConfigError, TrainingError
 from regtune.interfaces import Group
 from regtune.models.precision import Precision, autocast
 from regtune.training.batches import BatchOrder
@@ -28,8 +29,8 @@ from regtune.training.checkpoints import CheckpointStore, read_state, write_stat
 from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups
 
-Evaluate = Callable[[PreTrainedModel], Mapping[str, float]]
-Claims = Callable[[PreTrainedModel], Sequence[Group]]
+Evaluate = Callable[[Any], Mapping[str, float]]
+Claims = Callable[[Any], Sequence[Group]]
 """Parameters of a model that learn at rates of their own; asked when the optimiser is made."""
 
 
@@ -38,7 +39,7 @@ class RegisterTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         args: TrainingArguments,
         *,
         config: TrainConfig,
@@ -62,9 +63,9 @@ class RegisterTrainer(Trainer):
         self.stopwatch = Stopwatch()
 
     @property
-    def trained(self) -> PreTrainedModel:
+    def trained(self) -> Any:
         """The model inside any wrapper."""
-        return cast("PreTrainedModel", self.model)
+        return self.model
 
     # What a step is
 
@@ -135,7 +136,7 @@ class RegisterTrainer(Trainer):
         """Runs the caller's evaluation without touching the random state that training goes on with."""
         assert self.run_evaluation is not None
         with self.stopwatch.paused(), preserved_random_state(), torch.no_grad():
-            self.trained.eval()  # type: ignore[no-untyped-call]
+            self.trained.eval()
             metrics = {name: float(value) for name, value in self.run_evaluation(self.trained).items()}
             self.trained.train()
         if self.args.metric_for_best_model not in (None, *metrics):
@@ -177,6 +178,28 @@ class RegisterTrainer(Trainer):
             newest = self.store.steps()[-self.config.save_total_limit :]
             self.store.keep([*newest, step, *([best] if best is not None else [])])
         self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not hasattr(self.trained, "peft_config"):
+            return super()._save(output_dir, state_dict)
+        learnt = {name: p.detach().contiguous() for name, p in self.trained.named_parameters() if p.requires_grad}
+        save_file(learnt, Path(str(output_dir), "model.safetensors"))  # the base stays as it is
+        return None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not hasattr(self.trained, "peft_config"):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        learnt = load_file(Path(resume_from_checkpoint, "model.safetensors"))
+        missing = {n for n, p in self.trained.named_parameters() if p.requires_grad} ^ set(learnt)
+        if missing:
+            raise CheckpointError(f"{resume_from_checkpoint} was written by another method: it differs in {missing}.")
+        self.trained.load_state_dict(learnt, strict=False)
+        return None
+
+    def _load_best_model(self) -> None:
+        if hasattr(self.trained, "peft_config"):
+            return self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        return super()._load_best_model()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:
