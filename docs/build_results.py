@@ -73,7 +73,7 @@ def first_set(record: RunRecord) -> str:
 
 def scores(folder: Path, record: RunRecord, metric: str) -> tuple[list[str], np.ndarray]:
     """Question ids and their scores on the run's first evaluation set."""
-    rows = read_predictions(folder, record.predictions[first_set(record)])
+    rows = read_predictions(folder, record, first_set(record))
     return [row["id"] for row in rows], np.array([row[metric] for row in rows], dtype=float)
 
 

@@ -45,7 +45,7 @@ def test_a_second_run_in_a_folder_is_refused_with_the_process_that_has_it(tmp_pa
 
 def test_partners_of_one_training_do_not_lock_each_other_out(tmp_path, monkeypatch):
     with owned(tmp_path, "regtune train"):
-        assert lock_holder(tmp_path / ".lock")["pid"] == os.getpid()
+        assert lock_holder(tmp_path / ".lock").pid == os.getpid()
         monkeypatch.setenv("RANK", "1")
         with owned(tmp_path, "regtune train"):
             pass

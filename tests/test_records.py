@@ -12,6 +12,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from damage import flipped, mutated
 from regtune import records
 from regtune.errors import CheckpointError, DataError, RegtuneError
 from regtune.records import (
@@ -189,14 +190,18 @@ def exported(folder, **changes):
     return run_dir
 
 
+def predictions(run_dir, file="p.json.gz"):
+    return read_predictions(run_dir, dataclasses.replace(RECORD, predictions={"dev": file}), "dev")
+
+
 def test_compact_predictions_are_read_like_the_rows_that_they_were_made_of(tmp_path):
-    rows = read_predictions(exported(tmp_path), "p.json.gz")
+    rows = predictions(exported(tmp_path))
     assert rows == [
         {"id": "q1", "text": "a", "exact_match": 1, "f1": 1},
         {"id": "q2", "text": "", "exact_match": 0, "f1": 0.6667},
     ]
     write_json(tmp_path / "run" / "p.json", ROWS)
-    assert read_predictions(tmp_path / "run", "p.json") == ROWS
+    assert predictions(tmp_path / "run", "p.json") == ROWS
 
 
 def test_compact_predictions_keep_the_columns_of_any_task(tmp_path):
@@ -208,7 +213,7 @@ def test_compact_predictions_keep_the_columns_of_any_task(tmp_path):
     assert content["accuracy"] == "10"
     run_dir = exported(tmp_path)
     write_json(run_dir / "p.json.gz", content)
-    assert read_predictions(run_dir, "p.json.gz") == [
+    assert predictions(run_dir) == [
         {"id": "q1", "label": "a", "accuracy": 1, "nats": 2.3457},
         {"id": "q2", "label": "b", "accuracy": 0, "nats": 1},
     ]
@@ -226,7 +231,7 @@ def test_compact_predictions_keep_the_columns_of_any_task(tmp_path):
 )
 def test_compact_predictions_that_do_not_fit_their_questions_are_refused(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
-        read_predictions(exported(tmp_path, **changes), "p.json.gz")
+        predictions(exported(tmp_path, **changes))
 
 
 def test_a_list_of_questions_that_was_changed_is_refused(tmp_path):
@@ -234,7 +239,7 @@ def test_a_list_of_questions_that_was_changed_is_refused(tmp_path):
     (file,) = (tmp_path / "questions").iterdir()
     write_json(file, ["q2", "q1"])
     with pytest.raises(DataError, match="does not fit its list of questions"):
-        read_predictions(run_dir, "p.json.gz")
+        predictions(run_dir)
 
 
 def test_the_code_itself_is_told_apart_where_the_version_is_the_same():
@@ -249,39 +254,6 @@ def test_versions_and_machine_say_where_a_number_was_measured():
     assert machine()["memory_bytes"] > 0
 
 
-MUTANTS = (None, True, -1, 10**40, 1e308, "NaN", "x\ud800", "../../x", [], {}, [[]], {"": None})
-
-
-def mutated(content, random):
-    """One place of a JSON value removed, renamed or given another value."""
-    content = json.loads(json.dumps(content))
-    places = []
-
-    def walk(value):
-        if isinstance(value, (dict, list)):
-            for key in value if isinstance(value, dict) else range(len(value)):
-                places.append((value, key))
-                walk(value[key])
-
-    walk(content)
-    if not places or random.random() < 0.02:
-        return random.choice(MUTANTS)
-    place, key = random.choice(places)
-    if random.random() < 0.3:
-        del place[key]
-    elif isinstance(place, dict) and random.random() < 0.2:
-        place[f"{key}x"] = place.pop(key)
-    else:
-        place[key] = random.choice(MUTANTS)
-    return content
-
-
-def flipped(raw, random):
-    """One bit of a file changed, or its end cut off."""
-    at = random.randrange(len(raw))
-    return raw[:at] if random.random() < 0.2 else raw[:at] + bytes([raw[at] ^ 1 << random.randrange(8)]) + raw[at + 1 :]
-
-
 def fuzz(folder, rounds):
     """Damages a sweep's files; whatever reads them gives a value or one of regtune's errors that names the file."""
     random = Random(7)
@@ -293,7 +265,7 @@ def fuzz(folder, rounds):
     write_json(folder / "s" / "search.json", {"best": {"baseline": rates}, "rows": [row]})
     readers = {
         run_dir / "run.json": lambda: load_record(run_dir),
-        run_dir / "p.json.gz": lambda: read_predictions(run_dir, "p.json.gz"),
+        run_dir / "p.json.gz": lambda: predictions(run_dir),
         folder / "s" / "sweep.json": lambda: check_folder(sweep, folder / "s"),
         folder / "s" / "search.json": lambda: with_found_rates(sweep, folder / "s"),
     }

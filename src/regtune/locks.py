@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from regtune.errors import CheckpointError
+from regtune.errors import CheckpointError, RegtuneError
+from regtune.typed import typed
 
 RUN_LOCK = ".lock"
 _SECONDS = 0.1
 """A lock is tried for so long, because `lock_holder` of another process has it for a moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Which process holds a lock."""
+
+    pid: int = field(default_factory=os.getpid)
+    """0 where it isn't known."""
+    host: str = field(default_factory=socket.gethostname)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" if self.pid else "a process"
 
 
 @contextlib.contextmanager
@@ -39,23 +53,23 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield False
         return
     try:
-        _holder_file(path).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        _holder_file(path).write_text(json.dumps(dataclasses.asdict(Holder())), encoding="utf-8")
         yield True
     finally:
         lock.release()
 
 
-def lock_holder(path: Path) -> dict[str, Any] | None:
-    """Pid and host of the process that holds a lock, empty if they aren't known; None if none holds it."""
+def lock_holder(path: Path) -> Holder | None:
+    """The process that holds a lock; None if none does."""
     if not path.is_file():
         return None
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads(_holder_file(path).read_text(encoding="utf-8")))
-        return {}
+        with contextlib.suppress(OSError, ValueError, RecursionError, RegtuneError):
+            return typed(Holder, json.loads(_holder_file(path).read_text(encoding="utf-8")), path)
+        return Holder(pid=0)
     lock.release()
     return None
 
@@ -83,12 +97,9 @@ def owned(folder: Path, command: str) -> Iterator[None]:
     try:
         with locked(path) as ours:
             if not ours:
-                holder = lock_holder(path) or {}
-                who = (
-                    f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "a process"
-                )
+                holder = lock_holder(path) or Holder(pid=0)  # it may have ended meanwhile
                 raise CheckpointError(
-                    f"Another {command} is at work in {folder} ({who}). Wait until it has ended, or name another "
+                    f"Another {command} is at work in {folder} ({holder}). Wait until it has ended, or name another "
                     "folder with --output-dir."
                 )
             yield

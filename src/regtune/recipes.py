@@ -39,13 +39,13 @@ def load_recipe(name: str | Path) -> RunConfig:
     return config
 
 
-def config_from_dict(content: Mapping[str, Any], where: str) -> RunConfig:
+def config_from_dict(content: Mapping[str, Any], where: str, *, remedy: str = "") -> RunConfig:
     """The config that `to_dict` made plain, for example from a run directory's `config.json`.
 
     Raises:
-        ConfigError: as `load_recipe`; `where` names the file.
+        ConfigError: as `load_recipe`; `where` names the file, `remedy` says what to do about it.
     """
-    return typed(RunConfig, upgraded(content), where)
+    return typed(RunConfig, upgraded(content), where, remedy=remedy)
 
 
 def settings_from_dict(kind: type, content: Mapping[str, Any], where: str) -> Any:

@@ -60,6 +60,9 @@ class RunRecord:
     """Weights and predictions, relative to the run directory, and the SHA-256 of each; empty in records of schema 1."""
     schema_version: int = SCHEMA_VERSION
 
+    def __hash__(self) -> int:
+        return hash((self.config_hash, self.started))
+
 
 def write_json(path: Path, content: Any) -> Path:
     """Writes JSON (gzip for `.gz`) so that a reader sees the old file or the whole new one, never half of it.
@@ -159,19 +162,22 @@ def load_record(run_dir: Path) -> RunRecord:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int or version not in (1, SCHEMA_VERSION):
         raise CheckpointError(
-            f"{path} has schema_version={shown(version)}; this regtune reads 1 and {SCHEMA_VERSION}. {_AGAIN}"
+            f"{path} has schema_version={shown(version)}; this regtune reads 1 and {SCHEMA_VERSION}. {AGAIN}"
         )
-    record = typed(RunRecord, content | {"schema_version": SCHEMA_VERSION}, path, wrong=CheckpointError, remedy=_AGAIN)
+    record = typed(RunRecord, content | {"schema_version": SCHEMA_VERSION}, path, wrong=CheckpointError, remedy=AGAIN)
     for name, values in record.metrics.items():
         for metric, value in values.items():
             if not math.isfinite(value):
-                raise CheckpointError(f"{path}: metrics.{name}.{metric} is {value}, which is no score. {_AGAIN}")
+                raise CheckpointError(f"{path}: metrics.{name}.{metric} is {value}, which is no score. {AGAIN}")
     for name in (*record.predictions.values(), *record.files):
         inside(run_dir, name)
     return record
 
 
-_AGAIN = "Move that folder away and run it again."
+AGAIN = "Move that folder away and run it again, or copy it again from where it was made."
+
+
+_EXPORT = "Export the sweep again."
 
 
 def checksums(run_dir: Path, names: Iterable[str]) -> dict[str, str]:
@@ -198,11 +204,11 @@ def verify(run_dir: Path, record: RunRecord, folder: str = "") -> None:
             facts = path.stat()
             found = _known_digest(path, facts.st_size, facts.st_mtime_ns)
         except OSError as error:
-            raise CheckpointError(f"{path} can't be read: {error.strerror}. {_AGAIN}") from error
+            raise CheckpointError(f"{path} can't be read: {error.strerror}. {AGAIN}") from error
         if found != expected:
             raise CheckpointError(
                 f"{path} is not what the run wrote: its SHA-256 is {found[:12]}, and {run_dir / RUN_FILE} has "
-                f"{shown(expected[:12])}. Copy the folder again, or: {_AGAIN}"
+                f"{shown(expected[:12])}. {AGAIN}"
             )
 
 
@@ -235,34 +241,36 @@ def inside(run_dir: Path, name: str) -> Path:
     return path
 
 
-def read_predictions(run_dir: Path, file: str) -> list[dict[str, Any]]:
-    """The rows of a predictions file, whichever way it was written: `id`, and the task's columns.
+def read_predictions(run_dir: Path, record: RunRecord, name: str) -> list[dict[str, Any]]:
+    """The rows of a run's predictions on an evaluation set, whichever way written: `id`, and the task's columns.
 
     A run writes a list of rows. An export writes columns (`compact_predictions`), and the question ids, which are the
     same for all runs, once for all of them: in `questions/HASH.json.gz` beside the folder that holds the runs.
 
     Raises:
-        CheckpointError: the name leaves the run directory.
+        CheckpointError: the file is not what the run wrote, or its name leaves the run directory.
         DataError: a file that is missing or broken, or columns of other questions.
     """
+    file = record.predictions[name]
     path = inside(run_dir, file)
+    verify(run_dir, record, file)
     content = read_json(path)
     if not isinstance(content, dict):
-        return typed(list[dict[str, Any]], content, path, wrong=DataError, remedy="Evaluate the run again.")
+        rows: list[dict[str, Any]] = typed(list[dict[str, Any]], content, path, wrong=DataError, remedy=AGAIN)
+        typed(list[str], [row.get("id") for row in rows], f"{path}: id", wrong=DataError, remedy=AGAIN)
+        return rows
     try:
         place = questions_file(run_dir.parent.parent, str(content["questions"]))
-        ids = read_typed(place, list[str], remedy="Export the sweep again.")
-        columns = {name: _column(value, path) for name, value in content.items() if name != "questions"}
-        if not any(isinstance(value, str) for column in columns.values() for value in column[:1]):
-            columns["text"] = [""] * len(ids)
-        named = questions_hash(ids) == content["questions"]
-        whole = named and {len(column) for column in columns.values()} == {len(ids)}
+        ids = read_typed(place, list[str], remedy=_EXPORT)
+        columns = {key: _column(value, path) for key, value in content.items() if key != "questions"}
     except DataError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no predictions file ({error!r}). Export or evaluate the run again.") from error
-    if not whole:
-        raise DataError(f"{path} does not fit its list of questions. Export the sweep again.")
+        raise DataError(f"{path} is no predictions file ({error!r}). {_EXPORT}") from error
+    if not any(isinstance(value, str) for column in columns.values() for value in column[:1]):
+        columns["text"] = [""] * len(ids)
+    if questions_hash(ids) != content["questions"] or {len(column) for column in columns.values()} != {len(ids)}:
+        raise DataError(f"{path} does not fit its list of questions. {_EXPORT}")
     names = ("id", *columns)
     return [dict(zip(names, row, strict=True)) for row in zip(ids, *columns.values(), strict=True)]
 
@@ -274,6 +282,17 @@ def _column(value: Any, path: Path) -> list[Any]:
     if value and isinstance(value, list) and isinstance(value[0], str):
         return list(typed(list[str], value, path, wrong=DataError))
     return list(typed(list[float], value, path, wrong=DataError))
+
+
+def read_curve(run_dir: Path) -> list[dict[str, float]]:
+    """The logged steps of a run: `step` and what was measured there; empty where none were kept.
+
+    Raises:
+        DataError: a broken file.
+    """
+    path = run_dir / CURVE_FILE
+    curve: list[dict[str, float]] = read_typed(path, list[dict[str, float]], remedy=AGAIN) if path.is_file() else []
+    return curve
 
 
 def compact_predictions(rows: Sequence[Mapping[str, Any]], *, texts: bool) -> dict[str, Any]:
@@ -306,7 +325,7 @@ def questions_file(folder: Path, name: str) -> Path:
     if not re.fullmatch(r"[0-9a-f]{12}", name):
         raise DataError(
             f"Predictions in {folder} name {shown(name)}, which is no hash of question ids (12 hexadecimal digits). "
-            "Export the sweep again."
+            f"{_EXPORT}"
         )
     return folder / "questions" / f"{name}.json.gz"
 

@@ -206,6 +206,9 @@ _CONVERTER = Converter(detailed_validation=True, forbid_extra_keys=True)
 for _kind in _WORDS:
     _CONVERTER.register_structure_hook(_kind, _scalar)
 _CONVERTER.register_structure_hook_func(lambda hint: _origin(hint) is Literal, _literal)
+_CONVERTER.register_structure_hook_func(
+    lambda hint: _origin(hint) in (Union, types.UnionType) and {*get_args(hint)} == {float, str, type(None)}, _scalar
+)
 for _match, _hook in (
     (lambda hint: _origin(hint) is tuple, _only(list, "a list, like [a, b]", homogenous_tuple_structure_factory)),
     (lambda hint: _origin(hint) is list, _only(list, "a list", list_structure_factory)),

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
-from regtune.errors import DataError
-from regtune.records import read_json, write_json
-from regtune.report.collect import collect
+from regtune.errors import DataError, RegtuneError
+from regtune.records import AGAIN, checksums, load_record, read_json, save_record, write_json
+from regtune.report.collect import collect, open_cell
 from regtune.report.page import build_report, write_report
 from regtune.report.scores import Settings
 from report.synthetic import config_of, write_cell, write_sweep
@@ -147,26 +148,93 @@ def test_arms_without_common_seeds_are_compared_unpaired_and_it_is_said(tmp_path
     assert "not paired" in section.headline.basis
 
 
-def test_predictions_that_leave_out_questions_are_refused_with_their_ids(tmp_path):
-    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, sets=("dev.json",))
-    run = write_cell(tmp_path, config_of("registers", 4, 2, sets=("dev.json",)), questions=40, drop=2)
-    with pytest.raises(DataError, match=rf"{run.name}.*cover 38 of 40 questions; missing: q38, q39"):
-        write_report(tmp_path)
+def in_rows(change):
+    """Damage to the predictions' rows."""
+    return lambda folder: write_json(folder / PREDICTIONS, change(read_json(folder / PREDICTIONS)))
 
 
-def test_a_predictions_file_with_other_columns_is_refused(small):
-    path = cells(small, 4, 1) / "predictions" / "dev.json.gz"
-    write_json(path, [{"id": "q0", "text": "x"}])
-    with pytest.raises(DataError, match="every row needs id, text, f1 and exact_match"):
-        write_report(small)
+def in_json(name, *place, value):
+    """Another value somewhere in a JSON file of the cell."""
+
+    def damage(folder):
+        content = owner = read_json(folder / name)
+        for step in place[:-1]:
+            owner = owner[step]
+        owner[place[-1]] = value
+        write_json(folder / name, content)
+
+    return damage
 
 
-def test_a_question_that_is_answered_twice_is_refused(small):
-    path = cells(small, 4, 1) / "predictions" / "dev.json.gz"
-    rows = read_json(path)
-    write_json(path, [*rows, rows[0]])
-    with pytest.raises(DataError, match=r"twice \(41 rows, 40 ids\)"):
-        write_report(small)
+def behind_checksums(change):
+    """Damage to predictions whose checksums are recorded."""
+
+    def damage(folder):
+        record = load_record(folder)
+        save_record(folder, dataclasses.replace(record, files=checksums(folder, [PREDICTIONS])))
+        change(folder / PREDICTIONS)
+
+    return damage
+
+
+PREDICTIONS = "predictions/dev.json.gz"
+DAMAGED = {
+    "left out": (in_rows(lambda rows: rows[:-2]), r"dev\.json\.gz covers 38 of 40 examples"),
+    "no score": (in_rows(lambda rows: [{"id": r["id"]} for r in rows]), r"gz: f1: \[0\] is empty"),
+    "text as a score": (
+        in_rows(lambda rows: [r | {"f1": "1 of 1"} for r in rows]),
+        r"f1: \[0\] is '1 of 1', but must be",
+    ),
+    "no id": (in_rows(lambda rows: [r | {"id": 3} for r in rows]), r"dev\.json\.gz: id: \[0\] is 3, but must be text"),
+    "twice": (in_rows(lambda rows: [*rows, rows[0]]), r"twice \(41 rows, 40 ids\)"),
+    "percent": (in_rows(lambda rows: [r | {"f1": 100.0} for r in rows]), r"gz: 40 scores are not in \[0, 1\]"),
+    "other scores": (
+        in_rows(lambda rows: [r | {"f1": 0.25} for r in rows]),
+        r"run\.json says F1 0\.\d{4} on dev, and its predictions give 0\.2500: one of the two was changed",
+    ),
+    "other metrics": (in_json("run.json", "metrics", "dev", "f1", value=0.99), r"run\.json says F1 0\.9900 on dev"),
+    "nothing": (in_rows(lambda rows: []), "holds no predictions"),
+    "no rows": (in_rows(lambda rows: 3), "the whole is 3, but must be a list"),
+    "changed": (behind_checksums(lambda file: file.write_bytes(file.read_bytes()[:-1])), "is not what the run wrote"),
+    "gone": (behind_checksums(lambda file: file.unlink()), r"dev\.json\.gz can't be read: No such file"),
+    "curve": (in_json("curve.json", 0, "loss", value="high"), r"curve\.json: \[0\]\.loss is 'high', but must be a num"),
+    "config": (
+        in_json("run.json", "config", "training", "seed", value=-1),
+        r"run\.json: config: training\.seed=-1 must",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_cell_is_listed_with_a_remedy_and_left_out(small, kind):
+    damage, reason = DAMAGED[kind]
+    folder = cells(small, 4, 1)
+    damage(folder)
+    found = collect(small)
+    (skipped,) = found.skipped
+    assert (len(found.cells), skipped.folder) == (5, folder)
+    assert re.search(reason, skipped.reason)
+    assert skipped.reason.endswith(AGAIN)
+    assert f"<code>{folder.name}</code>" in write_report(small, resamples=200).read_text(encoding="utf-8")
+    with pytest.raises(RegtuneError, match=reason):
+        open_cell(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("sweep.json", {"sweep": {}, "cells": []}, r"sweep\.json: training_sets: the whole is empty"),
+        ("sweep.json", [], r"sweep\.json: the whole is \[\], but must be a mapping"),
+        ("search.json", {"rows": [{"f1": [1]}]}, r"search\.json: rows\[0\]\.f1 is \[1\], but must be a number or text"),
+    ],
+)
+def test_a_damaged_file_of_the_sweep_is_listed_and_the_cells_are_reported(small, name, content, reason):
+    write_json(small / name, content)
+    found = collect(small)
+    assert len(found.cells) == 6
+    (skipped,) = found.skipped
+    assert re.search(reason, skipped.reason)
+    assert build_report(found, settings=FAST).skipped
 
 
 def test_a_second_run_of_the_same_arm_and_seed_is_listed_not_counted(small):

@@ -72,7 +72,7 @@ def test_different_questions_of_one_set_are_refused_with_their_ids(tmp_path):
 def test_predictions_that_leave_out_questions_are_refused(tmp_path):
     one = write_cell(tmp_path, config_of("baseline", 0, 0), questions=20)
     other = write_cell(tmp_path, config_of("registers", 4, 0), questions=20, drop=1)
-    with pytest.raises(DataError, match="cover 19 of 20 questions; missing: q19"):
+    with pytest.raises(DataError, match="covers 19 of 20 examples"):
         compare_two(one, other)
 
 

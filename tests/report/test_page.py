@@ -5,6 +5,7 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,16 +139,11 @@ def test_a_task_of_ones_own_is_reported_by_its_own_metrics(tmp_path, monkeypatch
     import numpy as np
 
     from regtune.records import read_json, write_json
-    from regtune.report import collect as collecting
-    from regtune.report import scores
-    from regtune.report.tasks import Reported
+    from regtune.registry import TASKS
     from stats.made_up import PERPLEXITY
 
-    task = Reported(name="lm", title="language modelling", metrics=(PERPLEXITY,), examples="texts")
-    for module in (collecting, scores):
-        monkeypatch.setattr(module, "reported", lambda name: task if name == "lm" else reported(name))
-    for module in ("figures", "sections", "result_tables", "flips"):
-        monkeypatch.setattr(f"regtune.report.{module}.reported", lambda name: task, raising=False)
+    task = SimpleNamespace(name="lm", title="language modelling", metrics=(PERPLEXITY,))
+    monkeypatch.setitem(TASKS._added, "lm", task)
     write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1, 2), questions=60, sets=("dev.json",))
     for path in tmp_path.rglob("run.json"):
         content = json.loads(path.read_text())
@@ -168,7 +164,7 @@ def test_a_task_of_ones_own_is_reported_by_its_own_metrics(tmp_path, monkeypatch
     assert section.headline.verdict == "helps"
     assert re.search(r"Registers help at N = 4: -\d\.\d\d perplexity \(95 %", section.headline.sentence)
     assert section.headline.proven == ""
-    assert "60 texts, 3 seeds" in section.headline.basis
+    assert "60 examples, 3 seeds" in section.headline.basis
     assert "point" not in section.headline.basis + section.headline.sentence + str(section.summary)
     assert "paper" not in section.figures[0].svg
 

@@ -127,8 +127,8 @@ def kill_a_worker(sweep, folder, killed):
         for cell in sweep.cells():
             if any((folder / cell.key).glob("checkpoints/checkpoint-*")):
                 holder = lock_holder(lock_file(folder, cell.key))
-                if holder and "pid" in holder:
-                    os.kill(holder["pid"], signal.SIGKILL)
-                    killed.append(holder["pid"])
+                if holder and holder.pid:
+                    os.kill(holder.pid, signal.SIGKILL)
+                    killed.append(holder.pid)
                     return
         time.sleep(0.05)

@@ -111,7 +111,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, runs):
     with locked(lock_file(tmp_path / "s", first.key)) as ours:
         assert ours
         assert cell_status(tmp_path / "s", first) == "running"
-        assert lock_holder(lock_file(tmp_path / "s", first.key))["pid"] == os.getpid()
+        assert lock_holder(lock_file(tmp_path / "s", first.key)).pid == os.getpid()
         outcome = run_sweep(sweep, tmp_path / "s", progress=False)
     assert runs == [second.key]
     assert outcome.elsewhere == (first,)
@@ -123,7 +123,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path):
         assert holder.stdout.readline().strip() == "True"
         with locked(tmp_path / "cell") as ours:
             assert not ours
-        assert lock_holder(tmp_path / "cell")["pid"] == holder.pid
+        assert lock_holder(tmp_path / "cell").pid == holder.pid
         holder.send_signal(signal.SIGKILL)
         holder.wait(10)
     assert (tmp_path / "cell").is_file()

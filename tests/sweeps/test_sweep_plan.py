@@ -105,8 +105,8 @@ def test_an_exported_cell_is_what_a_report_reads_and_small(tmp_path):
         record = load_record(path)
         first = load_record(tmp_path / "s" / path.name)  # an export has files, and checksums, of its own
         assert dataclasses.replace(record, files={}) == dataclasses.replace(first, files={})
-        rows = read_predictions(path, record.predictions["dev"])
-        original = read_predictions(tmp_path / "s" / path.name, record.predictions["dev"])
+        rows = read_predictions(path, record, "dev")
+        original = read_predictions(tmp_path / "s" / path.name, first, "dev")
         assert [set(row) for row in rows] == [{"id", "text", "exact_match", "f1"}] * 6
         for column in ("id", "text", "exact_match"):
             assert [row[column] for row in rows] == [row[column] for row in original]
@@ -122,7 +122,7 @@ def test_large_sets_are_exported_without_texts_and_unchanged_cells_are_left_alon
     (path,) = export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
     file = inside(path, load_record(path).predictions["dev"])
     assert "text" not in read_json(file)
-    assert {row["text"] for row in read_predictions(path, "predictions/dev.json.gz")} == {""}
+    assert {row["text"] for row in read_predictions(path, load_record(path), "dev")} == {""}
     stamp = file.stat().st_mtime_ns
     export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
     assert file.stat().st_mtime_ns == stamp
@@ -163,4 +163,4 @@ def test_a_status_is_read_from_the_files_alone(tmp_path):
     assert cell_status(tmp_path / "s", cell) == "open"
     cell_run.record_failure(tmp_path / "s" / cell.key, ValueError("no"))
     assert cell_status(tmp_path / "s", cell) == "failed"
-    assert cell_run.failure(tmp_path / "s", cell) == "ValueError: no"
+    assert cell_run.failure(tmp_path / "s" / cell.key) == "ValueError: no"

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from regtune.errors import CheckpointError, DataError
+from regtune.errors import DataError, RegtuneError
 from regtune.interfaces import Metric
-from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_json
+from regtune.recipes import config_from_dict
+from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve, read_json
 from regtune.report.arms import BASELINE, REGISTERS, Arm, arm_of, seed_of, told_apart, trained_on
 from regtune.report.tasks import reported
+from regtune.sweeps.answers import Answers, answers
+from regtune.sweeps.cell_run import failure
+from regtune.sweeps.search import read_search
+from regtune.sweeps.sweep import SWEEP_FILE, Place, read_sweep_file
+from regtune.typed import typed
 
-SWEEP_FILE = "sweep.json"
+FoundT = TypeVar("FoundT")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cells of a sweep, and the short names of its training sets."""
+    """What a sweep wants to run."""
 
-    training_sets: dict[tuple[str, ...], str]
-    cells: tuple[dict[str, Any], ...]
+    training_sets: Mapping[tuple[str, ...], str]
+    """Sets of files to the sweep's short name for them."""
+    cells: Sequence[Place]
+    at_best: Sequence[str]
+    """Arms that run at the best N, which is chosen on the scores that are reported."""
+    best: Mapping[str, int]
+    """Training set to that N, where it is known."""
 
     def open_cells(self, begun: Collection[str]) -> list[str]:
         """A line for each arm that has planned cells without a run directory, with their seeds."""
         seeds: dict[tuple[str, int, str], list[int]] = {}
         for cell in self.cells:
-            if cell["key"] not in begun:
-                seeds.setdefault((cell["arm"], cell["num_registers"], cell["training_set"]), []).append(cell["seed"])
+            if cell.key not in begun:
+                seeds.setdefault((cell.arm, cell.num_registers, cell.training_set), []).append(cell.seed)
         return [
             f"{arm}, N = {count}, trained on {name}: seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
             for (arm, count, name), found in seeds.items()
@@ -38,26 +49,22 @@ class Plan:
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan of the sweep whose cells lie in `folder` or in a folder in it; None if there is none to be read.
+    """The plan of the sweep whose cells lie in `folder` or in a folder in it; None if there is none.
 
-    A plan only adds to what the records say, so one that can't be understood is left alone.
+    Raises:
+        CheckpointError, DataError: a broken `sweep.json`.
     """
-    for place in (folder, folder.parent):
-        path = place / SWEEP_FILE
-        if path.is_file():
-            content = read_json(path)
-            try:
-                return Plan(
-                    training_sets={tuple(v): str(k) for k, v in content["sweep"]["training_sets"].items()},
-                    cells=tuple(_cell(cell) for cell in content["cells"]),
-                )
-            except (KeyError, TypeError, AttributeError):
-                return None
-    return None
-
-
-def _cell(cell: dict[str, Any]) -> dict[str, Any]:
-    return {name: cell[name] for name in ("key", "arm", "num_registers", "seed", "training_set")}
+    place = next((place for place in (folder, folder.parent) if (place / SWEEP_FILE).is_file()), None)
+    if place is None:
+        return None
+    found, where = read_sweep_file(place), place / SWEEP_FILE
+    sets = typed(dict[str, list[str]], found.sweep.get("training_sets"), f"{where}: training_sets", wrong=DataError)
+    return Plan(
+        training_sets={tuple(files): name for name, files in sets.items()},
+        cells=found.cells,
+        at_best=typed(list[str], found.sweep.get("at_best", []), f"{where}: at_best", wrong=DataError),
+        best=found.best_num_registers,
+    )
 
 
 NOT_RECORDED = "not recorded"
@@ -103,50 +110,33 @@ class Gaps:
         )
 
 
-def read_gaps(folder: Path, training_set: str, finished: Collection[str]) -> Gaps:
-    """Compares the plan in a sweep's folder (or beside it) with the cells that are finished.
+def gaps_of(plan: Plan, training_set: str, finished: Collection[str]) -> Gaps:
+    """Compares a sweep's plan with the cells that are finished.
 
     Args:
-        folder: as for `read_plan`.
+        plan: of the sweep.
         training_set: its short name in the sweep.
         finished: keys of the finished cells.
     """
-    plan = read_plan(folder)
-    if plan is None:
-        return Gaps()
-    planned = [cell for cell in plan.cells if cell["training_set"] == training_set]
-    gone = sorted((cell for cell in planned if cell["key"] not in finished), key=_order)
+    planned = [cell for cell in plan.cells if cell.training_set == training_set]
+    gone = sorted((cell for cell in planned if cell.key not in finished), key=_order)
     seeds: dict[str, list[int]] = {}
     for cell in gone:
-        count = f", N = {cell['num_registers']}" if cell["num_registers"] else ""
-        seeds.setdefault(f"{cell['arm']}{count}", []).append(cell["seed"])
-    waiting, best = _at_best(folder, training_set)
+        count = f", N = {cell.num_registers}" if cell.num_registers else ""
+        seeds.setdefault(f"{cell.arm}{count}", []).append(cell.seed)
+    best = plan.best.get(training_set)
     return Gaps(
         planned=len(planned),
         missing=tuple(f"{arm}: {seed_list(found)}" for arm, found in seeds.items()),
         missing_cells=len(gone),
-        waiting=waiting if best is None else (),
-        best=best if waiting else None,
+        waiting=tuple(plan.at_best) if best is None else (),
+        best=best if plan.at_best else None,
     )
 
 
-def _order(cell: Mapping[str, Any]) -> tuple[bool, bool, str, int, int]:
+def _order(cell: Place) -> tuple[bool, bool, str, int, int]:
     """Baseline, registers, the other arms; each by N and seed."""
-    arm = str(cell["arm"])
-    return arm != BASELINE, arm != REGISTERS, arm, cell["num_registers"], cell["seed"]
-
-
-def _at_best(folder: Path, training_set: str) -> tuple[tuple[str, ...], int | None]:
-    """Arms that run at the best N, and that N where it is known."""
-    for path in (folder / SWEEP_FILE, folder.parent / SWEEP_FILE):
-        if path.is_file():
-            try:
-                content = read_json(path)
-                best = content.get("best_num_registers", {}).get(training_set)
-                return tuple(content["sweep"].get("at_best", ())), best
-            except (DataError, KeyError, TypeError, AttributeError):
-                break
-    return (), None
+    return cell.arm != BASELINE, cell.arm != REGISTERS, cell.arm, cell.num_registers, cell.seed
 
 
 def mixed_versions(cells: Sequence[Cell]) -> list[str]:
@@ -190,15 +180,9 @@ def seed_list(seeds: Collection[int]) -> str:
     return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, sorted(seeds)))}"
 
 
-def place_in_plan(folder: Path) -> Mapping[str, str]:
-    """Key of a planned cell to its arm, N and seed in words."""
-    plan = read_plan(folder)
-    return {} if plan is None else {cell["key"]: _cell_words(cell) for cell in plan.cells}
-
-
-def _cell_words(cell: Mapping[str, Any]) -> str:
-    count = f", N = {cell['num_registers']}" if cell["num_registers"] else ""
-    return f"{cell['arm']}{count}, seed {cell['seed']}, trained on {cell['training_set']}"
+def _cell_words(cell: Place) -> str:
+    count = f", N = {cell.num_registers}" if cell.num_registers else ""
+    return f"{cell.arm}{count}, seed {cell.seed}, trained on {cell.training_set}"
 
 
 def _named(key: str) -> str:
@@ -217,10 +201,14 @@ class Cell:
     arm: Arm
     seed: int
 
+    def answers(self, name: str) -> Answers:
+        """What it answered on an evaluation set. Raises as `regtune.sweeps.answers.answers`."""
+        return answers(self.folder, self.record, name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A folder that looks like a cell and is not used."""
+    """A folder that looks like a cell, or a file of the sweep's, that is not used."""
 
     folder: Path
     reason: str
@@ -280,8 +268,8 @@ class Sweep:
 def collect(folder: Path) -> Sweep:
     """Reads every finished cell below a folder (or the one run that the folder is).
 
-    Half-written cells, failed ones, records of another schema and second runs of the same arm and seed are listed in
-    `skipped` and not used.
+    Half-written cells, failed ones, broken and changed ones, those of another schema and second runs of the same arm
+    and seed are listed in `skipped` and not used.
 
     Raises:
         DataError: no such folder, or no finished cell in it; the message names what was found instead.
@@ -292,25 +280,49 @@ def collect(folder: Path) -> Sweep:
     skipped: list[Skipped] = []
     for path in _run_folders(folder):
         try:
-            record = load_record(path)
-            cells.append(Cell(folder=path, record=record, arm=arm_of(record), seed=seed_of(record)))
-        except (CheckpointError, DataError) as error:
+            cells.append(open_cell(path))
+        except RegtuneError as error:
             skipped.append(Skipped(folder=path, reason=_why(path, error)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            skipped.append(Skipped(folder=path, reason=f"its config can't be understood ({error!r})"))
     cells, doubles = _without_doubles(cells)
     if not cells:
         raise DataError(_nothing(folder, skipped))
     single = (folder / RUN_FILE).is_file()
-    plan = None if single else read_plan(folder)
+    plan = search = None
+    if not single:
+        plan, search = _of_sweep(folder, skipped, SWEEP_FILE, read_plan), _of_sweep(folder, skipped, "search", _search)
     begun = {cell.folder.name for cell in cells} | {cell.folder.name for cell in (*skipped, *doubles)}
     return Sweep(
         folder=folder,
-        groups=_with_gaps(_groups(cells, plan.training_sets if plan else {}), None if single else folder),
-        skipped=(*_in_plan(skipped, folder), *doubles),
-        search=None if single else _search(folder),
+        groups=_with_gaps(_groups(cells, plan.training_sets if plan else {}), plan),
+        skipped=(*_in_plan(skipped, plan), *doubles),
+        search=search,
         not_begun=tuple(plan.open_cells(begun)) if plan else (),
     )
+
+
+def open_cell(folder: Path) -> Cell:
+    """A finished run, after a look at everything in it that a report reads.
+
+    Raises:
+        CheckpointError: no finished run there, one of another schema, or predictions that are not what it wrote.
+        ConfigError: a config that can't be, or of a task or method that isn't installed.
+        DataError: a broken file, or predictions that contradict the record.
+    """
+    record = load_record(folder)
+    config_from_dict(record.config, f"{folder / RUN_FILE}: config", remedy=AGAIN)
+    for name in record.predictions:
+        answers(folder, record, name)
+    read_curve(folder)
+    return Cell(folder=folder, record=record, arm=arm_of(record), seed=seed_of(record))
+
+
+def _of_sweep(folder: Path, skipped: list[Skipped], name: str, read: Callable[[Path], FoundT | None]) -> FoundT | None:
+    """What a file beside the cells adds; a broken one is listed."""
+    try:
+        return read(folder)
+    except RegtuneError as error:
+        skipped.append(Skipped(folder=folder / name, reason=str(error)))
+        return None
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -333,22 +345,11 @@ def _is_run_config(path: Path) -> bool:
     return isinstance(content, dict) and {"registers", "training"} <= content.keys()
 
 
-def _why(path: Path, error: Exception) -> str:
+def _why(path: Path, error: RegtuneError) -> str:
     if (path / RUN_FILE).is_file():
         return str(error)
-    for name in ("error.json", "failure.json", "failed.json"):
-        if (path / name).is_file():
-            return f"failed: {_first_line(path / name)}"
-    return f"not finished ({RUN_FILE} is missing)"
-
-
-def _first_line(path: Path) -> str:
-    try:
-        content = read_json(path)
-    except DataError as error:
-        return str(error)
-    text = content.get("error", content) if isinstance(content, dict) else content
-    return (str(text).splitlines() or ["no message"])[0][:300]
+    failed = failure(path)
+    return f"failed: {failed}" if failed else f"not finished ({RUN_FILE} is missing)"
 
 
 def _without_doubles(cells: list[Cell]) -> tuple[list[Cell], list[Skipped]]:
@@ -362,7 +363,7 @@ def _without_doubles(cells: list[Cell]) -> tuple[list[Cell], list[Skipped]]:
     return list(kept.values()), doubles
 
 
-def _groups(cells: list[Cell], names: dict[tuple[str, ...], str]) -> tuple[Group, ...]:
+def _groups(cells: list[Cell], names: Mapping[tuple[str, ...], str]) -> tuple[Group, ...]:
     alike: dict[tuple[str, str, tuple[str, ...]], list[Cell]] = {}
     for cell in cells:
         alike.setdefault(trained_on(cell.record), []).append(cell)
@@ -375,18 +376,18 @@ def _groups(cells: list[Cell], names: dict[tuple[str, ...], str]) -> tuple[Group
     return tuple(sorted(groups, key=lambda group: (len(group.train), -len(group.cells))))
 
 
-def _with_gaps(groups: Sequence[Group], folder: Path | None) -> tuple[Group, ...]:
-    if folder is None:
+def _with_gaps(groups: Sequence[Group], plan: Plan | None) -> tuple[Group, ...]:
+    if plan is None:
         return tuple(groups)
     return tuple(
-        dataclasses.replace(group, gaps=read_gaps(folder, group.train_name, {cell.folder.name for cell in group.cells}))
+        dataclasses.replace(group, gaps=gaps_of(plan, group.train_name, {cell.folder.name for cell in group.cells}))
         for group in groups
     )
 
 
-def _in_plan(skipped: Sequence[Skipped], folder: Path) -> list[Skipped]:
+def _in_plan(skipped: Sequence[Skipped], plan: Plan | None) -> list[Skipped]:
     """The same with the arm and the seed that the sweep's plan gives a folder."""
-    words = place_in_plan(folder)
+    words = {cell.key: _cell_words(cell) for cell in plan.cells} if plan else {}
     return [
         dataclasses.replace(cell, reason=f"{cell.reason}. Planned: {words[cell.folder.name]}")
         if cell.folder.name in words
@@ -396,13 +397,13 @@ def _in_plan(skipped: Sequence[Skipped], folder: Path) -> list[Skipped]:
 
 
 def _search(folder: Path) -> dict[str, Any] | None:
-    for place in (folder, folder.parent):
-        for name in SEARCH_FILES:
-            path = place / name
-            if path.is_file():
-                content = read_json(path)
-                return content if isinstance(content, dict) and isinstance(content.get("rows"), list) else None
-    return None
+    paths = [place / name for place in (folder, folder.parent) for name in SEARCH_FILES]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None
+    read_search(path)
+    found: dict[str, Any] = read_json(path)  # as it was recorded, without what it doesn't say
+    return found
 
 
 def _nothing(folder: Path, skipped: list[Skipped]) -> str:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regtune.errors import ConfigError, DataError
-from regtune.records import load_record
-from regtune.report.arms import arm_of, seed_of, task_of
-from regtune.report.collect import Cell
+from regtune.report.arms import task_of
+from regtune.report.collect import Cell, open_cell
 from regtune.report.flips import Flip, Flips, find_flips
-from regtune.report.scores import arm_scores, check_coverage
+from regtune.report.scores import arm_scores
 from regtune.report.tasks import reported
 from regtune.stats.comparison import Comparison, compare, shown, shown_difference, shown_interval
 from regtune.stats.scores import match_arm
@@ -47,19 +46,19 @@ def compare_two(first: Path, second: Path, *, delta: float | None = None, resamp
         resamples: bootstrap draws.
 
     Raises:
-        CheckpointError: no finished run there, or one of another schema.
+        CheckpointError: no finished run there, one of another schema, or predictions that were changed.
         ConfigError: the same run twice, or a setting out of range.
-        DataError: different evaluation sets or questions, or predictions that leave out questions.
+        DataError: different evaluation sets or examples, or predictions that are broken or contradict their record.
     """
     if first.resolve() == second.resolve():
         raise ConfigError(f"{first} and {second} are the same run; name two different ones.")
     one, other = _cell(first.resolve()), _cell(second.resolve())
-    names = list(one.record.metrics)
-    different = sorted(set(names) ^ set(other.record.metrics))
+    names = list(one.record.predictions)
+    different = sorted(set(names) ^ set(other.record.predictions))
     if different:
         raise DataError(
             f"The runs were evaluated on different sets: {first} on {', '.join(names)}; {second} on "
-            f"{', '.join(other.record.metrics)}. Score both on the same ones with `regtune evaluate`."
+            f"{', '.join(other.record.predictions)}. Score both on the same ones with `regtune evaluate`."
         )
     return RunComparison(
         first=one,
@@ -83,14 +82,13 @@ def comparison_text(found: RunComparison, *, shown: int = 5) -> str:
 
 
 def _cell(folder: Path) -> Cell:
-    record = load_record(folder)
-    if not record.metrics:
-        raise DataError(f"{folder} holds no scores; evaluate the run first.")
-    return Cell(folder=folder, record=record, arm=arm_of(record), seed=seed_of(record))
+    cell = open_cell(folder)
+    if not cell.record.predictions:
+        raise DataError(f"{folder} holds no predictions to compare.")
+    return cell
 
 
 def _on_set(one: Cell, other: Cell, name: str, *, delta: float | None, resamples: int) -> SetComparison:
-    check_coverage([one, other], name)
     results: dict[str, Comparison] = {}
     for metric in reported(task_of(one.record)).metrics:
         base = arm_scores([one], name, metric)

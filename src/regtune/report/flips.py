@@ -15,8 +15,8 @@ from regtune.errors import RegtuneError
 from regtune.report.arms import Arm, filled
 from regtune.report.arms import set_name as short_name
 from regtune.report.collect import Cell, Group
-from regtune.report.scores import Answer, answers
 from regtune.stats.scores import some
+from regtune.sweeps.answers import Answer
 from regtune.tables import Table
 
 SHOWN = 40
@@ -94,7 +94,7 @@ def find_flips(before: Sequence[Cell], after: Sequence[Cell], set_name: str) -> 
         after: the runs of the other.
         set_name: the evaluation set; questions that both answered count.
     """
-    first, second = ([answers(cell, set_name) for cell in cells] for cells in (before, after))
+    first, second = ([cell.answers(set_name) for cell in cells] for cells in (before, after))
     texts = question_texts(before[0], set_name)
     shared = [name for name in first[0] if all(name in found for found in (*first, *second))]
     kept = all(any(answer.text for answer in found.values()) for found in (*first, *second))
@@ -118,8 +118,8 @@ def flips_table(group: Group, baseline: Arm, set_name: str) -> Table | None:
     """For each arm: questions won and lost against the baseline, beside what a change of the seed alone does."""
     cells = {arm: [cell for cell in group.of(arm) if set_name in cell.record.predictions] for arm in group.arms}
     base = cells.pop(baseline, [])
-    known = answers(base[0], set_name).keys() if base else set()
-    compared = [(arm, found) for arm, found in cells.items() if found and answers(found[0], set_name).keys() == known]
+    known = base[0].answers(set_name).keys() if base else set()
+    compared = [(arm, found) for arm, found in cells.items() if found and found[0].answers(set_name).keys() == known]
     if not base or not compared:
         return None
     rows = []
@@ -160,7 +160,7 @@ def disagreement(pairs: Iterable[tuple[Cell, Cell]], set_name: str) -> float | N
     """
     shares = []
     for one, other in pairs:
-        old, new = answers(one, set_name), answers(other, set_name)
+        old, new = one.answers(set_name), other.answers(set_name)
         shares.append(np.mean(old.right != new.right[new.like(old)]))
     return float(np.mean(shares)) if shares else None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regtune.interfaces import Metric
-from regtune.records import CURVE_FILE, read_json
+from regtune.records import read_curve
 from regtune.report.arms import BASELINE, REGISTERS, Arm, checkpoint_rule
 from regtune.report.collect import Group
 from regtune.report.figures import Curve, Figure, Series, curve_figure, score_figure
@@ -21,7 +21,6 @@ from regtune.report.scores import (
     Settings,
     against_baseline,
     against_controls,
-    check_coverage,
     find_baseline,
 )
 from regtune.report.tasks import reported
@@ -64,14 +63,12 @@ def make_section(group: Group, settings: Settings) -> Section:
     """Makes everything that the page shows of one group.
 
     Raises:
-        DataError: predictions that leave out questions; the run and the ids are named.
+        DataError: runs of an arm that were evaluated on different examples; the runs and the ids are named.
     """
     trained = " + ".join(Path(name).name for name in group.train)
     named_so = f"{group.train_name}: " if group.train_name else ""
     what = "" if group.task == "qa" else f", {reported(group.task).title}"
     title = f"{named_so}{group.model}{what}, trained on {trained}"
-    for name in group.sets:
-        check_coverage([cell for cell in group.cells if name in cell.record.predictions], name)
     baseline = find_baseline(group)
     first = _first_set(group)
     plain = Section(
@@ -198,9 +195,8 @@ def _curves(group: Group) -> tuple[Figure, ...]:
 def _curve(group: Group, arm: Arm, key: str, factor: float) -> Curve | None:
     seeds = []
     for cell in group.of(arm):
-        path = cell.folder / CURVE_FILE
-        rows: list[dict[str, Any]] = read_json(path) if path.is_file() else []
-        pairs = [(float(row["step"]), factor * float(row[key])) for row in rows if key in row and "step" in row]
+        rows = read_curve(cell.folder)
+        pairs = [(row["step"], factor * row[key]) for row in rows if key in row and "step" in row]
         if pairs:
             steps, values = zip(*sorted(pairs), strict=True)
             seeds.append((steps, values))

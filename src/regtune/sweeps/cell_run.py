@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import gc
 import shutil
 import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from regtune.config import RunConfig
 from regtune.errors import CheckpointError, DataError
 from regtune.locks import lock_holder, locked
-from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, load_record, now, read_json, source_hash, write_json
+from regtune.records import (
+    AGAIN,
+    CONFIG_FILE,
+    RUN_FILE,
+    RunRecord,
+    load_record,
+    now,
+    read_typed,
+    source_hash,
+    verify,
+    write_json,
+)
 from regtune.sweeps.grid import Cell
 
 if TYPE_CHECKING:
@@ -54,17 +65,34 @@ def finished_record(folder: Path, cell: Cell) -> RunRecord | None:
 def _load(run_dir: Path, cell: Cell) -> RunRecord:
     record = load_record(run_dir)
     if record.config_hash != cell.key:
-        raise CheckpointError(
-            f"{run_dir} holds the record of another config (hash {record.config_hash}). Move that folder away."
-        )
+        raise CheckpointError(f"{run_dir} holds the record of another config (hash {record.config_hash}). {AGAIN}")
+    verify(run_dir, record, "predictions/")
     return record
 
 
-def failure(folder: Path, cell: Cell) -> str:
-    """Why a cell failed, in one line; empty if it didn't."""
-    with contextlib.suppress(DataError, KeyError, TypeError):
-        return str(read_json(folder / cell.key / ERROR_FILE)["error"]).splitlines()[0]
-    return ""
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What `error.json` holds."""
+
+    error: str
+    """The error's type and message."""
+    type: str = ""
+    message: str = ""
+    traceback: list[str] = field(default_factory=list)
+    """Its end."""
+    time: str = ""
+
+
+def failure(run_dir: Path) -> str:
+    """Why a run failed, in one line; empty if it didn't."""
+    path = run_dir / ERROR_FILE
+    if not path.is_file():
+        return ""
+    try:
+        found: Failure = read_typed(path, Failure, remedy="Run it again.")
+    except DataError as error:
+        return str(error)
+    return (found.error.splitlines() or ["no message"])[0][:300]
 
 
 def run_cell(
@@ -121,14 +149,14 @@ def _shared_by_this_process() -> SharedInputs:
 def record_failure(run_dir: Path, error: BaseException) -> None:
     """Writes `error.json`: the error's type and message, and the end of its traceback."""
     lines = "".join(traceback.format_exception(error)).splitlines()
-    content = {
-        "error": f"{type(error).__name__}: {error}",
-        "type": type(error).__name__,
-        "message": str(error),
-        "traceback": lines[-_TRACEBACK_LINES:],
-        "time": now(),
-    }
-    write_json(run_dir / ERROR_FILE, content)
+    found = Failure(
+        error=f"{type(error).__name__}: {error}",
+        type=type(error).__name__,
+        message=str(error),
+        traceback=lines[-_TRACEBACK_LINES:],
+        time=now(),
+    )
+    write_json(run_dir / ERROR_FILE, dataclasses.asdict(found))
 
 
 def _clear_leftovers(run_dir: Path) -> None:

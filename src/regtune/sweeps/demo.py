@@ -10,7 +10,7 @@ from typing import Any
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.progress import begin_stage, stages
-from regtune.records import RunRecord, inside, read_json
+from regtune.records import RunRecord, read_predictions
 from regtune.tables import Column, Table
 
 TRAIN, DEV = "embedded:train", "embedded:dev"
@@ -92,8 +92,7 @@ def run_demo(output_dir: Path = Path("runs/demo"), *, progress: bool = True) -> 
 
 def load_arm(num_registers: int, run_dir: Path, record: RunRecord) -> Arm:
     """A finished run with its predictions on the first evaluation set."""
-    file = next(iter(record.predictions.values()))
-    rows = read_json(inside(run_dir, file))
+    rows = read_predictions(run_dir, record, next(iter(record.predictions)))
     return Arm(num_registers=num_registers, run_dir=run_dir, record=record, answers={row["id"]: row for row in rows})
 
 

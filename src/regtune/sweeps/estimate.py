@@ -33,7 +33,7 @@ def plan_cells(cells: Sequence[Cell], folder: Path) -> tuple[PlannedCell, ...]:
             cell=cell,
             status=cell_status(folder, cell),
             seconds=estimate(cell, finished),
-            failure=failure(folder, cell),
+            failure=failure(folder / cell.key),
         )
         for cell in cells
     )

@@ -19,7 +19,6 @@ from regtune.records import (
     load_record,
     questions_file,
     read_predictions,
-    verify,
     write_bytes,
 )
 
@@ -62,10 +61,9 @@ def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> list
 def _files(run_dir: Path, target: Path, texts_up_to: int) -> Iterator[tuple[Path, bytes]]:
     """Every file of a cell's export and what it holds; the record comes last."""
     record, cell = load_record(run_dir), target / CELLS / run_dir.name
-    verify(run_dir, record, "predictions/")
     sums: dict[str, str] = {}
-    for file in record.predictions.values():
-        rows = read_predictions(run_dir, file)
+    for name, file in record.predictions.items():
+        rows = read_predictions(run_dir, record, name)
         content = compact_predictions(rows, texts=len(rows) <= texts_up_to)
         yield questions_file(target, content["questions"]), _packed([row["id"] for row in rows])
         place = inside(cell, file)

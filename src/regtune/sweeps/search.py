@@ -67,12 +67,12 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SearchFile:
+class SearchFile:
     """What `search.json` holds."""
 
-    best: dict[str, LearningRates]
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, float | str | None]]
     """A row a rate that was tried, with every figure of the held-out set by its name."""
+    best: dict[str, LearningRates] = field(default_factory=dict)
     held_out: str = ""
     epochs: float = 1.0
     seed: int = 0
@@ -81,19 +81,25 @@ class _SearchFile:
     training_examples: int = 0
     held_out_examples: int = 0
     training_questions: int = 0
-    """What searches before tasks called them; so the next."""
+    """What searches before tasks called them; so the next two."""
     held_out_questions: int = 0
+    questions: int = 0
     machine: dict[str, Any] = field(default_factory=dict)
 
 
-def _read(path: Path) -> _SearchFile:
-    found: _SearchFile = read_typed(path, _SearchFile, remedy=_AGAIN)
+def read_search(path: Path) -> SearchFile:
+    """Reads `search.json`.
+
+    Raises:
+        DataError: it is missing, broken or of another shape.
+    """
+    found: SearchFile = read_typed(path, SearchFile, remedy=_AGAIN)
     return found
 
 
 def _rows(path: Path, metric: Metric) -> list[dict[str, Any]]:
     """The rows that an earlier search left."""
-    rows = _read(path).rows
+    rows = read_search(path).rows
     for number, row in enumerate(rows):
         if not isinstance(row.get("key"), str) or not isinstance(row.get(metric.name), (int, float)):
             raise DataError(f"{path}: rows[{number}] has no key, or no number for {metric.name}. {_AGAIN}")
@@ -105,7 +111,7 @@ def with_found_rates(sweep: SweepConfig, folder: Path) -> SweepConfig:
     path = folder / SEARCH_FILE
     if not path.is_file():
         return sweep
-    found = _read(path).best
+    found = read_search(path).best
     arms = (*sweep.arms, *sweep.at_best)
     rates = {arm: found[arm] for arm in arms if arm in found} | dict(sweep.learning_rates)
     return dataclasses.replace(sweep, learning_rates=rates)
@@ -206,6 +212,6 @@ def _best(
         if cell.arm not in best:
             raise TrainingError(
                 f"The search found no learning rate for the arm {cell.arm!r}: all its cells failed, the first with: "
-                f"{failure(place, cell)}. Mend that and start it again."
+                f"{failure(place / cell.key)}. Mend that and start it again."
             )
     return {arm: dataclasses.asdict(rates) for arm, (_, rates) in best.items()}

@@ -128,7 +128,7 @@ def check_folder(sweep: SweepConfig, folder: Path) -> None:
         CheckpointError: it does; the message names the difference.
     """
     if (folder / SWEEP_FILE).is_file():
-        _refuse_another(_read_sweep(folder), sweep, folder)
+        _refuse_another(read_sweep_file(folder), sweep, folder)
         return
     own = {cell.key for cell in sweep.cells()} | {LOCKS, SEARCH_FILE, SEARCH_FOLDER}
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
@@ -148,7 +148,7 @@ def open_folder(sweep: SweepConfig, folder: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class Place:
     """A cell in `sweep.json`."""
 
     key: str
@@ -159,29 +159,35 @@ class _Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SweepFile:
+class SweepFile:
     """What `sweep.json` holds."""
 
-    schema_version: int
     sweep: dict[str, Any]
-    cells: list[_Place]
+    cells: list[Place]
     best_num_registers: dict[str, int] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
 
 
-def _read_sweep(folder: Path) -> _SweepFile:
+def read_sweep_file(folder: Path) -> SweepFile:
+    """Reads `sweep.json`.
+
+    Raises:
+        CheckpointError: one of another shape or schema.
+        DataError: it is missing or broken.
+    """
     remedy = f"Choose another --folder, or remove that file: the cells in {folder} stay."
-    found: _SweepFile = read_typed(folder / SWEEP_FILE, _SweepFile, remedy=remedy, wrong=CheckpointError)
+    found: SweepFile = read_typed(folder / SWEEP_FILE, SweepFile, remedy=remedy, wrong=CheckpointError)
     if found.schema_version != SCHEMA_VERSION:
         raise CheckpointError(
             f"{folder / SWEEP_FILE} has schema_version={found.schema_version}; this regtune reads {SCHEMA_VERSION}. "
             "Choose another --folder."
         )
-    where = str(folder / SWEEP_FILE)
-    return dataclasses.replace(found, sweep=sweep_to_dict(sweep_from_dict(found.sweep, where)))
+    return found
 
 
-def _refuse_another(found: _SweepFile, sweep: SweepConfig, folder: Path) -> None:
-    theirs, mine = _shared(found.sweep), _shared(sweep_to_dict(sweep))
+def _refuse_another(found: SweepFile, sweep: SweepConfig, folder: Path) -> None:
+    there = sweep_to_dict(sweep_from_dict(found.sweep, str(folder / SWEEP_FILE)))
+    theirs, mine = _shared(there), _shared(sweep_to_dict(sweep))
     different = sorted(name for name in theirs.keys() & mine.keys() if theirs[name] != mine[name])
     cells = {_place(cell.describe()): cell.key for cell in sweep.cells()}
     moved = [cell for cell in found.cells if cells.get(_place(dataclasses.asdict(cell)), cell.key) != cell.key]
@@ -209,7 +215,7 @@ def _write_sweep(sweep: SweepConfig, folder: Path) -> None:
     """Cells that the file already names stay: another process may run another part of the same grid."""
     with locked(lock_file(folder, "sweep"), wait=True):
         path = folder / SWEEP_FILE
-        before = _read_sweep(folder).cells if path.is_file() else []
+        before = read_sweep_file(folder).cells if path.is_file() else []
         cells = {cell.key: dataclasses.asdict(cell) for cell in before}
         cells |= {cell.key: cell.describe() for cell in current_cells(sweep, folder)}
         content = {
@@ -266,7 +272,7 @@ def _outcome(cells: Sequence[Cell], sweep: SweepConfig, folder: Path) -> SweepOu
         folder=folder,
         finished=tuple(cell for cell in cells if status[cell.key] == "finished"),
         failed={
-            cell.label: failure(folder, cell) or "stopped" for cell in cells if status[cell.key] not in _NOT_FAILED
+            cell.label: failure(folder / cell.key) or "stopped" for cell in cells if status[cell.key] not in _NOT_FAILED
         },
         elsewhere=tuple(cell for cell in cells if status[cell.key] == "running"),
         waiting=_waiting(sweep, folder),
