@@ -6,6 +6,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
@@ -70,19 +71,40 @@ FAMILIES: dict[str, dict] = {
         "sep_token_id": 3,
     },
 }
+_WINDOWS = {"sliding_window": 7}  # shorter than the inputs
+_ALTERNATING = {**_WINDOWS, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_GEMMA = {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, **_ALTERNATING}
+DECODERS: dict[str, dict] = {
+    "gpt2": {},
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, **_WINDOWS},
+    "qwen2": {"num_key_value_heads": 2, "use_sliding_window": True, **_ALTERNATING},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "phi3": {"num_key_value_heads": 2, **_WINDOWS},
+    "olmo2": {"num_key_value_heads": 2},
+    "gpt_neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+}
+DECODER_HEADS = {
+    "causal-lm": AutoModelForCausalLM,
+    **{head: HEADS[head] for head in ("sequence-classification", "token-classification", "question-answering")},
+}
+WINDOWED = {"mistral", "qwen2", "gemma2", "gemma3_text", "phi3"}
 ABSOLUTE = {"bert", "roberta", "xlm-roberta", "distilbert", "electra", "albert"}
-EAGER_ONLY = {"deberta-v2", "deberta-v2-conv", "mpnet"}
+EAGER_ONLY = {"deberta-v2", "deberta-v2-conv", "mpnet", "gemma2"}
 
 
 def tiny_config(family: str, **changes):
-    settings = {**_SIZE, **FAMILIES[family], **changes}
+    own = {"model_type": family, "bos_token_id": 2, "eos_token_id": 3, **DECODERS[family]} if family in DECODERS else {}
+    settings = {**_SIZE, **FAMILIES.get(family, own), **changes}
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 def tiny_model(family: str, head: str = "question-answering", attention: str = "eager", seed: int = 0, **changes):
     """A random model in eval mode; weights are large enough for differences to show."""
     torch.manual_seed(seed)
-    model = HEADS[head].from_config(tiny_config(family, **changes), attn_implementation=attention)
+    model = {**HEADS, **DECODER_HEADS}[head].from_config(tiny_config(family, **changes), attn_implementation=attention)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -19,6 +19,8 @@ Placement = Literal["prefix", "after_cls", "suffix"]
 Position = Literal["learned", "none"]
 Init = Literal["normal", "embedding", "sep", "mask", "zeros"]
 Depth = Literal["input", "every_layer"]
+Rotary = Literal["before", "shared"]
+Windows = Literal["stay", "leave"]
 
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Registers = Annotated[int, Range(0, 65_536)]
@@ -48,6 +50,10 @@ class RegisterConfig(Checked, section="registers"):
     """Pass registers through the embeddings' LayerNorm and dropout as the text does (the paper: no)."""
     depth: Depth = "input"
     """One set that flows through all layers, or fresh registers at the input of every layer."""
+    rotary: Rotary = "before"
+    """Rotary positions in decoders: the N places before the text's first one, or that one for all of them."""
+    windows: Windows = "stay"
+    """Decoder layers that see the last W tokens: registers stay visible to all, or leave as earlier tokens do."""
     trainable: bool = True
     """False freezes the registers (a control)."""
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import OPTConfig, OPTForCausalLM
 
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, UnsupportedModelError
@@ -50,8 +50,15 @@ def test_every_head_gives_outputs_of_the_texts_length(family, head):
 
 
 def test_an_unsupported_family_is_refused_and_the_supported_ones_are_listed():
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=20, n_positions=16))
-    with pytest.raises(UnsupportedModelError, match=r"model_type='gpt2'.*BERT \(bert\).*ModernBERT"):
+    sizes = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_size": 16,
+        "word_embed_proj_dim": 16,
+        "ffn_dim": 16,
+    }
+    model = OPTForCausalLM(OPTConfig(**sizes, vocab_size=20, max_position_embeddings=16))
+    with pytest.raises(UnsupportedModelError, match=r"model_type='opt'.*BERT \(bert\).*ModernBERT"):
         add_registers(model, FOUR)
     with pytest.raises(UnsupportedModelError, match="Linear is not a Hugging Face model"):
         add_registers(nn.Linear(2, 2), FOUR)

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2Model
+from transformers import OPTConfig, OPTModel
 
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
@@ -135,8 +135,9 @@ def test_a_slow_tokenizer_fails(tmp_path, monkeypatch):
 
 
 def test_an_unsupported_family_lists_the_supported_ones(tmp_path):
-    GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20)).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*BERT.*ModernBERT"):
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 8}
+    OPTModel(OPTConfig(**sizes, vocab_size=20)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"'opt'.*BERT.*ModernBERT"):
         examine(str(tmp_path), SMALL)
 
 

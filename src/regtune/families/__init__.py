@@ -65,13 +65,17 @@ def _has(family: Family, need: str) -> bool:
 
 
 def _refuse_variants(family: Family, config: Any) -> None:
-    if getattr(config, "is_decoder", False):
+    if getattr(config, "is_decoder", False) and not family.causal:
         raise UnsupportedModelError(
             f"This {family.name} has is_decoder=True; registers are supported in encoders. Set is_decoder=False."
         )
+    if family.causal and not getattr(config, "is_causal", True):
+        raise UnsupportedModelError(
+            f"This {family.name} has is_causal=False, so registers would see the text and the text its own future."
+        )
     for attribute, limit, reason in family.unsupported:
         value = getattr(config, attribute, limit)
-        if value > limit:
+        if value is not None and value > limit:
             raise UnsupportedModelError(
                 f"This {family.name} has {attribute}={value}; registers need {attribute} <= {limit}: {reason}."
             )

@@ -103,7 +103,9 @@ class Family:
 
     @property
     def placements(self) -> tuple[str, ...]:
-        """Where registers may join: where positions are distances, nothing may come between [CLS] and the text."""
+        """Where registers may join: tokens must see them and, where positions are distances, stay beside [CLS]."""
+        if self.causal:
+            return ("prefix",)
         return ("prefix", "after_cls", "suffix") if self.positions == "absolute" else ("prefix", "suffix")
 
     @property

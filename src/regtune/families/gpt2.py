@@ -24,6 +24,6 @@ GPT2 = Family(
     feed_forward_out="mlp.c_proj",
     norms=("ln_1", "ln_2"),
     lm_head=("transformer.ln_f", "lm_head"),
-    registers=False,
+    unsupported=(("add_cross_attention", False, "registers are for decoders without an encoder"),),
     relevance=LEDGER,
 )

@@ -24,7 +24,6 @@ LLAMA = Family(
     feed_forward_out="mlp.down_proj",
     norms=("input_layernorm", "post_attention_layernorm"),
     lm_head=("model.norm", "lm_head"),
-    registers=False,
     relevance=LEDGER,
     gated="mlp",
     rms_norm=True,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from regtune.errors import InputError
 from regtune.families._family import Family, submodule
+from regtune.registers import decoders
 from regtune.registers.passes import (
     Layout,
     Pass,
@@ -78,6 +79,10 @@ class Forward:
         outer, aside, thread.top = thread.top, thread.aside, now
         try:
             output = self._run(backbone, args, kwargs)
+        except BaseException:
+            if now.cache is not None:
+                decoders.release(now.cache)
+            raise
         finally:
             thread.top, thread.aside = outer, aside
             now.backbone = None
@@ -102,7 +107,8 @@ class RegisterHooks:
         """Hangs up every hook that the family and the registers need (`deep`: fresh ones at every layer)."""
         embeddings = backbone.get_submodule(self.family.embeddings)
         backbone.register_forward_pre_hook(self.announce)
-        embeddings.register_forward_hook(self.join)
+        if not decoders.joins_words(self.family):
+            embeddings.register_forward_hook(self.join)
         backbone.get_submodule(self.family.stack).register_forward_hook(self.leave, with_kwargs=True)
         if self.family.embeddings_mask is not None:
             embeddings.register_forward_pre_hook(self.hide_mask, with_kwargs=True)
@@ -178,6 +184,9 @@ class RegisterHooks:
             return args, kwargs  # the backbone's own error is the right one
         if not torch.compiler.is_compiling():
             self._same_setting(now, source)
+        if self.family.causal:
+            decoders.begin(now, self.family, named, source)
+            return (), named
         if not now.setting.enabled:
             return args, kwargs
         batch, seq = source.shape[0], source.shape[1]
@@ -230,7 +239,8 @@ class RegisterHooks:
     ) -> Tensor | None:
         """The column of the text at which the registers of each row go, `[batch]`; None: at the front of all rows."""
         placement = registers.config.placement
-        if placement == "prefix" and (self.family.positions == "absolute" or mask is None):
+        anywhere = self.family.positions == "absolute" or self.family.causal
+        if placement == "prefix" and (anywhere or mask is None):
             return None
         start = torch.zeros(batch, dtype=torch.long, device=device)
         end = torch.full((batch,), seq, dtype=torch.long, device=device)

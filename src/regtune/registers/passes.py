@@ -91,6 +91,7 @@ class Pass:
         layout: where the registers stand; None where they are switched off.
         text_mask: the mask as it was given.
         joined: the registers are in the sequence.
+        cache: a decoder's cache that they are written to in this pass.
     """
 
     def __init__(self, key: str, backbone: nn.Module, registers: Registers, setting: Setting) -> None:
@@ -101,6 +102,7 @@ class Pass:
         self.layout: Layout | None = None
         self.text_mask: Tensor | None = None
         self.joined = False
+        self.cache: Any = None
 
     @property
     def total(self) -> int:

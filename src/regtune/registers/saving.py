@@ -120,6 +120,7 @@ def _load_with_registers(
                 _add_where_spoken(self, name)
 
     WithRegisters.__name__ = model_class.__name__
+    WithRegisters.__module__ = model_class.__module__  # transformers renames no keys for classes that aren't its own
     model, report = WithRegisters.from_pretrained(name, output_loading_info=True, **options)
     model.__class__ = model_class
     return model, report
@@ -279,8 +280,9 @@ def _check_origin(saved: Any, model: nn.Module, folder: Path) -> RegisterConfig:
 
 
 def _check_weights(weights: Mapping[str, Tensor], config: RegisterConfig, backbone: Any, file: Path) -> None:
-    norm = submodule(backbone, family_of(backbone.config).norm)
-    width = backbone.config.hidden_size if norm is None else next(norm.parameters()).shape[0]
+    family = family_of(backbone.config)
+    joined = submodule(backbone, family.norm or family.word_embeddings)
+    width = backbone.config.hidden_size if joined is None else next(joined.parameters()).shape[-1]
     n, hidden, layers = config.num_registers, backbone.config.hidden_size, backbone.config.num_hidden_layers
     shapes: dict[str, tuple[int, ...]] = {"tokens": (n, width)}
     if config.position == "learned":

@@ -35,7 +35,7 @@ def add_registers(
     sep_token_id: int | None = None,
     mask_token_id: int | None = None,
 ) -> ModelT:
-    """Adds registers to a pretrained encoder **in place** and returns it.
+    """Adds registers to a pretrained encoder or decoder **in place** and returns it.
 
     Labels, logits, hidden states and the pooler keep meaning the text; `Trainer`, `save_pretrained` and the heads
     work as before. `num_registers=0` leaves the model untouched. Mechanism: RegBERT (Parihar et al., 2024) after
@@ -253,9 +253,10 @@ def register_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def register_positions(model: nn.Module) -> int:
-    """Places of the model's position range that its registers use up: N with rotary positions, else 0."""
+    """Places of the model's position range that its registers use up: N with rotary positions of their own, else 0."""
+    registers = find_registers(model)
     rotary = family_of(backbone_of(model).config).positions == "rotary"
-    return num_registers(model) if rotary else 0
+    return num_registers(model) if rotary and (registers is None or registers.config.rotary == "before") else 0
 
 
 def max_text_length(model: nn.Module) -> int | None:
@@ -318,10 +319,14 @@ def _refuse_shared_out(model: nn.Module) -> None:
 
 def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
     if config.placement not in family.placements:
+        reason = "its positions are distances, so registers behind [CLS] would move the text away from it"
+        if family.causal:
+            reason = "its tokens see earlier ones alone, so they wouldn't see registers that come later"
         raise ConfigError(
-            f"placement={config.placement!r} doesn't fit {family.name}: its positions are distances, so registers "
-            f"behind [CLS] would move the text away from it. Use one of {', '.join(family.placements)}."
+            f"placement={config.placement!r} doesn't fit {family.name}: {reason}. "
+            f"Use one of {', '.join(family.placements)}."
         )
+    _check_decoder_settings(config, family, backbone)
     if config.depth == "every_layer" and family.shared_layers:
         raise ConfigError(
             f"depth='every_layer' doesn't fit {family.name}: its layers share one set of weights. Use depth='input'."
@@ -334,16 +339,27 @@ def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
         )
 
 
+def _check_decoder_settings(config: RegisterConfig, family: Family, backbone: Any) -> None:
+    if config.layer_norm and family.norm is None:
+        raise ConfigError(f"layer_norm=True doesn't fit {family.name}: its embeddings have no LayerNorm. Leave it out.")
+    if config.rotary != "before" and not (family.causal and family.positions == "rotary"):
+        raise ConfigError(
+            f"rotary={config.rotary!r} doesn't fit {family.name}: it is for rotary positions of decoders. Leave it out."
+        )
+    if config.windows != "stay" and not (family.causal and getattr(backbone.config, "sliding_window", None)):
+        raise ConfigError(
+            f"windows={config.windows!r} doesn't fit this {family.name}: it is for decoders with layers that see a "
+            "window of the text (config.sliding_window). Leave it out."
+        )
+
+
 def make_registers(config: RegisterConfig, backbone: Any, token_ids: dict[str, int | None] | None = None) -> Registers:
     """New registers for a backbone, not yet on it; `token_ids` of `sep` and `mask` where its config lacks them."""
     family, token_ids = family_of(backbone.config), token_ids or {"sep": None, "mask": None}
-    norm = submodule(backbone, family.norm)
-    if norm is None:
-        raise UnsupportedModelError(f"{type(backbone).__name__} has no module {family.norm!r}.")
-    weight = next(norm.parameters())
+    weight = _joined(backbone, family)
     registers = Registers(
         config,
-        width=_output_width(backbone, family),
+        width=weight.shape[-1],
         hidden=backbone.config.hidden_size,
         num_layers=backbone.config.num_hidden_layers,
     )
@@ -354,10 +370,13 @@ def make_registers(config: RegisterConfig, backbone: Any, token_ids: dict[str, i
     return registers
 
 
-def _output_width(backbone: Any, family: Family) -> int:
-    norm = submodule(backbone, family.norm)
-    assert norm is not None
-    return int(next(norm.parameters()).shape[0])
+def _joined(backbone: Any, family: Family) -> Tensor:
+    """A weight as wide as what registers join, on its device and in its type: of the norm there, or the embeddings."""
+    path = family.norm or family.word_embeddings
+    module = submodule(backbone, path)
+    if module is None:
+        raise UnsupportedModelError(f"{type(backbone).__name__} has no module {path!r}.")
+    return next(module.parameters())
 
 
 @torch.no_grad()
@@ -373,6 +392,8 @@ def _embedding_scale(
         length = min(_SAMPLE, backbone.config.max_position_embeddings - family.position_offset)
         ids = torch.randint(vocabulary.num_embeddings, (1, length))
     captured: list[Tensor] = []
+    if family.norm is None:
+        return _spread(vocabulary(ids.to(vocabulary.weight.device))[0], config.init in token_ids)
     norm = backbone.get_submodule(family.norm)
     handle = norm.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
     was_training = embeddings.training
@@ -382,9 +403,12 @@ def _embedding_scale(
     finally:
         embeddings.train(was_training)
         handle.remove()
-    sample = (captured[0] if config.layer_norm else output)[0]
+    return _spread((captured[0] if config.layer_norm else output)[0], config.init in token_ids)
+
+
+def _spread(sample: Float[Tensor, "sample width"], one_token: bool) -> tuple[Tensor, Tensor]:
     mean = sample.mean(dim=0)
-    return mean, torch.zeros_like(mean) if config.init in token_ids else sample.std(dim=0)
+    return mean, torch.zeros_like(mean) if one_token else sample.std(dim=0)
 
 
 def _token_id(name: str, config: Any, given: int | None) -> int:

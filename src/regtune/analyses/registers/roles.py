@@ -14,6 +14,7 @@ With hundreds of questions the test finds differences that are too small to matt
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,10 +40,10 @@ class Change:
     """A mean difference over examples, knocked out minus untouched, with its 95 % bootstrap interval."""
 
     difference: float
-    low: float | None
-    high: float | None
-    p_value: float | None = None
-    p_adjusted: float = 1.0
+    low: float
+    high: float
+    p_value: float
+    p_adjusted: float
     """After Holm's correction over all registers that were knocked out alone in this way."""
 
 
@@ -63,10 +64,11 @@ class Effect:
         """The register that was knocked out alone; None if it was all of them."""
         return None if self.knock_out.registers is None else self.knock_out.registers[0]
 
-    @property
-    def changes(self) -> dict[str, Change | None]:
-        """All of them by name."""
-        return {"loss": self.loss, "score": self.score, "said": self.said}
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        parts = {"loss": self.loss, "score": self.score, "said": self.said}
+        changes = {name: None if part is None else dataclasses.asdict(part) for name, part in parts.items()}
+        return {"register": self.register, "how": self.knock_out.how, **changes}
 
 
 @dataclass(frozen=True, kw_only=True)
