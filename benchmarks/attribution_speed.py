@@ -31,7 +31,7 @@ from record import write_result
 from torch import Tensor
 
 from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given_embeddings, make_batch, word_embeddings
-from regtune.analyses.attribution.explain import explain
+from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.batches import question_batches
 from regtune.families import family_of
 from regtune.models.loading import load_question_answering_model, load_tokenizer
@@ -83,8 +83,8 @@ def propagation(model: Any, tensors: dict[str, Tensor], tokenizer: Any, rounds: 
     sides = {
         "plain": frozen,
         "training": training,
-        "attnlrp": lambda: explain(model, tensors, method="attnlrp", target="answer", batch_size=64),
-        "chefer": lambda: explain(model, tensors, method="chefer", target="answer", batch_size=64, on_residual="warn"),
+        "attnlrp": lambda: attribute(model, tensors, method="attnlrp", target="answer", batch_size=64),
+        "chefer": lambda: attribute(model, tensors, method="chefer", target="answer", batch_size=64, on_residual="warn"),
     }
     for side in sides.values():
         side()
@@ -178,7 +178,7 @@ def integration(model: Any, batches: list[dict[str, Tensor]], tokenizer: Any, ex
         def regtune(batch: dict[str, Tensor] = batch, counted: list[dict[bool, int]] = counted) -> None:
             before = dict(passes.counts)
             ours.extend(
-                explain(
+                attribute(
                     model, batch, method="integrated-gradients", target="answer", tokenizer=tokenizer, batch_size=64
                 )
             )

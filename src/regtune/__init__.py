@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from regtune import peft_kinds
 
 if TYPE_CHECKING:
-    from regtune.analyses.attribution.explain_question import explain_question as explain
-    from regtune.analyses.attribution.explain_texts import explain_texts
+    from regtune.analyses.attribution.attribute import attribute
+    from regtune.analyses.attribution.explain import explain
     from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
     from regtune.errors import RegtuneError
     from regtune.families._family import Family
@@ -79,13 +79,13 @@ _HOME = {
     "TrainConfig": "regtune.config",
     "add_registers": "regtune.registers.surgery",
     "ask": "regtune.tasks.qa.ask",
+    "attribute": "regtune.analyses.attribution.attribute",
     "compare": "regtune.report.compare:compare_two",
     "demo": "regtune.sweeps.demo:run_demo",
     "disable_registers": "regtune.registers.surgery",
     "doctor": "regtune.testing.doctor:examine",
     "evaluate": "regtune.sweeps.evaluate",
-    "explain": "regtune.analyses.attribution.explain_question:explain_question",
-    "explain_texts": "regtune.analyses.attribution.explain_texts",
+    "explain": "regtune.analyses.attribution.explain",
     "from_pretrained": "regtune.registers.saving",
     "info": "regtune.sweeps.describe:describe",
     "inspect": "regtune.inspection",
@@ -136,13 +136,13 @@ __all__ = [
     "TrainConfig",
     "add_registers",
     "ask",
+    "attribute",
     "compare",
     "demo",
     "disable_registers",
     "doctor",
     "evaluate",
     "explain",
-    "explain_texts",
     "from_pretrained",
     "info",
     "inspect",

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from regtune.errors import ConfigError, unknown_name
+from regtune.errors import ConfigError
 from regtune.tables import WIDTH, Column, Table
 
 if TYPE_CHECKING:
@@ -165,6 +165,29 @@ def _numbers(values: Sequence[int]) -> Tensor:
     return torch.tensor(list(values))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a model says of one example, and what an explanation of that is about."""
+
+    text: str | None = None
+    """The answer or label; None where there is nothing to be said in words."""
+    probability: float | None = None
+    span: tuple[int, int] | None = None
+    """Half-open range of characters of the example's text, where the answer is a part of it."""
+    tokens: tuple[int, int] | None = None
+    """Its tokens, both ends inclusive."""
+    row: int = 0
+    """The row that shows it."""
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    """Targets by name, beyond those that every head has (`regtune.targets`)."""
+    default: tuple[str, ...] = ()
+    """Names of what is explained where nobody asks for something; empty leaves it to the head."""
+    only: bool = False
+    """Whether that is explained whatever is asked for."""
+    notes: tuple[str, ...] = ()
+    """What has to be known to read the scores."""
+
+
 @runtime_checkable
 class Prediction(Protocol):
     """What a model says of one example."""
@@ -259,19 +282,19 @@ class Task:
         """
         raise NotImplementedError
 
-    def target(self, asked: str, row: int, rows: Rows[Any], session: Session) -> Any:
-        """The target of an explanation (`regtune.targets`) by the name that a person gives; see `targets`.
+    def shown(self, rows: Rows[Any], examples: Examples, session: Session) -> Shown:
+        """What the model says of one example, for an explanation: its label or text, unless a task knows more.
 
-        Raises:
-            UnknownNameError: the task has no such target.
+        Args:
+            rows: of the one example.
+            examples: it alone.
+            session: the model.
         """
-        del row, rows
-        raise unknown_name(f"target of {self.title}:", asked, self.targets(session))
-
-    def targets(self, session: Session) -> tuple[str, ...]:
-        """Names that `target` knows, those of label names among them; the first ones are the default."""
-        del session
-        return ()
+        said = session.predict(examples, rows)[0].to_json()
+        text = next((str(said[name]) for name in ("label", "text") if name in said), None)
+        cut = rows.facts.get("truncated_texts")
+        notes = (f"Only the first {rows.lengths[0]} tokens of the text were read.",) if cut else ()
+        return Shown(text=text, probability=(said.get("probabilities") or {}).get(text), notes=notes)
 
 
 # Methods

@@ -232,7 +232,6 @@ def open(  # noqa: A001 - `regtune.open`
 
     Raises:
         CheckpointError: no such model, one without a tokenizer, or one without the head that is needed.
-        UnsupportedModelError: an encoder-decoder without a task.
         MissingExtraError: `minilm` without the `demo` extra.
     """
     target = open_target(name)
@@ -246,15 +245,9 @@ def open(  # noqa: A001 - `regtune.open`
     elif target.record is not None:
         chosen = TASKS.get(config.task)
     else:
-        tasks = (TASKS.get(each) for each in TASKS)
-        chosen = next((each for each in tasks if any(has_head(one, each.head) for one in architectures)), None)
-    head = "AutoModel" if chosen is None else chosen.head
+        chosen = task_for(architectures)
+    head = _own_head(architectures) if chosen is None else chosen.head
     model = _load(head, target.model, attention, trust_remote_code=trust_remote_code)
-    if chosen is None and getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{name} is an encoder-decoder ({model.config.model_type}), which has two stacks of blocks. Name an "
-            "encoder or a decoder, for example minilm."
-        )
     if dtype != "auto":
         model.to(getattr(torch, dtype))
     session = Session(
@@ -273,6 +266,28 @@ def open(  # noqa: A001 - `regtune.open`
     )
     session.task_settings = fitted(settings_of(config, session.reads) if settings is None else settings, session)
     return session
+
+
+def around(model: Any, reader: Any) -> Session:
+    """A session on a model that somebody else opened, and its tokenizer."""
+    session = Session(name=type(model).__name__, model=model, reader=reader, task=task_for([type(model).__name__]))
+    session.task_settings = fitted(session.reads.settings(), session)
+    return session
+
+
+def task_for(architectures: Sequence[str]) -> Task | None:
+    """The task of a head, by the names of model classes that have it; None if there is none."""
+    tasks = (TASKS.get(each) for each in TASKS)
+    return next((each for each in tasks if any(has_head(one, each.head) for one in architectures)), None)
+
+
+def _own_head(architectures: Sequence[str]) -> str:
+    """The class that a model was saved from, which has its head, where transformers knows it."""
+    import transformers
+
+    known = (getattr(transformers, one, None) for one in architectures)
+    model = (one for one in known if isinstance(one, type) and issubclass(one, transformers.PreTrainedModel))
+    return next((one.__name__ for one in model), "AutoModel")
 
 
 def settings_of(config: RunConfig, task: Task | None = None) -> Any:

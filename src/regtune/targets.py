@@ -1,14 +1,19 @@
-"""What can be explained: linear combinations of a model's logits, chosen row by row.
+"""What can be explained: linear combinations of a model's logits, chosen row by row, as objects or by name.
 
-Positions count tokens as the row has them, registers not; half of the targets may leave positions or labels open and
-then take what the model itself prefers.
+Positions count tokens as the row has them, registers not; most targets may leave positions or labels open and then take
+what the model itself prefers. Names, by head:
+
+- answers: `start`, `end`, `answer`, `answer-minus-null`, `answer-minus-runner-up`;
+- classes: `predicted`, a label, or one minus another: `positive-negative`;
+- tags and tokens of a vocabulary alike (`dog-cat`), with `@` and a token's number or word where there are several:
+  `PER@Ada`, `predicted@3`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -50,7 +55,15 @@ class Row:
     masks: Bool[np.ndarray, " seq"] | None = None
     """Where [MASK] stands; None if its id is unknown."""
     causal: bool = False
-    """Whether the model is a decoder, which reads a class from its last token."""
+    """Whether a decoder answers, which reads a class from its last token."""
+    writes: bool = False
+    """Whether the logits are those of a vocabulary."""
+    labels: Sequence[str] = ()
+    """Names of the classes or tags."""
+    ids: Sequence[int] = ()
+    """The text's token ids."""
+    reader: Any = None
+    """The tokenizer, which finds words in the text and in the vocabulary."""
 
     def need(self, name: str, dims: int, what: str) -> Float[np.ndarray, "*axes"]:
         """The row's logits of that name; refused if the head gives none of that shape."""
@@ -64,6 +77,81 @@ class Row:
     def pooled(self) -> int:
         """The token that a class is read from: the first of an encoder, the last of a decoder."""
         return int(np.flatnonzero(self.text)[-1 if self.causal else 0])
+
+    def place(self) -> int:
+        """The token whose logits are meant where none is named."""
+        if self.causal:
+            return self.pooled
+        if not self.writes:
+            raise TargetError("This head gives tags for every token; name one, by its number or word: predicted@3.")
+        if self.masks is None:
+            raise TargetError("Which token is [MASK] is unknown: pass tokenizer=..., or name its place: predicted@3.")
+        places = np.flatnonzero(self.masks)
+        if len(places) != 1:
+            raise TargetError(
+                f"The text has {len(places)} [MASK]; write [MASK] where a word is missing, and name one of several by "
+                "its token's number: predicted@3."
+            )
+        return int(places[0])
+
+    def find(self, where: str) -> int:
+        """A token by its number, or the first token of a word of the text."""
+        if where.isdecimal():
+            return self.check(int(where), "position")
+        ids = list(self.ids)
+        for written in (where, f" {where}") if self.reader is not None else ():
+            wanted = self.reader(written, add_special_tokens=False)["input_ids"]
+            for place in range(len(ids) if wanted else 0):
+                if ids[place : place + len(wanted)] == wanted and self.text[place]:
+                    return place
+        raise TargetError(f"The text has no word {where!r}; give a word of it as it is written, or a token's number.")
+
+    def labels_of(self, name: str) -> tuple[int | None, int | None]:
+        """A label, or one minus another (`positive-negative`), as numbers; None for `predicted`."""
+        for cut in (None, *(place for place, sign in enumerate(name) if sign == "-")):
+            parts = (name,) if cut is None else (name[:cut], name[cut + 1 :])
+            found = [None if part == "predicted" else self._number(part) for part in parts]
+            if -1 not in found and (cut is None or found[1] is not None):
+                return found[0], None if cut is None else found[1]
+        if self.writes:
+            raise TargetError(f"{name!r} is no token of this vocabulary. Name a word, or one minus another: cat-dog.")
+        raise unknown_name("label", name, ("predicted", *self.labels))
+
+    def _number(self, name: str) -> int:
+        """Of a label or of the first token of a word; -1 if there is none."""
+        if not self.writes or self.reader is None:
+            return next((n for n, label in enumerate(self.labels) if name in (label, label.removeprefix("LABEL_"))), -1)
+        vocabulary = self.reader.get_vocab()
+        for piece in (f"\u0120{name}", f"\u2581{name}", name):
+            if name and piece in vocabulary:
+                return int(vocabulary[piece])
+        first = self.reader(f" {name}", add_special_tokens=False)["input_ids"][:1]
+        return int(first[0]) if name.isalpha() and first and first[0] != self.reader.unk_token_id else -1
+
+    def one_logit(
+        self,
+        logits: Float[np.ndarray, " labels"],
+        index: tuple[int, ...],
+        position: int,
+        label: int | None,
+        minus: int | None,
+        kind: str = "",
+    ) -> tuple[str, tuple[Term, ...]]:
+        """The words and terms of one logit, less another: `output[row][*index, label]`, read at a position."""
+        chosen = [int(logits.argmax()) if label is None else _label(label, logits)]
+        chosen += [] if minus is None else [_label(minus, logits)]
+        names = [f"{kind}{self._called(one)}" for one in chosen]
+        if len(set(chosen)) < len(chosen):
+            raise TargetError(f"{names[0]} minus itself is 0; name another.")
+        terms = zip(chosen, (1.0, -1.0), strict=False)
+        return " minus ".join(names), tuple(
+            Term(output=LOGITS, index=(*index, one), position=position, weight=weight) for one, weight in terms
+        )
+
+    def _called(self, label: int) -> str:
+        if self.writes:
+            return f"id {label}" if self.reader is None else str(self.reader.convert_ids_to_tokens([label])[0])
+        return self.labels[label].removeprefix("LABEL_") if label < len(self.labels) else str(label)
 
     def check(self, position: int, what: str) -> int:
         """A position that lies in the text, or a refusal that says why not."""
@@ -180,104 +268,65 @@ class ClassLogit:
     def resolve(self, row: Row) -> Resolved:
         """See `Target`."""
         logits = row.need(LOGITS, 1, "A class")
-        label = int(logits.argmax()) if self.label is None else _label(self.label, logits)
-        terms = [Term(output=LOGITS, index=(label,), position=row.pooled)]
-        if self.minus is None:
-            return Resolved(label=f"class {label}", terms=tuple(terms))
-        other = _label(self.minus, logits)
-        if other == label:
-            raise TargetError(f"class {label} minus itself is 0; name another class.")
-        terms.append(Term(output=LOGITS, index=(other,), position=terms[0].position, weight=-1.0))
-        return Resolved(label=f"class {label} minus class {other}", terms=tuple(terms))
+        label, terms = row.one_logit(logits, (), row.pooled, self.label, self.minus, "class ")
+        return Resolved(label=label, terms=terms)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenTag:
-    """The logit of a tag at a token; of the predicted tag if none is given."""
-
-    position: int
-    label: int | None = None
-
-    def resolve(self, row: Row) -> Resolved:
-        """See `Target`."""
-        logits = row.need(LOGITS, 2, "A token's tag")[row.check(self.position, "position")]
-        label = int(logits.argmax()) if self.label is None else _label(self.label, logits)
-        term = Term(output=LOGITS, index=(self.position, label), position=self.position)
-        return Resolved(label=f"tag {label} of token {self.position}", terms=(term,))
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextToken:
-    """The logit of the token after `position` (the last text token by default); of the likeliest if no id is given."""
-
-    token_id: int | None = None
-    position: int | None = None
-
-    def resolve(self, row: Row) -> Resolved:
-        """See `Target`."""
-        logits = row.need(LOGITS, 2, "A next token")
-        last = int(np.flatnonzero(row.text)[-1])
-        position = last if self.position is None else row.check(self.position, "position")
-        token = int(logits[position].argmax()) if self.token_id is None else _label(self.token_id, logits[position])
-        term = Term(output=LOGITS, index=(position, token), position=position)
-        return Resolved(label=f"token id {token} after token {position}", terms=(term,))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedToken:
-    """The logit of a token at a [MASK], of the likeliest if no id is given.
+class TokenLogit:
+    """A logit of one token's: of a tag, of the next token (decoders), or of the token at a [MASK].
 
     Attributes:
-        token_id: the token.
-        position: where the [MASK] is; not needed if the text has only one and its id is known.
+        position: the token; by default the last one of a decoder's text, or the only [MASK].
+        label: the tag or the token's id; what the model prefers by default.
+        minus: another one, whose logit is subtracted.
     """
 
-    token_id: int | None = None
     position: int | None = None
+    label: int | None = None
+    minus: int | None = None
 
     def resolve(self, row: Row) -> Resolved:
         """See `Target`."""
-        logits = row.need(LOGITS, 2, "A masked token")
-        position = self._only_mask(row) if self.position is None else row.check(self.position, "position")
-        if row.masks is not None and not row.masks[position]:
-            raise TargetError(f"position={position} holds no [MASK], so nothing is left out there to be predicted.")
-        token = int(logits[position].argmax()) if self.token_id is None else _label(self.token_id, logits[position])
-        term = Term(output=LOGITS, index=(position, token), position=position)
-        return Resolved(label=f"token id {token} at [MASK] {position}", terms=(term,))
-
-    def _only_mask(self, row: Row) -> int:
-        if row.masks is None:
-            raise TargetError("Which token is [MASK] is unknown: pass tokenizer=..., or MaskedToken(position=...).")
-        places = np.flatnonzero(row.masks)
-        if len(places) != 1:
-            raise TargetError(f"The text has {len(places)} [MASK]; name one that it has: MaskedToken(position=...).")
-        return int(places[0])
+        every = row.need(LOGITS, 2, "A token's logit")
+        position = row.place() if self.position is None else row.check(self.position, "position")
+        where = f"of token {position}"
+        if row.writes:
+            where = f"after token {position}" if row.causal else f"at [MASK] {position}"
+            if not row.causal and row.masks is not None and not row.masks[position]:
+                raise TargetError(f"position={position} holds no [MASK], so nothing is left out there to be predicted.")
+        label, terms = row.one_logit(every[position], (position,), position, self.label, self.minus)
+        return Resolved(label=f"{'token' if row.writes else 'tag'} {label} {where}", terms=terms)
 
 
-TARGETS: dict[str, Target] = {
+ANSWERS: dict[str, Target] = {
+    "start": StartLogit(),
+    "end": EndLogit(),
     "answer": Answer(),
     "answer-minus-null": Answer(minus="null"),
     "answer-minus-runner-up": Answer(minus="runner-up"),
-    "class": ClassLogit(),
-    "end": EndLogit(),
-    "masked-token": MaskedToken(),
-    "next-token": NextToken(),
-    "start": StartLogit(),
 }
-"""The targets that a name is enough for."""
+"""The targets of an answer that a name is enough for."""
 
 
-def target_named(target: str | Target) -> Target:
-    """A target by its name, or the target itself.
+def target_named(target: str | Target, row: Row) -> Target:
+    """A target by its name (see this module), or the target itself.
 
     Raises:
-        UnknownNameError: no target has this name.
+        UnknownNameError: no target has this name, or the head no such label.
+        TargetError: a word that isn't in the text, or no token.
     """
     if not isinstance(target, str):
         return target
-    if target not in TARGETS:
-        raise unknown_name("target", target, TARGETS)
-    return TARGETS[target]
+    if START in row.logits:
+        if target not in ANSWERS:
+            raise unknown_name("target of an answer", target, ANSWERS)
+        return ANSWERS[target]
+    what, at, where = (target, "", "") if target in row.labels else target.rpartition("@")
+    label, minus = row.labels_of(what if at else target)
+    if LOGITS in row.logits and row.logits[LOGITS].ndim == 1 and not at:
+        return ClassLogit(label=label, minus=minus)
+    return TokenLogit(position=row.find(where) if at else None, label=label, minus=minus)
 
 
 def values_of(outputs: Mapping[str, Tensor], targets: Sequence[Resolved]) -> Tensor:

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 import regtune
 from regtune.cli.main import main
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
-from regtune.errors import CheckpointError, ConfigError, DataError, UnknownNameError
+from regtune.errors import CheckpointError, ConfigError, DataError
 from regtune.interfaces import Examples
 from regtune.records import read_json
 from regtune.sweeps.predict import predict
 from regtune.sweeps.run import run_experiment
-from regtune.targets import ClassLogit
 from regtune.tasks.classify import (
     ACCURACY,
     MACRO_F1,
@@ -223,15 +222,6 @@ def test_labels_that_the_model_does_not_know_are_refused(run, tmp_path):
     (tmp_path / "new.tsv").write_text("label\ttext\nyak\twho\n")
     with pytest.raises(DataError, match=r"new\.tsv:1 has the label 'yak', which the model doesn't know.*cat, dog, emu"):
         regtune.open(config.output_dir).rows(read(tmp_path / "new.tsv"))
-
-
-def test_targets_are_called_by_their_labels(run):
-    session = regtune.open(run[0].output_dir)
-    rows = session.rows(session.sample(limit=1))
-    assert TASK.target("dog", 0, rows, session) == ClassLogit(label=1)
-    assert TASK.target("emu-cat", 0, rows, session) == ClassLogit(label=2, minus=0)
-    with pytest.raises(UnknownNameError, match=r"classification 'dogg'.*Did you mean 'dog'"):
-        TASK.target("dogg", 0, rows, session)
 
 
 def test_a_model_without_a_class_head_is_refused(tmp_path):

@@ -14,15 +14,16 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
+from regtune.analyses.attribution.attribute import METHODS, attribute
 from regtune.analyses.attribution.attribution import Attribution
-from regtune.analyses.attribution.explain import METHODS, explain
-from regtune.analyses.attribution.explain_question import explain_question
+from regtune.analyses.attribution.explain import explain
 from regtune.analyses.outcomes import explained
 from regtune.analyses.parts import ByExample, mean_interval, progress, with_interval
 from regtune.errors import UnknownNameError, unknown_name
 from regtune.interfaces import Block, Examples, Need, Rows
 from regtune.pictures import Estimate
 from regtune.session import Session
+from regtune.texts import PlainText
 from regtune.token_classes import is_content
 
 
@@ -63,7 +64,7 @@ class ExplanationAnalysis:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always", RuntimeWarning)
                     for batch in batches:
-                        scores = explain(
+                        scores = attribute(
                             session.model,
                             batch,
                             method=method,
@@ -85,9 +86,9 @@ class ExplanationAnalysis:
             )
             titles[name] = f"{words}, {method}"
         shown = None
-        if settings.show and examples.items and hasattr(examples.items[0], "question"):
-            first = examples.items[0]
-            shown = explain_question(session.name, first.question, first.context).to_json()
+        if settings.show and session.task is not None and not isinstance(examples.items[0], PlainText):
+            (first,) = explain(session, examples.items[:1])
+            shown = first.to_json()
         return {
             "shown": shown,
             "notes": notes,
@@ -111,7 +112,8 @@ class ExplanationAnalysis:
         )
         if content["shown"] is None:
             return [table]
-        overlay = Block(kind="figure", title=content["shown"]["question"], data=content["shown"])
+        title = content["shown"]["question"] or "One text"
+        overlay = Block(kind="figure", title=title, data=content["shown"])
         return [table, overlay]
 
 

@@ -1,10 +1,10 @@
-"""`regtune explain`: its arguments, its help, and the one library call that it makes."""
+"""`regtune explain`: its arguments, its help, and the library calls that it makes, one a text."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,48 +12,75 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, context_of, parse, quiet
+from regtune.cli.parsing import CommandHelp, context_of, parse, quiet, require_there
 from regtune.errors import ConfigError
 
 HELP = CommandHelp(
     name="explain",
-    sentence="Show which words an answer or a class rests on.",
+    sentence="Show which words an answer, a class, a tag or a next token rests on.",
     examples=(
         'regtune explain runs/n8 --question "Who built it?" --context "It was built by Ada." --html why.html',
         'regtune explain runs/n8 --compare runs/n0 --question "Who built it?" --context-file article.txt',
-        'regtune explain runs/moods --text "A stirring film." --target positive-negative',
+        'regtune explain runs/moods "A stirring film." --target positive-negative --words',
+        "regtune explain runs/moods --file reviews.csv --methods occlusion --baseline mask --json",
+        'regtune explain HuggingFaceTB/SmolLM2-135M "The capital of France is" --write 3',
     ),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainArgs:
-    """Shows which words an answer or a class rests on, by several methods, on the terminal or as one HTML page.
+    """Shows which words an answer, a class, a tag or a next token rests on, on the terminal or as one HTML page.
 
-    Explained is what the model itself says: the start and the end of its answer, or its class, unless you name others.
-    What the numbers mean, and when not to trust them, is in docs/explaining.md.
+    Explained is what the model itself says unless you name something else. What the numbers mean, and when not to trust
+    them, is in docs/explaining.md.
     """
 
-    target: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")]
+    model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run directory, a model's folder or a hub name; comes first."""
+    texts: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[TEXT ...]")] = ()
+    """Texts. Write [MASK] where a masked language model is to find a word."""
     question: str | None = None
-    """The question, for a model that answers questions."""
+    """A question, for a model that answers questions."""
     context: str | None = None
     """The text that holds the answer."""
     context_file: str | None = None
     """A UTF-8 file with that text instead; `-` reads standard input."""
-    text: tuple[str, ...] = ()
-    """Texts, for a model of another task."""
     file: Path | None = None
-    """A file of them: JSON lines, CSV or TSV with a header, or a text a line."""
+    """Many texts: JSON lines, CSV or TSV with a header, a text a line, or a folder with a text in each file."""
+    data: tuple[str, ...] = ()
+    """Data sets of the model's task instead."""
+    limit: int = 10
+    """At most so many examples of `--data`, spread evenly."""
     compare: str | None = None
-    """Another model for the same question, side by side: for example the one without registers."""
-    methods: tuple[str, ...] = ()
-    """attnlrp, cp-lrp, chefer, integrated-gradients, gradient-input, attention-gradient, attention, rollout,
-    occlusion, random; the first, third and fourth if none are named."""
+    """Another model for the same texts, side by side: for example the one without registers."""
     targets: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--target",))] = ()
-    """Of an answer start, end (these two by default), answer, answer-minus-runner-up or answer-minus-null; of a class
-    predicted (by default), a label, or one label minus another: positive-negative."""
+    """Of an answer: start, end (these two by default), answer, answer-minus-runner-up, answer-minus-null. Elsewhere:
+    predicted (by default), a label, a word, or one minus another (positive-negative), with @ and a token's number or
+    word where there are several (PER@Ada)."""
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--method",))] = ()
+    """attnlrp, chefer and integrated-gradients by default; cp-lrp, gradient-input, attention-gradient, attention,
+    rollout, occlusion, random."""
+    words: bool = False
+    """Scores by word instead of by token."""
+    write: int = 1
+    """So many tokens that a language model writes behind the text are explained one by one."""
+    by: Literal["layer", "head", "neuron"] | None = None
+    """For attnlrp and cp-lrp: also the relevance of every layer, head or neuron inside the model."""
+    baseline: Literal["pad", "mask", "zero"] | None = None
+    """For integrated-gradients and occlusion: what stands for "no text"; pad by default."""
+    registers: Literal["held", "moved"] | None = None
+    """For integrated-gradients: registers keep what they learned (by default), or come in with the text."""
+    special_tokens: Literal["held", "moved"] | None = None
+    """For integrated-gradients and occlusion: special tokens stay (by default), or are treated like all others."""
+    max_steps: int | None = None
+    """For integrated-gradients: most points of a path."""
+    start_layer: int | None = None
+    """For chefer: the first block that is rolled out; 0 by default."""
+    layers: Literal["last", "all"] | None = None
+    """For attention and attention-gradient."""
+    seed: int | None = None
+    """For random."""
     html: Path | None = None
     """Write a page there."""
     palette: Literal["green-red", "blue-orange"] = "green-red"
@@ -62,39 +89,55 @@ class ExplainArgs:
     """Print JSON instead of text, a line for each text."""
 
 
+_OPTIONS = ("by", "baseline", "registers", "special_tokens", "max_steps", "start_layer", "layers", "seed")
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs `regtune explain`."""
     args = parse(HELP, ExplainArgs, argv)
-    given = (args.question is not None) + bool(args.text) + (args.file is not None)
-    if given != 1:
-        raise ConfigError("Give a question with --question (and --context), or texts with --text or --file.")
-    context = context_of(args.context, args.context_file) if args.question is not None else ""
+    if sum((args.question is not None, bool(args.texts), args.file is not None, bool(args.data))) != 1:
+        raise ConfigError(
+            "Give texts behind the model, a question with --question (and --context), --file or --data: one of them."
+        )
+    for name in filter(None, (args.model, args.compare)):
+        require_there(name)
+    context = context_of(args.context, args.context_file) if args.question is not None else None
     quiet()
+    from regtune.analyses.attribution.explain import explain
+    from regtune.progress import begin_stage, each, stages
     from regtune.report.overlays.page import write_overlay
     from regtune.report.overlays.terminal import overlay_text
+    from regtune.session import open as open_session
+    from regtune.sweeps.predict import read_records
 
+    options = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
     found: list[dict[str, Any]] = []
-    for one in _explained(args, context):
-        print(json.dumps(one, ensure_ascii=False) if args.json else overlay_text(one, palette=args.palette), flush=True)
-        found += [one] if args.html is not None else []
+    with stages(2, shown=not args.texts and args.question is None):
+        begin_stage(f"opening {args.model}")
+        session = open_session(args.model)
+        other = None if args.compare is None else open_session(args.compare)
+        given: Sequence[Any] = args.texts or [{"question": args.question, "context": context}]
+        if args.file is not None:
+            given = read_records(args.file)
+        elif args.data:
+            given = session.sample(args.data, args.limit).items
+        begin_stage(f"explaining {len(given)} texts")
+        for one in each(given, "texts"):
+            (made,) = explain(
+                session,
+                [one],
+                target=args.targets,
+                method=args.methods,
+                words=args.words,
+                write=args.write,
+                compare=other,
+                **options,
+            )
+            json_ = made.to_json()
+            print(json.dumps(json_, ensure_ascii=False) if args.json else overlay_text(json_, palette=args.palette))
+            sys.stdout.flush()
+            found += [json_] if args.html is not None else []
     if args.html is not None:
         path = write_overlay(args.html, found, palette=args.palette)
         print(f"Page: {path}", file=sys.stderr if args.json else sys.stdout)
     return 0
-
-
-def _explained(args: ExplainArgs, context: str) -> Iterator[dict[str, Any]]:
-    methods = args.methods or None
-    if args.question is not None:
-        from regtune.analyses.attribution.explain_question import explain_question
-
-        targets = args.targets or ("start", "end")
-        yield explain_question(
-            args.target, args.question, context, methods=methods, targets=targets, compare=args.compare
-        ).to_json()
-        return
-    from regtune.analyses.attribution.explain_texts import explain_texts
-    from regtune.sweeps.predict import read_records
-
-    records = read_records(args.file) if args.file is not None else [{"text": text} for text in args.text]
-    yield from explain_texts(args.target, records, targets=args.targets, methods=methods, compare=args.compare)

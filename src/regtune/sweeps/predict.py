@@ -48,11 +48,14 @@ def predict(
 
 
 def read_records(path: Path) -> list[Mapping[str, Any]]:
-    """The records of a `.json`, `.jsonl`, `.csv` or `.tsv` file, or `{"text": line}` of any other.
+    """The records of a `.json`, `.jsonl`, `.csv` or `.tsv` file, `{"text": line}` of any other; of a folder its files.
 
     Raises:
         DataError: a file that can't be read, or a line that is no record.
     """
+    if path.is_dir():
+        files = sorted(one for one in path.iterdir() if one.is_file() and not one.name.startswith("."))
+        return [{"id": one.name, "text": decoded(read_bytes(one), str(one), "auto")} for one in files]
     raw = read_bytes(path)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind in (".json", ".jsonl", ".ndjson"):

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from regtune.config import AnswerConfig, DataConfig
-from regtune.errors import ConfigError, DataError, MissingExtraError, shown, unknown_name
+from regtune.errors import ConfigError, DataError, MissingExtraError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Task
 from regtune.registers.surgery import register_positions
-from regtune.targets import ClassLogit
 from regtune.tasks.qa.data.files import parse_json, read_bytes
 from regtune.texts import TextRow, text_rows
 
@@ -229,25 +228,6 @@ class Classification(Task):
         """From `text` (and `pair`), or from the columns that the settings name."""
         found = _example(str(record.get("id", "0")), record, "the text given", settings, need_label=False)
         return found
-
-    def target(self, asked: str, row: int, rows: Rows[TextRow], session: Session) -> ClassLogit:
-        """`predicted`, a label, or one label minus another: `positive-negative`."""
-        del row, rows
-        names = _names(session)
-        if asked == "predicted":
-            return ClassLogit()
-        if asked in names:
-            return ClassLogit(label=names.index(asked))
-        for cut in (place for place, sign in enumerate(asked) if sign == "-"):
-            first, second = asked[:cut], asked[cut + 1 :]
-            if first in names and second in names:
-                return ClassLogit(label=names.index(first), minus=names.index(second))
-        raise unknown_name(f"target of {self.title}", asked, self.targets(session))
-
-    def targets(self, session: Session) -> tuple[str, ...]:
-        """The predicted class, every label, and differences of two."""
-        names = _names(session)
-        return ("predicted", *names, *(f"{one}-{other}" for one in names[:4] for other in names[:4] if one != other))
 
 
 def _names(session: Session) -> list[str]:

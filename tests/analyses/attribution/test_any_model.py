@@ -13,9 +13,9 @@ from transformers import (
 )
 
 from analyses.attribution.explained import lively
-from regtune.analyses.attribution.explain import PEERS, explain
+from regtune.analyses.attribution.attribute import PEERS, attribute
 from regtune.errors import ConfigError, UnsupportedModelError
-from regtune.targets import ClassLogit, NextToken, TargetError, TokenTag
+from regtune.targets import ClassLogit, TargetError, TokenLogit
 
 SIZE = {
     "vocab_size": 120,
@@ -39,7 +39,7 @@ BART = {
     "max_position_embeddings": 40,
 }
 KINDS = {
-    "camembert": (AutoModelForTokenClassification, SIZE, TokenTag(position=3, label=1)),
+    "camembert": (AutoModelForTokenClassification, SIZE, TokenLogit(position=3, label=1)),
     "layoutlm": (AutoModelForSequenceClassification, SIZE, ClassLogit(label=1, minus=0)),
     "mistral": (AutoModelForCausalLM, {**SIZE, "num_key_value_heads": 1}, None),
     "gpt_neox": (AutoModelForCausalLM, SIZE, None),
@@ -55,7 +55,7 @@ OPTIONS = {
     "integrated-gradients": {"special_tokens": "moved", "baseline": "zero"},
     "occlusion": {"special_tokens": "moved", "baseline": "zero"},
 }
-SEES_NO_ATTENTION = ("t5", "bart")
+SEES_NO_ATTENTION = {"t5": ("rollout",), "bart": ("attention", "attention-gradient", "rollout")}
 
 
 def model_of(kind):
@@ -73,14 +73,14 @@ def batch_of(kind, rows=2):
 
 
 def found_by(model, batch, method, target, **more):
-    return explain(model, batch, method=method, target=target, options=OPTIONS.get(method), **more)
+    return attribute(model, batch, method=method, target=target, **OPTIONS.get(method, {}), **more)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_method_without_rules_explains_every_kind_of_model(kind):
     model, batch, target = model_of(kind), batch_of(kind), KINDS[kind][2]
     for method in PEERS:
-        if kind in SEES_NO_ATTENTION and method in ("attention", "attention-gradient", "rollout"):
+        if method in SEES_NO_ATTENTION.get(kind, ()):
             with pytest.raises(TargetError, match="answers through a decoder"):
                 found_by(model, batch, method, target)
             continue
@@ -107,11 +107,11 @@ def test_a_token_that_is_hidden_is_hidden_wherever_it_is_read(kind):
     token = int(batch["input_ids"][0, 3])
     if target is None:
         label = int(found[0].target.split()[2] if "token id" in found[0].target else found[0].target.split()[1])
-        target = NextToken(token_id=label) if "token id" in found[0].target else ClassLogit(label=label)
-    if kind in ("mistral", "t5") and target.token_id == token:
+        target = TokenLogit(label=label) if "token id" in found[0].target else ClassLogit(label=label)
+    if kind in ("mistral", "t5") and target.label == token:
         pytest.skip("the head is tied to the embedding that was taken away")
     first = {name: value[:1] for name, value in batch.items()}
-    (gone,) = explain(model, first, method="random", target=target)
+    (gone,) = attribute(model, first, method="random", target=target)
     assert found[0].relevance[3] == pytest.approx(found[0].value - gone.value, abs=1e-9)
 
 
@@ -121,21 +121,46 @@ def test_a_model_that_writes_is_explained_token_by_token():
     with torch.no_grad():
         logits = model(**batch, decoder_input_ids=written).logits
     for position in range(3):
-        target = NextToken(position=position, token_id=11)
-        found = explain(
+        target = TokenLogit(position=position, label=11)
+        found = attribute(
             model, {**batch, "decoder_input_ids": written}, method="gradient-input", target=target, batch_size=1
         )
         assert [one.value for one in found] == pytest.approx(logits[:, position, 11].tolist())
     with pytest.raises(TargetError, match="position=3 is outside the text; its tokens are 0 to 2"):
-        explain(model, {**batch, "decoder_input_ids": written}, method="random", target=NextToken(position=3))
+        attribute(model, {**batch, "decoder_input_ids": written}, method="random", target=TokenLogit(position=3))
     with torch.no_grad():
         first = model(**batch, decoder_input_ids=written[:, :1]).logits[:, 0]
-    assert [one.value for one in explain(model, batch, method="random")] == pytest.approx(first.amax(1).tolist())
+    assert [one.value for one in attribute(model, batch, method="random")] == pytest.approx(first.amax(1).tolist())
+
+
+def test_attention_of_a_model_that_writes_is_what_its_decoder_pays_to_the_text():
+    model, batch = model_of("t5"), batch_of("t5")
+    given = {**batch, "decoder_input_ids": torch.tensor([[0, 7, 9], [0, 8, 5]])}
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        paid = [one.mean(1)[:, 1] for one in model(**given, output_attentions=True).cross_attentions]
+    for layers, expected in (("last", paid[-1]), ("all", torch.stack(paid).mean(0))):
+        found = attribute(model, given, method="attention", target="predicted@1", layers=layers)
+        for row, one in enumerate(found):
+            assert one.relevance == pytest.approx(expected[row].numpy())
+
+
+def test_a_model_that_says_something_else_when_asked_for_its_weights_is_refused():
+    """Falcon forgets its causal mask then (transformers 5.23)."""
+    settings = {**SIZE, "new_decoder_architecture": True, "num_kv_heads": 1, "bias": False}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("falcon", **settings)
+    model = lively(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(UnsupportedModelError, match="says something else when it is asked"):
+        attribute(model, batch_of("falcon"), method="attention")
+    torch.manual_seed(0)
+    eager = lively(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+    assert len(attribute(eager, batch_of("falcon"), method="attention")) == 2
 
 
 def test_rules_for_an_unknown_architecture_are_refused_with_what_takes_any():
     with pytest.raises(UnsupportedModelError, match=r"no relevance rules for model_type='mistral'.*: attention"):
-        explain(model_of("mistral"), batch_of("mistral"))
+        attribute(model_of("mistral"), batch_of("mistral"))
 
 
 def test_embeddings_in_another_order_are_refused_and_methods_that_leave_them_alone_still_work():
@@ -145,14 +170,14 @@ def test_embeddings_in_another_order_are_refused_and_methods_that_leave_them_alo
     for rows in (2, 8):  # 8 rows of 8 tokens: the shape alone tells nothing
         with pytest.raises(UnsupportedModelError, match="in another order than"):
             found_by(model, batch_of("xlnet", rows), "occlusion", None)
-        assert len(explain(model, batch_of("xlnet", rows), method="random")) == rows
+        assert len(attribute(model, batch_of("xlnet", rows), method="random")) == rows
 
 
 def test_a_model_without_a_table_of_words_is_refused():
     model = model_of("camembert")
     model.roberta.get_input_embeddings = lambda: (_ for _ in ()).throw(NotImplementedError)
     with pytest.raises(UnsupportedModelError, match="has no table of word embeddings"):
-        explain(model, batch_of("camembert"), method="occlusion")
+        attribute(model, batch_of("camembert"), method="occlusion")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +187,6 @@ def test_a_model_without_a_table_of_words_is_refused():
 )
 def test_what_is_no_batch_of_tokens_gets_a_sentence(wrong):
     with pytest.raises(ConfigError, match=r"tokenizer\(texts, padding=True, return_tensors='pt'\)"):
-        explain(model_of("camembert"), wrong, method="random")
+        attribute(model_of("camembert"), wrong, method="random")
     with pytest.raises(ConfigError, match="int 3 is no target"):
-        explain(model_of("camembert"), batch_of("camembert"), method="random", target=3)
+        attribute(model_of("camembert"), batch_of("camembert"), method="random", target=3)

@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 import tiny
 from analyses.attribution.explained import CHEFER, encoder
 from regtune.analyses.attribution import chefer
+from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.attribution import ConservationError
 from regtune.analyses.attribution.chefer import CheferRules
-from regtune.analyses.attribution.explain import explain
 from regtune.analyses.attribution.lrp import STATES, relevance_rules
 from regtune.analyses.attribution.rules import Ledger
 from regtune.errors import ConfigError, UnknownNameError
@@ -46,7 +46,7 @@ def test_relevance_sums_to_one_in_front_of_every_block(family, registers):
 
 @CASES
 def test_scores_are_shares_and_nothing_is_lost(family, registers):
-    found = explain(encoder(family, num_registers=registers), tiny.inputs(family, pad=4), method="chefer")
+    found = attribute(encoder(family, num_registers=registers), tiny.inputs(family, pad=4), method="chefer")
     for one in found:
         assert one.total == pytest.approx(1, abs=1e-9)
         assert one.relevance.min() >= 0
@@ -57,8 +57,8 @@ def test_scores_are_shares_and_nothing_is_lost(family, registers):
 @CASES
 def test_a_padded_row_gets_the_scores_that_it_gets_alone(family, registers):
     model, batch = encoder(family, num_registers=registers), tiny.inputs(family, pad=6)
-    padded = explain(model, batch, method="chefer")[1]
-    alone = explain(model, {name: value[1:2, :-6] for name, value in batch.items()}, method="chefer")[0]
+    padded = attribute(model, batch, method="chefer")[1]
+    alone = attribute(model, {name: value[1:2, :-6] for name, value in batch.items()}, method="chefer")[0]
     assert padded.relevance == pytest.approx(alone.relevance, abs=1e-9)
     assert padded.registers == pytest.approx(alone.registers, abs=1e-9)
 
@@ -66,7 +66,7 @@ def test_a_padded_row_gets_the_scores_that_it_gets_alone(family, registers):
 @pytest.mark.parametrize("placement", ["prefix", "after_cls", "suffix"])
 def test_registers_keep_their_scores_apart_wherever_they_stand(placement):
     model, batch = encoder("bert", num_registers=3, placement=placement), tiny.inputs("bert", pad=4)
-    for one in explain(model, batch, method="chefer", target=StartLogit(position=4)):
+    for one in attribute(model, batch, method="chefer", target=StartLogit(position=4)):
         assert one.total == pytest.approx(1, abs=1e-9)
         # A token keeps its own identity path through every block, so the explained one scores highest.
         assert one.relevance.argmax() == 4
@@ -95,7 +95,7 @@ def test_the_last_block_alone_is_its_own_map():
         (relevance,) = torch.autograd.grad(model(**batch).start_logits[:, 5].sum(), rules.weights[-1])
     block = torch.eye(20, dtype=torch.float64) + (gradient * relevance).clamp(min=0).mean(1)
     expected = (block / block.sum(-1, keepdim=True))[:, 5]
-    found = explain(model, batch, method="chefer", target=StartLogit(position=5), options={"start_layer": 2})
+    found = attribute(model, batch, method="chefer", target=StartLogit(position=5), start_layer=2)
     for row, one in enumerate(found):
         assert one.relevance == pytest.approx(expected[row].numpy(), abs=1e-10)
 
@@ -103,7 +103,7 @@ def test_the_last_block_alone_is_its_own_map():
 def test_the_default_rolls_out_all_blocks():
     model, batch = encoder("bert"), tiny.inputs("bert")
     default, first, last = (
-        explain(model, batch, method="chefer", options=options)[0].relevance
+        attribute(model, batch, method="chefer", **options)[0].relevance
         for options in ({}, {"start_layer": 0}, {"start_layer": 2})
     )
     assert (default == first).all()
@@ -111,7 +111,7 @@ def test_the_default_rolls_out_all_blocks():
 
 
 def shares(model, batch, target, **options):
-    found = explain(model, batch, method="chefer", target=target, options=options)
+    found = attribute(model, batch, method="chefer", target=target, **options)
     return np.array([[*one.registers, *one.relevance] for one in found])
 
 
@@ -131,11 +131,11 @@ def test_a_contrast_is_the_difference_of_its_two_sides(start_layer):
 @pytest.mark.parametrize("minus", ["null", "runner-up"])
 def test_an_answer_and_what_is_subtracted_are_propagated_apart(minus):
     model, batch = encoder("bert", num_registers=2), tiny.inputs("bert")
-    (best, *_) = explain(model, batch, method="attnlrp", target="answer")
+    (best, *_) = attribute(model, batch, method="attnlrp", target="answer")
     start, end = (int(word) for word in best.target.split() if word.isdigit())
     first = {name: value[:1] for name, value in batch.items()}
     found = shares(model, first, Answer(start=start, end=end, minus=minus))
-    (contrast,) = explain(model, first, target=Answer(start=start, end=end, minus=minus))
+    (contrast,) = attribute(model, first, target=Answer(start=start, end=end, minus=minus))
     other = (0, 0) if minus == "null" else tuple(int(word) for word in contrast.target.split()[-3:] if word.isdigit())
     by_hand = shares(model, first, Answer(start=start, end=end)) - shares(
         model, first, Answer(start=other[0], end=other[1])
@@ -154,17 +154,17 @@ def test_relevance_that_vanished_is_no_good_law(monkeypatch):
     model, batch = encoder("bert", "sequence-classification"), tiny.inputs("bert")
     monkeypatch.setattr(chefer, "sides_of", together)
     with pytest.raises(ConservationError, match="chefer"):
-        explain(model, batch, method="chefer", target=ClassLogit(label=1, minus=0), tolerance=2.0)
+        attribute(model, batch, method="chefer", target=ClassLogit(label=1, minus=0), tolerance=2.0)
     with pytest.warns(RuntimeWarning, match=r"lost its relevance: .* a share of .* of what it started from"):
-        explain(model, batch, method="chefer", target=ClassLogit(label=1, minus=0), tolerance=2.0, on_residual="warn")
+        attribute(model, batch, method="chefer", target=ClassLogit(label=1, minus=0), tolerance=2.0, on_residual="warn")
 
 
 def test_a_block_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="start_layer=3 doesn't exist; this model has blocks 0 to 2"):
-        explain(encoder("bert"), tiny.inputs("bert"), method="chefer", options={"start_layer": 3})
+        attribute(encoder("bert"), tiny.inputs("bert"), method="chefer", start_layer=3)
 
 
 @pytest.mark.parametrize("family", ["deberta-v2", "modernbert", "mpnet"])
 def test_a_family_without_these_rules_says_which_it_has(family):
     with pytest.raises(UnknownNameError, match="attnlrp, cp-lrp, gradient-input"):
-        explain(encoder(family), tiny.inputs(family), method="chefer")
+        attribute(encoder(family), tiny.inputs(family), method="chefer")

@@ -12,8 +12,8 @@ import torch
 import tiny
 from analyses.attribution.explained import CASES, encoder, shared_model
 from analyses.attribution.test_lrp import linear_model
+from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.attribution import ConservationError
-from regtune.analyses.attribution.explain import explain
 from regtune.errors import ConfigError, MissingExtraError, UnknownNameError
 from regtune.targets import StartLogit
 
@@ -22,12 +22,12 @@ START = StartLogit(position=5)
 
 def integrated(model, batch, target=START, tolerance=None, on_residual="refuse", **options):
     options = {"special_tokens": "moved", **options}
-    return explain(
+    return attribute(
         model,
         batch,
         method="integrated-gradients",
         target=target,
-        options=options,
+        **options,
         tolerance=tolerance,
         on_residual=on_residual,
     )
@@ -190,10 +190,10 @@ def test_special_tokens_are_held_where_they_are_known():
 
 @pytest.mark.parametrize(("family", "registers"), [case for case in CASES if case[1] or case[0] in ("llama", "gpt2")])
 def test_registers_move_in_every_family(family, registers):
-    from regtune.targets import NextToken
+    from regtune.targets import TokenLogit
 
     model, batch = shared_model(family, registers), small(family=family)
-    target = START if registers else NextToken(position=5, token_id=7)
+    target = START if registers else TokenLogit(position=5, label=7)
     for one in integrated(model, batch, target, tolerance=0.2, baseline="zero", registers="moved"):
         assert one.value == pytest.approx(one.total + one.residual, abs=1e-6)
         assert (abs(one.registers) > 0).all()

@@ -18,7 +18,7 @@ from analyses.attribution.explained import (
     tolerance,
     without_biases,
 )
-from regtune.analyses.attribution.explain import explain
+from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.lrp import relevance_rules
 from regtune.analyses.attribution.rules import AttnLRP, Ledger
 from regtune.errors import UnsupportedModelError
@@ -57,7 +57,7 @@ def test_with_eager_attention_the_forward_pass_is_the_same_bit_for_bit(family):
 @EVERY
 @pytest.mark.parametrize("method", ["attnlrp", "cp-lrp"])
 def test_the_ledger_closes(family, registers, method):
-    found = explain(shared_model(family, registers), tiny.inputs(family, pad=4), method=method)
+    found = attribute(shared_model(family, registers), tiny.inputs(family, pad=4), method=method)
     for one in found:
         assert abs(one.value - one.total) < tolerance(family)
         assert abs(one.residual) < tolerance(family)
@@ -68,16 +68,16 @@ def test_the_ledger_closes(family, registers, method):
 @pytest.mark.parametrize("family", ["bert", "modernbert", "mpnet"])
 @pytest.mark.parametrize("head", ["sequence-classification", "token-classification"])
 def test_the_ledger_closes_through_other_heads(family, head):
-    from regtune.targets import TokenTag
+    from regtune.targets import TokenLogit
 
-    target = TokenTag(position=2) if head.startswith("token") else "class"
-    for one in explain(encoder(family, head, num_registers=2), tiny.inputs(family, pad=4), target=target):
+    target = TokenLogit(position=2) if head.startswith("token") else "predicted"
+    for one in attribute(encoder(family, head, num_registers=2), tiny.inputs(family, pad=4), target=target):
         assert abs(one.residual) < tolerance(family)
 
 
 @pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "deberta-v2", "albert"])
 def test_the_ledger_closes_through_heads_that_call_activations_as_functions(family):
-    for one in explain(encoder(family, "sequence-classification"), tiny.inputs(family, pad=4)):
+    for one in attribute(encoder(family, "sequence-classification"), tiny.inputs(family, pad=4)):
         assert abs(one.residual) < 1e-8
 
 
@@ -94,7 +94,7 @@ def test_the_ledger_closes_through_heads_that_call_activations_as_functions(fami
 )
 def test_the_ledger_closes_wherever_registers_join(registers):
     model = encoder("bert", num_registers=3, **registers)
-    for one in explain(model, tiny.inputs("bert", pad=4)):
+    for one in attribute(model, tiny.inputs("bert", pad=4)):
         assert abs(one.residual) < 1e-8
         assert abs(one.registers).min() > 0
 
@@ -104,8 +104,8 @@ def test_registers_that_are_switched_off_have_no_relevance():
 
     model = encoder("bert", num_registers=3)
     with disable_registers(model):
-        off = explain(model, tiny.inputs("bert"))
-    plain = explain(encoder("bert"), tiny.inputs("bert"))
+        off = attribute(model, tiny.inputs("bert"))
+    plain = attribute(encoder("bert"), tiny.inputs("bert"))
     for one, other in zip(off, plain, strict=True):
         assert len(one.registers) == 0
         assert (one.relevance == other.relevance).all()
@@ -114,7 +114,7 @@ def test_registers_that_are_switched_off_have_no_relevance():
 @EVERY
 def test_cp_lrp_of_a_model_without_biases_sums_to_the_logit(family, registers):
     model = without_biases(any_model(family, registers))
-    for one in explain(model, tiny.inputs(family, pad=4), method="cp-lrp"):
+    for one in attribute(model, tiny.inputs(family, pad=4), method="cp-lrp"):
         embedded = one.relevance.sum() + one.registers.sum() + one.positions + one.types
         assert one.biases == 0
         assert embedded == pytest.approx(one.value, abs=tolerance(family))
@@ -123,8 +123,8 @@ def test_cp_lrp_of_a_model_without_biases_sums_to_the_logit(family, registers):
 @EVERY
 def test_a_padded_row_gets_the_scores_that_it_gets_alone(family, registers):
     model, batch = shared_model(family, registers), tiny.inputs(family, pad=6)
-    padded = explain(model, batch)[1]
-    alone = explain(model, {name: value[1:2, :-6] for name, value in batch.items()})[0]
+    padded = attribute(model, batch)[1]
+    alone = attribute(model, {name: value[1:2, :-6] for name, value in batch.items()})[0]
     assert padded.tokens == alone.tokens
     assert padded.relevance == pytest.approx(alone.relevance, abs=1e-9)
     assert padded.registers == pytest.approx(alone.registers, abs=1e-9)
@@ -145,7 +145,7 @@ def rules_that_matter():
 @pytest.mark.parametrize(("family", "registers", "rule"), list(rules_that_matter()))
 def test_leaving_out_a_rule_breaks_the_ledger(family, registers, rule):
     model, batch = shared_model(family, registers), tiny.inputs(family)
-    found = explain(model, batch, options={"without": [rule]}, **ANYTHING)
+    found = attribute(model, batch, without=[rule], **ANYTHING)
     assert max(abs(one.residual) for one in found) > 1e-3
 
 
@@ -179,7 +179,7 @@ def test_afterwards_the_model_and_its_training_gradients_are_what_they_were(fami
     model, batch = any_model(family, registers), tiny.inputs(family, pad=4)
     next(iter(model.parameters())).requires_grad_(False)
     before, state, names = training_gradients(model, batch), state_of(model), list(ALL_ATTENTION_FUNCTIONS)
-    explain(model, batch, method=method)
+    attribute(model, batch, method=method)
     assert state_of(model) == state
     assert list(ALL_ATTENTION_FUNCTIONS) == names
     for old, new in zip(before, training_gradients(model, batch), strict=True):
@@ -224,7 +224,7 @@ def test_a_model_that_is_being_explained_is_not_explained_inside():
 def test_gradients_of_the_parameters_are_not_touched():
     model, batch = encoder("bert", num_registers=2), tiny.inputs("bert")
     before = training_gradients(model, batch)
-    explain(model, batch)
+    attribute(model, batch)
     now = [parameter.grad for parameter in model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True) if a is not None)
 
@@ -232,7 +232,7 @@ def test_gradients_of_the_parameters_are_not_touched():
 def test_of_a_linear_model_the_relevance_is_weight_times_input():
     model = linear_model()
     batch = tiny.inputs("bert")
-    found = explain(model, batch, target=StartLogit(position=5))
+    found = attribute(model, batch, target=StartLogit(position=5))
     weight, bias = model.qa_outputs.weight[0].detach(), model.qa_outputs.bias[0].detach()
     embeddings = model.bert.embeddings.requires_grad_(False)
     for row, one in enumerate(found):
@@ -257,7 +257,7 @@ def test_a_context_answer_is_the_best_span_inside_it():
     model, batch = encoder("bert"), tiny.inputs("bert")
     with torch.no_grad():
         output = model(**batch)
-    found = explain(model, batch, target=Answer(context=(6, 12)))
+    found = attribute(model, batch, target=Answer(context=(6, 12)))
     for row in range(3):
         spans = [
             float(output.start_logits[row, i] + output.end_logits[row, j]) for i in range(6, 12) for j in range(i, 12)
@@ -272,7 +272,7 @@ def test_relevance_inside_the_model_adds_up_at_every_depth(family, registers, by
     model = encoder(family, num_registers=2, depth="every_layer") if registers == 2 else shared_model(family, registers)
     batch = tiny.inputs(family, pad=4)
     for method in ("attnlrp", "cp-lrp"):
-        for row, one in enumerate(explain(model, batch, method=method, by=by)):
+        for row, one in enumerate(attribute(model, batch, method=method, by=by)):
             places = registers + (16 if row == 1 else 20)
             neurons = 128 if family == "gpt2" else 48
             shape = {"layer": (4, places), "head": (3, 4, places), "neuron": (3, neurons)}[by]
@@ -286,16 +286,16 @@ def test_the_relevance_of_a_head_is_gone_where_the_head_is():
     with torch.no_grad():
         model.bert.encoder.layer[1].attention.output.dense.weight[:, 8:16] = 0  # head 1 writes nothing
         model.bert.encoder.layer[2].output.dense.weight[:, 7] = 0
-    heads = explain(model, batch, by="head")[0].inner
+    heads = attribute(model, batch, by="head")[0].inner
     assert abs(heads[1, 1]).max() == 0
     assert (abs(heads[1, [0, 2, 3]]).max(-1) > 0).all()
-    neurons = explain(model, batch, by="neuron")[0].inner
+    neurons = attribute(model, batch, by="neuron")[0].inner
     assert neurons[2, 7] == 0
     assert (abs(neurons[2, :7]) > 0).all()
 
 
 def test_a_rule_left_out_shows_at_the_depths_below_it():
     model, batch = encoder("bert"), tiny.inputs("bert")
-    (one, *_) = explain(model, batch, by="layer", options={"without": ["activation"]}, on_residual="warn", **ANYTHING)
+    (one, *_) = attribute(model, batch, by="layer", without=["activation"], on_residual="warn", **ANYTHING)
     assert abs(one.inner_residual[-1]) < 1e-8  # nothing but the linear head is behind the last depth
     assert (abs(one.inner_residual[:-1]) > 1e-3).all()

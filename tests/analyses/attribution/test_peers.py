@@ -8,10 +8,10 @@ import torch
 import tiny
 from analyses.attribution.explained import CASES, DECODERS, any_model, encoder, shared_model
 from analyses.attribution.test_lrp import linear_model, state_of, training_gradients
-from regtune.analyses.attribution.explain import METHODS, PEERS, explain
+from regtune.analyses.attribution.attribute import METHODS, PEERS, attribute
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.registers.surgery import disable_registers, mask_registers
-from regtune.targets import Answer, ClassLogit, NextToken, StartLogit, TargetError
+from regtune.targets import Answer, ClassLogit, StartLogit, TargetError, TokenLogit
 
 MOVED = {"special_tokens": "moved"}
 OPTIONS = {"integrated-gradients": {**MOVED, "baseline": "zero"}, "occlusion": MOVED}
@@ -21,7 +21,7 @@ LOOSE = {"integrated-gradients": 0.2}
 
 def peer(model, batch, method, target=None, **options):
     options = {**OPTIONS.get(method, {}), **options}
-    return explain(model, batch, method=method, target=target, options=options, tolerance=LOOSE.get(method))
+    return attribute(model, batch, method=method, target=target, **options, tolerance=LOOSE.get(method))
 
 
 def small(family, pad=3):
@@ -29,7 +29,7 @@ def small(family, pad=3):
 
 
 def target_for(family):
-    return NextToken(position=5, token_id=7) if family in DECODERS else StartLogit(position=5)
+    return TokenLogit(position=5, label=7) if family in DECODERS else StartLogit(position=5)
 
 
 @pytest.mark.parametrize(("family", "registers"), CASES)
@@ -47,7 +47,7 @@ def test_a_padded_row_gets_the_scores_that_it_gets_alone_from_every_peer(family,
 def test_every_family_has_every_peer_and_a_method_without_rules_is_refused_with_what_there_is():
     assert set(PEERS) < set(METHODS)
     with pytest.raises(UnknownNameError, match=r"for Llama 'chefer'.*Available: attention, .*rollout"):
-        explain(shared_model("llama"), small("llama"), method="chefer")
+        attribute(shared_model("llama"), small("llama"), method="chefer")
 
 
 @pytest.mark.parametrize(("family", "registers"), [("bert", 3), ("deberta-v2", 3), ("gpt2", 0)])
@@ -263,7 +263,7 @@ def test_options_and_baselines_that_do_not_exist_are_refused_with_what_there_is(
     with pytest.raises(ConfigError, match="internal_batch_size=0"):
         peer(model, batch, "occlusion", internal_batch_size=0)
     with pytest.raises(ConfigError, match="nothing says which they are"):
-        explain(model, batch, method="occlusion")
+        attribute(model, batch, method="occlusion")
     with pytest.raises(ConfigError, match="baseline='mask' needs the id of the mask token"):
         peer(model, batch, "occlusion", baseline="mask")
     with pytest.raises(ConfigError, match=r"baseline is torch.int64 \[9\], but gradients need an embedding"):

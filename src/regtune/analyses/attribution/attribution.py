@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class Attribution:
     """
 
     method: str
+    asked: str = ""
+    """What the person called the target."""
     target: str
     """What was explained, in words and positions, for example "start+end of tokens 7 to 9"."""
     value: float
@@ -85,6 +87,31 @@ class Attribution:
         for scores in (self.relevance, self.registers):
             scores.setflags(write=False)
 
+    def merged(self, groups: Sequence[Sequence[int]]) -> Attribution:
+        """The scores of groups of neighbouring tokens, every token in one group: sums, with all characters of a group.
+
+        Args:
+            groups: indices of tokens, in order.
+        """
+        starts = [group[0] for group in groups]
+        home = {token: number for number, group in enumerate(groups) for token in group}
+
+        def total(scores: np.ndarray) -> np.ndarray:
+            return np.add.reduceat(scores, starts, axis=-1)
+
+        inner = self.inner
+        if inner is not None and self.by != "neuron":
+            count = len(self.registers)
+            inner = np.concatenate([inner[..., :count], total(inner[..., count:])], axis=-1)
+        return replace(
+            self,
+            tokens=tuple("".join(self.tokens[token] for token in group) for group in groups),
+            offsets=self.offsets and tuple((self.offsets[g[0]][0], self.offsets[g[-1]][1]) for g in groups),
+            relevance=total(self.relevance),
+            read_from=tuple(dict.fromkeys(home[token] for token in self.read_from if token in home)),
+            inner=inner,
+        )
+
     def parts(self) -> dict[str, float]:
         """The ledger: what each kind of input contributed, summed over tokens and over registers."""
         return {
@@ -107,16 +134,7 @@ class Attribution:
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": "attribution",
-            "method": self.method,
-            "options": dict(self.options),
-            "target": self.target,
-            "tokens": list(self.tokens),
-            "offsets": None if self.offsets is None else [list(pair) for pair in self.offsets],
-            "read_from": list(self.read_from),
-            **{name: _plain(getattr(self, name)) for name in (*_NUMBERS, *_ARRAYS)},
-            "steps": self.steps,
-            "error": None if self.error is None else _plain(self.error),
-            "by": self.by,
+            **{each.name: _plain(getattr(self, each.name)) for each in fields(self)},
         }
 
     @classmethod
@@ -132,44 +150,28 @@ class Attribution:
                 f"this regtune reads ('attribution', {SCHEMA_VERSION}). Explain the text again."
             )
         try:
-            offsets = record["offsets"]
-            numbers: dict[str, Any] = {name: _number(record[name]) for name in _NUMBERS}
-            numbers |= {name: _array(record[name]) for name in ("relevance", "registers")}
-            numbers |= {name: _array(record.get(name)) for name in ("inner", "inner_residual")}
-            return cls(
-                method=record["method"],
-                target=record["target"],
-                tokens=tuple(record["tokens"]),
-                offsets=None if offsets is None else tuple((int(start), int(end)) for start, end in offsets),
-                steps=record["steps"],
-                error=None if record.get("error") is None else float(record["error"]),
-                options=dict(record.get("options") or {}),
-                read_from=tuple(map(int, record.get("read_from") or ())),
-                by=record.get("by"),
-                **numbers,
-            )
+            kept: dict[str, Any] = {each.name: record[each.name] for each in fields(cls) if each.name in record}
+            for name in _NUMBERS:
+                kept[name] = math.nan if record[name] is None else float(record[name])
+            for name in ("relevance", "registers", "inner", "inner_residual"):
+                kept[name] = None if kept.get(name) is None else np.array(kept[name], dtype=np.float64)
+            if kept.get("offsets") is not None:
+                kept["offsets"] = tuple((int(start), int(end)) for start, end in kept["offsets"])
+            kept |= {"tokens": tuple(record["tokens"]), "read_from": tuple(kept.get("read_from", ()))}
+            return cls(**kept)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"This attribution can't be read: {error!r}. Explain the text again.") from error
 
 
 _NUMBERS = ("value", "positions", "types", "biases", "softmax", "baseline", "residual")
-_ARRAYS = ("relevance", "registers", "inner", "inner_residual")
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return [_plain(one) for one in value.tolist()]
-    if isinstance(value, list):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    return value if value is None or math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _array(values: Any) -> Any:
-    return None if values is None else np.array(values, dtype=np.float64)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

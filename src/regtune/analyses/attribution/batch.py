@@ -90,22 +90,30 @@ class Batch:
     def resolve(self, outputs: Mapping[str, Tensor]) -> list[Resolved]:
         """The rows' targets with everything filled in."""
         names = [name for name in (START, END, LOGITS) if name in outputs]
+        if not names:
+            raise TargetError("This model has no head, so it gives no logits to explain. Load it with a task's head.")
         logits = {name: outputs[name].detach().double().cpu().numpy() for name in names}
-        text, mask_id = self.text, self.token_ids["mask"]
-        masks = None if mask_id is None else (text & (self.inputs["input_ids"] == mask_id)).cpu().numpy()
+        text, ids, mask_id = self.text, self.inputs["input_ids"], self.token_ids["mask"]
+        masks = None if mask_id is None or self.decodes else (text & (ids == mask_id)).cpu().numpy()
         if self.decodes:
-            text = self.inputs.get(f"{_DECODER}attention_mask", self.inputs[f"{_DECODER}input_ids"] * 0 + 1).bool()
-            masks = None
-        read = text.cpu().numpy()
+            ids = self.inputs[f"{_DECODER}input_ids"]
+            text = self.inputs.get(f"{_DECODER}attention_mask", torch.ones_like(ids)).bool()
+        read, writes = text.cpu().numpy(), writes_tokens(self.model)
+        labels = () if writes else tuple(map(str, dict(getattr(self.model.config, "id2label", None) or {}).values()))
         found = []
         for index, target in enumerate(self.wanted):
             row = Row(
                 logits={name: value[index] for name, value in logits.items()},
                 text=read[index],
                 masks=None if masks is None else masks[index],
-                causal=self.causal,
+                causal=self.causal or self.decodes,
+                writes=writes,
+                labels=labels,
+                ids=ids[index].tolist(),
+                reader=self.tokenizer,
             )
-            found.append(target_named(self._default(row) if target is None else target).resolve(row))
+            wanted = ("answer" if START in row.logits else "predicted") if target is None else target
+            found.append(target_named(wanted, row).resolve(row))
         return found
 
     def held(self, special_tokens: str) -> Bool[Tensor, "batch seq"]:
@@ -127,19 +135,6 @@ class Batch:
             )
         special = (classes == TokenClass.CLS) | (classes == TokenClass.SEP)
         return special.to(self.text.device) | ~self.text
-
-    def _default(self, row: Row) -> str:
-        if START in row.logits:
-            return "answer"
-        if LOGITS not in row.logits:
-            raise TargetError("This model has no head, so it gives no logits to explain. Load it with a task's head.")
-        if row.logits[LOGITS].ndim == 1:
-            return "class"
-        if self.causal or self.decodes:
-            return "next-token"
-        if row.logits[LOGITS].shape[-1] == word_table(self.model).weight.shape[0]:
-            return "masked-token"
-        raise TargetError("This head gives tags for every token; name one: target=TokenTag(position=...).")
 
 
 def make_batch(
@@ -165,7 +160,7 @@ def make_batch(
     device = next(model.parameters()).device
     known = {*inspect.signature(model.forward).parameters, "attention_mask"} - set(_LABELS)
     inputs = {name: value.to(device) for name, value in tensors.items() if name in known}
-    if f"{_DECODER}input_ids" not in inputs and _writes(model):
+    if f"{_DECODER}input_ids" not in inputs and backbone_of(model).config.is_encoder_decoder and writes_tokens(model):
         first = _decoder_start(model)
         inputs[f"{_DECODER}input_ids"] = torch.full((len(inputs["input_ids"]), 1), first, device=device)
     return Batch(
@@ -180,9 +175,9 @@ def make_batch(
     )
 
 
-def _writes(model: Any) -> bool:
-    """Whether it is an encoder-decoder with a language-model head."""
-    return bool(model.config.is_encoder_decoder) and bool(getattr(model, "can_generate", lambda: False)())
+def writes_tokens(model: Any) -> bool:
+    """Whether its logits are those of a vocabulary."""
+    return getattr(model, "get_output_embeddings", lambda: None)() is not None
 
 
 def _decoder_start(model: Any) -> int:

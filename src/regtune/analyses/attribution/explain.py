@@ -1,375 +1,447 @@
-"""`explain`: one call for every method, in batches, which refuses scores that break their own law."""
+"""`explain`: why a model says what it says of a text, whatever its head: answers, classes, tags, or what it writes."""
 
 from __future__ import annotations
 
-import inspect
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regtune.analyses.attribution.attribution import Attribution, ConservationError, Scores
-from regtune.analyses.attribution.batch import Batch, make_batch, word_table
-from regtune.analyses.attribution.chefer import chefer_scores
-from regtune.analyses.attribution.integrated_gradients import TOKEN_ERROR, TOLERANCE, integrated_gradients_scores
-from regtune.analyses.attribution.lrp import BY, attnlrp_scores
-from regtune.analyses.attribution.rollout import attention_gradient_scores, attention_scores, rollout_scores
-from regtune.analyses.attribution.simple import gradient_input_scores, occlusion_scores, random_scores
-from regtune.analyses.reversible import require_eval_mode
-from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
-from regtune.families import family_of, find_family
-from regtune.families._family import LEDGER, Family
-from regtune.models.precision import device_of, has_bfloat16
-from regtune.registers.surgery import backbone_of
+from regtune.analyses.attribution.attribute import METHODS, attribute, check_inputs, options_of
+from regtune.analyses.attribution.attribution import Attribution
+from regtune.analyses.attribution.batch import make_batch, writes_tokens
+from regtune.analyses.attribution.simple import loss_when_hidden
+from regtune.analyses.attribution.words import by_words
+from regtune.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    UnknownNameError,
+    UnsupportedModelError,
+    shown,
+    unknown_name,
+)
+from regtune.families import find_family
+from regtune.families._family import LEDGER
+from regtune.interfaces import Examples, Rows, Shown
+from regtune.progress import each
+from regtune.registers.surgery import backbone_of, num_registers
+from regtune.session import Session, around
+from regtune.session import open as open_session
 from regtune.targets import Target
+from regtune.texts import text_rows
+from regtune.token_classes import is_content
+
+METHODS_SHOWN = ("attnlrp", "chefer", "integrated-gradients")
+"""What is drawn unless other methods are named; those that a model has no rules for are left out, and it is said."""
+_WITHOUT_RULES = ("gradient-input", "integrated-gradients")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "offset_mapping", "decoder_input_ids", "token_classes")
+_MOST_TAGS = 5
+"""Tags that are explained of a text where nobody names some."""
 
 
-def _attnlrp(batch: Batch, *, without: Sequence[str] = (), by: str | None = None) -> Scores:
-    return attnlrp_scores(batch, without=without, by=by)
+@dataclass(frozen=True, kw_only=True)
+class ExplainedModel:
+    """What one model says of a text, and what that rests on."""
+
+    name: str
+    num_registers: int
+    answer: Mapping[str, Any] | None
+    """What it says: `text`, `probability`, and `start` and `end` in characters where that is a part of the text."""
+    notes: tuple[str, ...]
+    """What has to be known to read the scores: the window, "no answer", methods that were left out."""
+    context_start: int
+    """Number of entries before the text that the offsets of later ones count characters of."""
+    attributions: tuple[Attribution, ...]
+    """Method by method, target by target (`Attribution.asked`)."""
 
 
-def _cp_lrp(batch: Batch, *, without: Sequence[str] = (), by: str | None = None) -> Scores:
-    return attnlrp_scores(batch, constant_attention=True, without=without, by=by)
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """A text, and why one or two models say what they say of it."""
 
+    id: str
+    question: str | None
+    """The first of two texts; None where there is one alone."""
+    context: str
+    """The text; what a model was made to write is at its end."""
+    models: tuple[ExplainedModel, ...]
 
-METHODS: dict[str, Callable[..., Scores]] = {
-    "attention": attention_scores,
-    "attention-gradient": attention_gradient_scores,
-    "attnlrp": _attnlrp,
-    "chefer": chefer_scores,
-    "cp-lrp": _cp_lrp,
-    "gradient-input": gradient_input_scores,
-    "integrated-gradients": integrated_gradients_scores,
-    "occlusion": occlusion_scores,
-    "random": random_scores,
-    "rollout": rollout_scores,
-}
-"""What can be asked for, each with its options as keyword arguments."""
-RULES = (*LEDGER, "chefer")
-"""Methods with relevance rules, which an architecture has or has not (`Family.relevance`)."""
-PEERS = tuple(name for name in METHODS if name not in RULES)
-"""Methods without rules, which every model that embeds tokens has."""
+    @property
+    def attributions(self) -> list[Attribution]:
+        """All of them, model by model."""
+        return [found for model in self.models for found in model.attributions]
 
-_KEEPS_WEIGHTS = (*RULES, "attention", "attention-gradient", "rollout")
-_WEIGHTS_AT_ONCE = 2**22
-"""Attention weights of one layer; twice as many rows take twice as long for each of them on two cores."""
-_SMALLEST_KEPT = 0.01
-"""Less relevance than this share of what a method started from is nothing, and the law that it obeys says nothing."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be said of the models together."""
+        said = {model.name: model.answer["text"] for model in self.models if model.answer}
+        if len(set(said.values())) < 2:
+            return ()
+        each = "; ".join(f"{name}: {text!r}" for name, text in said.items())
+        return (f"The models say different things, and what each one says is explained. {each}.",)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types: what `regtune explain --json` prints and the overlays draw."""
+        models = [
+            {
+                **{each.name: getattr(model, each.name) for each in dataclasses.fields(model)},
+                "notes": list(model.notes),
+                "attributions": [one.to_json() for one in model.attributions],
+            }
+            for model in self.models
+        ]
+        return {
+            "schema_version": 1,
+            "kind": "explanations",
+            "id": self.id,
+            "question": self.question,
+            "context": self.context,
+            "notes": list(self.notes),
+            "models": models,
+        }
 
 
 def explain(
-    model: nn.Module,
-    inputs: object,
+    model: object,
+    given: object,
+    context: object = None,
     *,
-    method: str = "attnlrp",
-    target: object = None,
-    tokenizer: Any = None,
-    tolerance: float | None = None,
-    on_residual: Literal["refuse", "warn"] = "refuse",
-    batch_size: int = 16,
-    by: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> list[Attribution]:
-    """Explains one value of the model's output for every row of `inputs`.
+    target: str | Sequence[str] = (),
+    method: str | Sequence[str] = (),
+    words: bool = False,
+    write: int = 1,
+    compare: object = None,
+    **options: Any,
+) -> Any:
+    """Explains what a model says of texts, by any method and for any head.
+
+    A text longer than the model's window is cut as for predicting; the notes say which part is explained. Where a
+    question's answer is "no answer", its best answer *minus* "no answer" is explained.
 
     Args:
-        model: a Hugging Face model with a head, with or without registers, in eval mode. It is left as it was. The
-            methods with relevance rules (the first three) need a known architecture; the others take any.
-        inputs: a mapping, as the tokenizer makes it: `input_ids` `[rows, seq]`, `attention_mask`, `offset_mapping` and
-            the like, or an analysis batch with `token_classes`; what the model doesn't take is left out. Padding is on
-            the right. A model that writes text from text (T5) is explained at a token of `decoder_input_ids`, or at the
-            first one that it would write.
-        method: `attnlrp` (Achtibat 2024), `cp-lrp` (Ali 2022), `chefer` (Chefer 2021), `integrated-gradients`,
-            `gradient-input`, `occlusion`, `rollout`, `attention`, `attention-gradient` or `random`.
-        target: one target for all rows or a list of one for each, by name or as an object of `regtune.targets`; by
-            default the answer, the predicted class, the next token or the token at [MASK], whichever the head gives.
-        tokenizer: gives the tokens their text, without it they are ids; and says which tokens are special.
-        tolerance: largest residual. For relevance propagation it is a share of the sum of the parts' sizes (at least
-            1), by default 1e-8 in float64 (1e-6 for families that compute partly in float32), 1e-3 in float32, 5e-2
-            below. For integrated gradients it is a share of the change from baseline to text, by default 0.001; ten
-            times as much, as a share of the largest score, is what a token's score may be off.
-        on_residual: what to do with a residual above it, or with relevance that vanished on the way.
-        batch_size: most rows that run together; it changes no score.
-        by: for `attnlrp` and `cp-lrp`, also the relevance of every `layer`, `head` or `neuron` inside the model.
-        options: for the method, for example `{"start_layer": 11}` for `chefer` or `{"baseline": "mask"}` for
-            `integrated-gradients`; they are the keyword arguments of the method's own function.
+        model: a run directory, a folder, a hub name, a `Session`, or a pair of a model and its tokenizer.
+        given: a text, a mapping with what the task reads (`text`; `question` and `context`), or a list of texts, of
+            pairs of texts, of mappings, or of examples that were read (`Session.sample(...).items`). Write [MASK] where
+            a masked language model is to find a word.
+        context: the second text of a pair, or the text that holds the answer; then `given` is one text.
+        target: what is explained, by name: `start`, `end`, `answer`, `answer-minus-runner-up` or `answer-minus-null` of
+            an answer; `predicted`, a label, a word, or one minus another (`positive-negative`) elsewhere, with `@` and
+            a token's number or word where a text has several (`PER@Ada`). By default what the model says itself: the
+            start and end of its answer, its class, its tags, or the next token.
+        method: of `attribute`; by default attnlrp, chefer and integrated-gradients, or what a model can have instead.
+        words: scores by word instead of by token.
+        write: so many tokens that a language model writes behind the text are explained one by one.
+        compare: another model for the same texts.
+        options: of the methods, each for those that have it: `baseline="mask"`, `start_layer=2`, `by="head"`.
+
+    Returns:
+        An `Explained`; a list of them for a list.
 
     Raises:
-        UnknownNameError: a method that the family has no rules for, an unknown target or an unknown option.
-        UnsupportedModelError: a model in training mode, one without relevance rules, or one in bfloat16 on a CPU that
-            has none.
-        ConfigError: inputs that are no tensors of token ids, or do not fit together.
-        TargetError: a target outside the text, in the padding, or that the head doesn't give.
-        ConservationError: a residual above the tolerance.
+        ConfigError: an argument that is none of these; the value is named.
+        DataError: a text that is none, or empty; or a record without what the task needs.
+        CheckpointError: no such model.
+        UnknownNameError: an unknown target, method or option, or a method that the model has no rules for.
+        ConservationError: scores that break their method's law.
     """
-    family = check_model(model, method)
-    tensors = check_inputs(inputs)
-    rows = len(tensors["input_ids"])
-    targets = one_each(target, rows)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size} must be at least 1.")
-    if on_residual not in ("refuse", "warn"):
-        raise unknown_name("on_residual", on_residual, ("refuse", "warn"))
-    limit = _tolerance(model, family, method) if tolerance is None else tolerance
-    given = {**_defaults(method), **_checked_options(method, {**(options or {}), **({"by": by} if by else {})})}
-    found: list[Attribution] = []
-    size = min(batch_size, _rows_in_cache(model, method, tensors["input_ids"].shape[1]))
-    for first in range(0, rows, size):
-        part = {name: value[first : first + size] for name, value in tensors.items()}
-        wanted = targets[first : first + size]
-        with torch.inference_mode(False), torch.enable_grad():
-            batch = make_batch(model, family, part, wanted, tolerance=limit, tokenizer=tokenizer)
-            scores = METHODS[method](batch, **given)
-        _check_law(scores, limit, method, on_residual, first)
-        shown = {name: _shown(value) for name, value in given.items() if name not in _UNSEEN}
-        found.extend(_attributions(scores, batch, part, method, shown, by))
-    return found
+    methods = (method,) if isinstance(method, str) else tuple(method)
+    per_method = _options(methods, options)
+    if write < 1:
+        raise ConfigError(f"write={write} must be at least 1.")
+    records = _records(given, context)
+    sessions = [_session(one) for one in ([model] if compare is None else [model, compare])]
+    examples = [
+        _example(sessions[0], {"id": str(number), **one}) if isinstance(one, Mapping) else one
+        for number, one in enumerate(records, start=1)
+    ]
+    asked = (target,) if isinstance(target, str) else tuple(target)
+    found = []
+    for example in each(examples, "texts"):
+        made = [_explained(session, example, asked, methods, per_method, write) for session in sessions]
+        (question, text), wrote = _texts(example), made[0][1]
+        models = tuple(_by_words(one, (question, text + own)) if words else one for one, own in made)
+        found.append(Explained(id=str(example.id), question=question, context=text + wrote, models=models))
+    return found[0] if isinstance(given, (str, Mapping)) else found
 
 
-# What is refused before a model runs
+# What is refused before a model is opened
 
 
-def check_model(model: nn.Module, method: str) -> Family | None:
-    """The model's family, None if it isn't known.
-
-    Raises:
-        UnknownNameError: a method that doesn't exist, or that the family has no rules for.
-        UnsupportedModelError: rules for an unknown family, training mode, no word embeddings, or bfloat16 on a CPU that
-            has none.
-    """
-    config = backbone_of(model).config
-    family = find_family(config)
-    if method in RULES and (family is None or not family.relevance):
-        try:
-            family_of(config, "relevance")
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{error} Methods without rules take any model: {', '.join(PEERS)}.") from None
-    known = PEERS if family is None else (*family.relevance, *PEERS)
-    if method not in known:
-        raise unknown_name(
-            f"attribution method for {type(model).__name__ if family is None else family.name}", method, known
-        )
-    require_eval_mode(model)
-    word_table(model)
-    lacking = next((name for name, part in model.named_parameters() if part.dtype == torch.bfloat16), None)
-    if lacking is not None and device_of(model).type == "cpu" and not has_bfloat16(device_of(model)):
-        raise UnsupportedModelError(
-            f"{lacking} is bfloat16, which this CPU cannot compute with. Call model.float() first."
-        )
-    return family
-
-
-_HOW = "Give what the tokenizer makes: tokenizer(texts, padding=True, return_tensors='pt')."
-
-
-def check_inputs(inputs: object) -> dict[str, Tensor]:
-    """The inputs as tensors with an attention mask, each with a row a text.
-
-    Raises:
-        ConfigError: no mapping of names to numbers, embeddings, shapes that don't fit together, or padding anywhere
-            but at the end.
-    """
-    if not isinstance(inputs, Mapping):
-        raise ConfigError(f"explain needs input_ids; it was given {_short(inputs)}. {_HOW}")
-    embeddings = inputs.get("inputs_embeds")
-    if embeddings is not None:
-        given = torch.as_tensor(embeddings)
-        advice = "" if given.is_floating_point() else " These are whole numbers: pass them as input_ids."
-        raise ConfigError(
-            f"explain needs input_ids; it was given inputs_embeds {given.dtype} {list(given.shape)}, from which no "
-            f"token can be named.{advice}"
-        )
-    if inputs.get("input_ids") is None:
-        raise ConfigError(f"explain needs input_ids; it was given {', '.join(map(str, inputs)) or 'nothing'}. {_HOW}")
-    tensors = {str(name): _tensor(str(name), value) for name, value in inputs.items() if value is not None}
-    ids = tensors["input_ids"]
-    if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
-        raise ConfigError(f"input_ids must be whole numbers [rows, seq], at least one; these are {list(ids.shape)}.")
-    tensors.setdefault("attention_mask", torch.ones_like(ids))
-    for name in ("attention_mask", "token_classes"):
-        if tensors.get(name, ids).shape != ids.shape:
-            shape = list(tensors[name].shape)
-            raise ConfigError(f"{name} is {shape}, input_ids {list(ids.shape)}; they must be equal.")
-    for row, text in enumerate(tensors["attention_mask"].bool()):
-        if not text.any():
-            raise ConfigError(f"row {row} is nothing but padding; leave it out.")
-        if not text[: int(text.sum())].all():
-            raise ConfigError(f"row {row} has padding before its end, which moves positions; pad on the right.")
-    return {name: value for name, value in tensors.items() if value.dim() and len(value) == len(ids)}
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{name} is {_short(value)}, no tensor of numbers ({error}). {_HOW}") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
-
-
-def one_each(target: object, rows: int) -> Sequence[str | Target | None]:
-    """A target for each row.
-
-    Raises:
-        ConfigError: another number of targets than rows, or something that is none.
-    """
-    several = isinstance(target, Sequence) and not isinstance(target, str)
-    found: Any = target if several else [target] * rows
-    if len(found) != rows:
-        raise ConfigError(f"{len(found)} targets for {rows} rows; give one target, or one for each row.")
-    for one in found:  # None is the head's default
-        if one is not None and not isinstance(one, (str, Target)):
-            raise ConfigError(f"{_short(one)} is no target; give a name, or an object of regtune.targets.")
-    checked: Sequence[str | Target | None] = found
-    return checked
-
-
-_UNSEEN = ("by", "internal_batch_size", "max_steps")
-"""Options that say nothing about what was computed."""
-
-
-def _defaults(method: str) -> dict[str, Any]:
-    parameters = inspect.signature(METHODS[method]).parameters
-    return {name: one.default for name, one in parameters.items() if one.default is not inspect.Parameter.empty}
-
-
-def _checked_options(method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    known = set(_defaults(method))
+def _options(methods: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each method."""
+    for name in methods:
+        if name not in METHODS:
+            raise unknown_name("attribution method", name, METHODS)
+    known = {name: options_of(name) for name in methods or (*METHODS_SHOWN, *_WITHOUT_RULES)}
     for name in options:
-        if name == "by" and name not in known:
-            raise ConfigError(f"by={options['by']!r} needs a method with a ledger, attnlrp or cp-lrp, not {method}.")
-        if name not in known:
-            raise unknown_name(f"option of {method}", name, known)
-    if options.get("by") not in (None, *BY):
-        raise unknown_name("part to look at (by)", str(options["by"]), BY)
-    return options
+        if not any(name in each for each in known.values()):
+            every = {each for found in known.values() for each in found}
+            raise unknown_name(f"option of {', '.join(methods) or 'the methods that are shown'}", name, every)
+    return {name: {one: value for one, value in options.items() if one in each} for name, each in known.items()}
 
 
-def _shown(value: Any) -> str | int | float | None:
-    """An option's value as plain JSON."""
-    if isinstance(value, Tensor):
-        return f"a vector [{value.shape[-1]}]"
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return ", ".join(map(str, value)) or None
-    found: str | int | float | None = value
+_WHAT = "a text, a mapping, or a list of texts, pairs and mappings"
+
+
+def _records(given: object, context: object) -> list[Any]:
+    if context is not None:
+        return [_pair(given, context)]
+    if isinstance(given, (str, Mapping)):
+        given = [given]
+    if not isinstance(given, (list, tuple)):
+        raise ConfigError(f"explain was given {type(given).__name__} {shown(given)}; give {_WHAT}.")
+    if not given:
+        raise DataError("There is nothing to explain: 0 texts. Give at least one.")
+    found: list[Any] = []
+    for one in given:
+        if isinstance(one, (list, tuple)) and len(one) == 2:
+            found.append(_pair(*one))
+        elif isinstance(one, (str, Mapping)):
+            found.append({"text": _text("text", one)} if isinstance(one, str) else one)
+        elif hasattr(one, "id"):
+            found.append(one)
+        else:
+            raise ConfigError(f"One of the texts is {type(one).__name__} {shown(one)}; give {_WHAT}.")
     return found
 
 
-def _rows_in_cache(model: nn.Module, method: str, length: int) -> int:
-    """How many rows' attention weights a processor holds without asking the system for memory at every step."""
-    heads = getattr(backbone_of(model).config, "num_attention_heads", None)
-    if method not in _KEEPS_WEIGHTS or not isinstance(heads, int) or next(model.parameters()).device.type != "cpu":
-        return sys.maxsize
-    return max(1, _WEIGHTS_AT_ONCE // (heads * length**2))
+def _pair(first: object, second: object) -> dict[str, str]:
+    question, context = _text("question", first), _text("context", second)
+    return {"question": question, "context": context, "text": question, "pair": context}
 
 
-# Laws
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"The {what} is {shown(value)}; give it as text with at least one word.")
+    return value
 
 
-def _tolerance(model: nn.Module, family: Family | None, method: str) -> float:
-    if method == "integrated-gradients":
-        return TOLERANCE
-    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    if dtype != torch.float64:
-        return 1e-3 if dtype == torch.float32 else 5e-2
-    return 1e-6 if (family is not None and family.single_precision) or method == "chefer" else 1e-8
+def _session(model: object) -> Session:
+    if isinstance(model, Session):
+        return model
+    if isinstance(model, (str, Path)):
+        return open_session(model)
+    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
+        return around(*model)
+    raise ConfigError(
+        f"The model is {type(model).__name__} {shown(model)}; give a folder, a hub name, a Session, or a pair of a "
+        "model and its tokenizer."
+    )
 
 
-def _check_law(scores: Scores, limit: float, method: str, on_residual: str, first: int) -> None:
-    message = " ".join(_broken(scores, limit, method, first))
-    if message and on_residual == "refuse":
-        raise ConservationError(message)
-    if message:
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+# What is read
 
 
-def _broken(scores: Scores, limit: float, method: str, first: int) -> Iterator[str]:
-    """A sentence for each way in which the law doesn't hold, or holds and says nothing."""
-    if scores.residual is None or scores.scale is None:
+@dataclass(frozen=True)
+class _Given:
+    """A text, or a pair of texts, for a model whose head no task is for."""
+
+    id: str
+    text: str
+    pair: str | None = None
+
+
+def _example(session: Session, record: Mapping[str, Any]) -> Any:
+    if session.task is not None:
+        return session.task.example(record, session.task_settings)
+    text = _text("text", record.get("text")).replace("[MASK]", getattr(session.reader, "mask_token", None) or "[MASK]")
+    return _Given(str(record["id"]), text, record.get("pair"))
+
+
+def _texts(example: Any) -> tuple[str | None, str]:
+    if hasattr(example, "context"):
+        return example.question, example.context
+    pair = getattr(example, "pair", None)
+    return (None, example.text) if pair is None else (example.text, pair)
+
+
+def _read(session: Session, example: Any) -> tuple[Rows[Any], Shown]:
+    """Its rows, and what the model says of it as far as a task knows."""
+    examples = Examples(items=(example,), names=("given",))
+    if session.task is not None:
+        rows = session.rows(examples)
+        return rows, session.task.shown(rows, examples, session)
+    pairs = None if getattr(example, "pair", None) is None else [example.pair]
+    rows = text_rows([example.text], session.reader, max_length=session.text_limit or 512, pairs=pairs)
+    cut = f"Only the first {rows.lengths[0]} tokens of the text were read."
+    return rows, Shown(notes=(cut,) if rows.facts["truncated_texts"] else ())
+
+
+def _explained(
+    session: Session,
+    example: Any,
+    asked: Sequence[str],
+    methods: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]],
+    write: int,
+) -> tuple[ExplainedModel, str]:
+    """One model's explanations, and what it wrote behind the text."""
+    rows, said = _read(session, example)
+    batch = rows.batch([said.row]) | rows.roles([rows.rows[said.row]])
+    inputs, wrote = {name: batch[name] for name in _INPUTS if name in batch}, ""
+    names = said.default if said.only or not asked else asked
+    goals = {name: said.targets.get(name, name) for name in names}
+    if session.task is None and writes_tokens(session.model) and not _has_mask(session, inputs):
+        inputs, pieces = _written(session, inputs, write)
+        first = 0 if "decoder_input_ids" in inputs else inputs["input_ids"].shape[1] - len(pieces)
+        written = {f"{piece.strip()}@{place}": f"predicted@{place}" for place, piece in enumerate(pieces, start=first)}
+        places = range(first, first + len(pieces))
+        goals = (
+            {f"{name}@{at}": f"{name}@{at}" for at in places for name in goals if "@" not in name} or goals or written
+        )
+        said = dataclasses.replace(said, text="".join(pieces))
+        wrote = "" if first == 0 else "".join(pieces[:-1])
+    elif not goals:
+        names, said = _by_head(session, inputs, said)
+        goals = dict(zip(names, names, strict=True))
+    found, notes = explain_row(
+        session.model, inputs, goals, methods=methods, reader=session.reader, options=options, answer=said.tokens
+    )
+    answer = None
+    if said.text is not None:
+        span = {} if said.span is None else {"start": said.span[0], "end": said.span[1]}
+        answer = {"text": said.text, "probability": said.probability, **span}
+    made = ExplainedModel(
+        name=session.name,
+        num_registers=num_registers(session.model),
+        answer=answer,
+        notes=(*said.notes, *notes),
+        context_start=int(batch["context_start"][0]) if "context_start" in batch else 0,
+        attributions=found,
+    )
+    return made, wrote
+
+
+def _by_words(model: ExplainedModel, texts: tuple[str | None, str]) -> ExplainedModel:
+    merged = [by_words(one, texts, model.context_start) for one in model.attributions]
+    start = merged[0][1] if merged else model.context_start
+    return dataclasses.replace(model, attributions=tuple(one for one, _ in merged), context_start=start)
+
+
+# Heads that no task is for
+
+
+def _has_mask(session: Session, inputs: Mapping[str, Tensor]) -> bool:
+    mask = getattr(session.reader, "mask_token_id", None)
+    return mask is not None and bool((inputs["input_ids"] == mask).any())
+
+
+@torch.inference_mode()
+def _written(session: Session, inputs: dict[str, Tensor], count: int) -> tuple[dict[str, Tensor], list[str]]:
+    """The inputs with what the model writes next (greedily) but for the last token, and the text of each new token."""
+    model, reader, length = session.model, session.reader, inputs["input_ids"].shape[1]
+    given = {name: inputs[name].to(session.device) for name in ("input_ids", "attention_mask")}
+    pad = reader.pad_token_id or 0
+    ids = model.generate(**given, max_new_tokens=count, do_sample=False, num_beams=1, pad_token_id=pad).cpu()
+    new = ids[0, 1 if model.config.is_encoder_decoder else length :]
+    every = ["", *(reader.decode(new[: n + 1]) for n in range(len(new)))]
+    pieces = [text[len(before) :] for before, text in itertools.pairwise(every)]
+    if model.config.is_encoder_decoder:
+        return {**inputs, "decoder_input_ids": ids[:, :-1]}, pieces
+    inputs, at = {**inputs, "input_ids": ids[:, :-1], "attention_mask": torch.ones_like(ids[:, :-1])}, 0
+    at = int(inputs["offset_mapping"].max())
+    for piece in pieces[:-1]:
+        span = torch.tensor([[[at, at + len(piece)]]]).to(inputs["offset_mapping"])
+        inputs["offset_mapping"] = torch.cat([inputs["offset_mapping"], span], 1)
+        inputs["token_classes"] = torch.cat([inputs["token_classes"], inputs["token_classes"][:, -1:]], 1)
+        at += len(piece)
+    return inputs, pieces
+
+
+@torch.inference_mode()
+def _by_head(session: Session, inputs: Mapping[str, Tensor], said: Shown) -> tuple[tuple[str, ...], Shown]:
+    """Names of what is explained, where neither a person nor a task says it, and what the model says."""
+    output, labels = session.forward(inputs), session.model.config.id2label
+    if "logits" not in output or output.logits.dim() < 3 or writes_tokens(session.model):
+        return ("predicted",), said
+    tags, shares = output.logits[0].argmax(-1), output.logits[0].softmax(-1).amax(-1)
+    words = is_content(inputs["token_classes"][0]).to(tags.device)
+    plain = next((n for n, label in labels.items() if label == "O"), int(tags[words].mode().values))
+    places = (words & (tags != plain)).nonzero().flatten().tolist() or [int((shares * words).argmax())]
+    pieces = session.reader.convert_ids_to_tokens(inputs["input_ids"][0])
+    notes, text = said.notes, ", ".join(f"{pieces[place]} {labels[int(tags[place])]}" for place in places)
+    if len(places) > _MOST_TAGS:
+        other = f"predicted@{pieces[places[-1]]}"
+        notes += (f"Explained are {_MOST_TAGS} of {len(places)} tags; name others by their word, like {other}.",)
+    names = tuple(f"predicted@{place}" for place in places[:_MOST_TAGS])
+    return names, dataclasses.replace(said, text=text, notes=notes)
+
+
+# One row
+
+
+def explain_row(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    goals: Mapping[str, str | Target],
+    *,
+    methods: Sequence[str] = (),
+    reader: Any = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    answer: tuple[int, int] | None = None,
+) -> tuple[tuple[Attribution, ...], tuple[str, ...]]:
+    """Several methods and targets on one text of any task.
+
+    Args:
+        model: in eval mode, with the head that the targets are of.
+        inputs: one row, `[1, seq]` each, without padding.
+        goals: what is explained, by the name that a person gave it.
+        methods: by default `METHODS_SHOWN`, less what the model can't have, which the notes say.
+        reader: the tokenizer.
+        options: for some methods, by their names.
+        answer: tokens, both ends inclusive, whose relevance is compared with what hiding them does.
+
+    Returns:
+        The scores, method by method; and what has to be known to read them.
+    """
+    rows = {key: value.repeat_interleave(len(goals), dim=0) for key, value in inputs.items()}
+    wanted, found, notes = list(goals.values()), [], []
+    family = find_family(backbone_of(model).config)
+    for method in methods or (METHODS_SHOWN if family is not None and family.relevance else _WITHOUT_RULES):
+        more = (options or {}).get(method, {})
+        try:
+            scores = attribute(model, rows, method=method, target=wanted, tokenizer=reader, **more)
+        except (UnknownNameError, UnsupportedModelError, MissingExtraError) as error:
+            if methods:
+                raise
+            notes.append(f"{method} is left out: {error}")
+            continue
+        found += [dataclasses.replace(one, asked=name) for name, one in zip(goals, scores, strict=True)]
+    if answer is not None:
+        notes.extend(_against_themselves(model, rows, goals, reader, answer, found))
+    return tuple(found), tuple(notes)
+
+
+def _against_themselves(
+    model: nn.Module,
+    rows: Mapping[str, Tensor],
+    goals: Mapping[str, str | Target],
+    reader: Any,
+    answer: tuple[int, int],
+    found: Sequence[Attribution],
+) -> Iterator[str]:
+    """A sentence where a ledger method books the answer's own words against the answer, and hiding them says no."""
+    own = slice(answer[0], answer[1] + 1)
+    booked = [(one.asked, one.method, float(one.relevance[own].sum())) for one in found if one.method in LEDGER]
+    if not any(amount < 0 for *_, amount in booked):
         return
-    row, share = _worst(scores.residual.abs() / scores.scale)
-    if not share <= limit:
-        yield (
-            f"{method} doesn't conserve: row {first + row} ({scores.targets[row].label}) has a residual of "
-            f"{float(scores.residual[row]):.3g} against a value of {float(scores.values[row]):.6g}, a share of "
-            f"{share:.3g} where {limit:.3g} is allowed. Run the model in float32 or float64, or raise tolerance."
-        )
-    if scores.kept is not None:
-        row, share = _worst(-scores.kept)
-        if not -share >= _SMALLEST_KEPT:
+    family = find_family(backbone_of(model).config)
+    batch = make_batch(model, family, check_inputs(rows), list(goals.values()), tolerance=0.0, tokenizer=reader)
+    if batch.token_ids["pad"] is None:
+        return
+    hidden = torch.zeros_like(batch.text)
+    hidden[:, own] = True
+    losses = dict(zip(goals, loss_when_hidden(batch, hidden).tolist(), strict=True))
+    for asked, method, amount in booked:
+        if amount < 0 < losses[asked]:
             yield (
-                f"{method} lost its relevance: row {first + row} ({scores.targets[row].label}) is left with a share of "
-                f"{-share:.3g} of what it started from, so its residual says nothing. Choose another target or method."
+                f"{method} books the answer's own words at {amount:+.2f} logits for {asked}, yet hiding them costs "
+                f"{losses[asked]:.2f}. A ledger splits the logit against everything else that it books; whether words "
+                "matter is what hiding them tells (occlusion)."
             )
-    if scores.inner_residual is not None:
-        row, share = _worst(scores.inner_residual.abs().amax(1) / scores.scale)
-        if not share <= limit:
-            yield (
-                f"{method} doesn't conserve inside the model: at one depth of row {first + row} a share of "
-                f"{share:.3g} is missing where {limit:.3g} is allowed. Run the model in float64, or raise tolerance."
-            )
-    if scores.error is not None:
-        row, share = _worst(scores.error)
-        if not share <= TOKEN_ERROR * limit:
-            yield (
-                f"{method} isn't exact: a score of row {first + row} ({scores.targets[row].label}) may be off by "
-                f"{share:.3g} of the largest where {TOKEN_ERROR * limit:.3g} is allowed. Raise max_steps or tolerance."
-            )
-
-
-def _worst(shares: Tensor) -> tuple[int, float]:
-    values = np.nan_to_num(shares.detach().double().cpu().numpy(), nan=np.inf)
-    row = int(values.argmax())
-    return row, float(shares[row])
-
-
-# Results
-
-
-def _attributions(
-    scores: Scores, batch: Batch, given: Mapping[str, Tensor], method: str, options: Mapping[str, Any], by: str | None
-) -> Iterator[Attribution]:
-    tokenizer = batch.tokenizer
-    reads_text = not backbone_of(batch.model).config.is_encoder_decoder
-    for row, target in enumerate(scores.targets):
-        text = batch.text[row].cpu()
-        ids = batch.inputs["input_ids"][row].cpu()[text].tolist()
-        offsets = given["offset_mapping"][row].cpu()[text].tolist() if "offset_mapping" in given else None
-        parts: dict[str, Any] = {name: float(values[row]) for name, values in scores.parts.items()}
-        yield Attribution(
-            method=method,
-            options=options,
-            target=target.label,
-            value=float(scores.values[row].detach()),
-            tokens=tuple(map(str, ids if tokenizer is None else tokenizer.convert_ids_to_tokens(ids))),
-            offsets=None if offsets is None else tuple((int(start), int(end)) for start, end in offsets),
-            relevance=_numbers(scores.tokens[row].detach().cpu()[text]),
-            registers=_numbers(scores.registers[row]),
-            **parts,
-            residual=0.0 if scores.residual is None else float(scores.residual[row]),
-            steps=None if scores.steps is None else scores.steps[row],
-            error=None if scores.error is None else float(scores.error[row]),
-            read_from=tuple(dict.fromkeys(term.position for term in target.terms)) if reads_text else (),
-            **_inner(scores, row, text, by),
-        )
-
-
-def _numbers(values: Tensor) -> Any:
-    return values.detach().double().cpu().numpy().copy()
-
-
-def _inner(scores: Scores, row: int, text: Tensor, by: str | None) -> dict[str, Any]:
-    if scores.inner is None or scores.inner_residual is None:
-        return {}
-    inner = scores.inner[row]
-    if by != "neuron":
-        registers = torch.ones(scores.registers.shape[1], dtype=torch.bool)
-        inner = inner[..., torch.cat([registers, text]).to(inner.device)]
-    return {"by": by, "inner": _numbers(inner), "inner_residual": _numbers(scores.inner_residual[row])}

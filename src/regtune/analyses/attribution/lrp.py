@@ -51,20 +51,26 @@ TOKENS, TYPES, REGISTERS, STATES = "tokens", "types", "registers", "states"
 BY = ("head", "layer", "neuron")
 
 
-def attnlrp_scores(
-    batch: Batch, *, constant_attention: bool = False, without: Sequence[str] = (), by: str | None = None
-) -> Scores:
+def attnlrp_scores(batch: Batch, *, without: Sequence[str] = (), by: str | None = None) -> Scores:
     """Explains one batch; `value = tokens + registers + positions + types + biases + softmax` up to rounding.
 
     Args:
         batch: texts of a model with relevance rules, in eval mode.
-        constant_attention: CP-LRP: attention weights count as constants.
         without: rules to leave out (of `RULES`), to see that the residual then jumps.
         by: also the relevance of every `layer`'s, `head`'s or `neuron`'s states; see `Attribution.inner`.
 
     Raises:
         UnknownNameError: `without` names no rule, or `by` no part.
     """
+    return _ledger_scores(batch, without, by, constant_attention=False)
+
+
+def cp_lrp_scores(batch: Batch, *, without: Sequence[str] = (), by: str | None = None) -> Scores:
+    """As `attnlrp_scores`, with attention weights as constants."""
+    return _ledger_scores(batch, without, by, constant_attention=True)
+
+
+def _ledger_scores(batch: Batch, without: Sequence[str], by: str | None, *, constant_attention: bool) -> Scores:
     for rule in without:
         if rule not in RULES:
             raise unknown_name("rule", rule, RULES)

@@ -56,7 +56,7 @@ def attention_scores(batch: Batch, *, layers: str = "last") -> Scores:
     def follow(weights: Tensor) -> None:
         kept[:] = [weights] if layers == "last" or not kept else [kept[0] + weights]
 
-    outputs, targets = _watch(batch, follow)
+    outputs, targets = _watch(batch, follow, across=True)
     weights = kept[0] / kept[0].sum(-1, keepdim=True)
     tokens, registers = read_from(weights, _require_reading(batch, targets), registers_of(batch))
     return Scores(targets=targets, values=values_of(outputs, targets), tokens=tokens, registers=registers)
@@ -80,7 +80,7 @@ def attention_gradient_scores(batch: Batch, *, layers: str = "all") -> Scores:
     with ExitStack() as stack:
         freeze(batch.model, stack)
         stack.enter_context(given_embeddings(batch)).words = word_embeddings(batch).requires_grad_()
-        outputs = _listen(batch, kept.append)
+        outputs = _listen(batch, kept.append, across=True)
         targets = batch.resolve(outputs)
         values = values_of(outputs, targets)
         chosen = kept if layers == "all" else kept[-1:]
@@ -108,7 +108,7 @@ def fresh_rows(joint: Float64[Tensor, "batch total total"], registers: tuple[Lay
 
 
 def read_from(
-    joint: Float64[Tensor, "batch total total"], targets: Sequence[Resolved], registers: tuple[Layout, bool] | None
+    joint: Float64[Tensor, "batch queries total"], targets: Sequence[Resolved], registers: tuple[Layout, bool] | None
 ) -> tuple[Tensor, Tensor]:
     """The rows of a map (query, key) that the targets are read from, split into text and registers.
 
@@ -132,36 +132,60 @@ def split(total: Tensor, registers: tuple[Layout, bool] | None) -> tuple[Tensor,
     return registers[0].strip(total), registers[0].registers_of(total)
 
 
-def _watch(batch: Batch, follow: Callable[[Tensor], None]) -> tuple[Any, list[Resolved]]:
+def _watch(batch: Batch, follow: Callable[[Tensor], None], *, across: bool = False) -> tuple[Any, list[Resolved]]:
     """Runs the batch and hands on each layer's weights, the mean over heads, `[batch, total, total]`."""
     with torch.no_grad():
-        outputs = _listen(batch, lambda weights: follow(weights.mean(1, dtype=torch.float64)))
+        outputs = _listen(batch, lambda w: follow(w.mean(1, dtype=torch.float64)), across=across, within=False)
     return outputs, batch.resolve(outputs)
 
 
-def _listen(batch: Batch, hear: Callable[[Tensor], None]) -> Any:
-    """Runs the batch and hands on each layer's weights, `[batch, heads, total, total]`."""
+_INSTEAD = "Use gradient-input, occlusion or integrated-gradients."
+
+
+def _listen(batch: Batch, hear: Callable[[Tensor], None], *, across: bool = False, within: bool = True) -> Any:
+    """Runs the batch and hands on each layer's weights, `[batch, heads, total, total]`.
+
+    Args:
+        batch: the texts.
+        hear: receives them, in order.
+        across: of a model whose decoder writes what an encoder reads, the weights with which the decoder attends to the
+            text, `[batch, heads, written, seq]`; such a model is refused otherwise.
+        within: and before them those of the encoder.
+    """
     backbone = backbone_of(batch.model)
-    if backbone.config.is_encoder_decoder:
+    decodes = bool(backbone.config.is_encoder_decoder)
+    if decodes and not (across and batch.decodes):
         raise TargetError(
             f"{type(batch.model).__name__} answers through a decoder, which attends to the encoder's states: no token "
-            "of the text is what the target is read from. Use gradient-input, occlusion or integrated-gradients."
+            f"of the text is what the target is read from. {_INSTEAD}"
         )
     if batch.family is not None and batch.family.relevance:
         with attention_tap(batch.model, lambda _layer, weights, *_: hear(weights)):
             return batch.run()
+    with torch.no_grad():
+        plain = _logits(batch.run())
     with _eager(batch.model):
         outputs = batch.run(output_attentions=True)
     total = batch.text.shape[1]
-    found = outputs.get("attentions") or ()
-    if not found or any(weights is None or weights.shape[-2:] != (total, total) for weights in found):
+    names = ("encoder_attentions",) * within + ("cross_attentions",) if decodes else ("attentions",)
+    found: list[Any] = [weights for name in names for weights in outputs.get(name) or (None,)]
+    if any(weights is None or weights.shape[-1] != total for weights in found):
         raise UnsupportedModelError(
-            f"{type(batch.model).__name__} gives no attention weights of every token to every token. Use "
-            "gradient-input, occlusion or integrated-gradients."
+            f"{type(batch.model).__name__} gives no attention weights of every token to every token. {_INSTEAD}"
+        )
+    if not torch.allclose(_logits(outputs), plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max())):
+        raise UnsupportedModelError(
+            f"{type(batch.model).__name__} says something else when it is asked for its attention weights. Load it "
+            f"with attn_implementation='eager'. {_INSTEAD}"
         )
     for weights in found:
         hear(weights)
     return outputs
+
+
+def _logits(outputs: Any) -> Tensor:
+    found: Tensor = next(value for name, value in outputs.items() if "logits" in name)
+    return found
 
 
 @contextmanager

@@ -33,8 +33,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from regtune.analyses.attribution.attribute import METHODS, attribute
 from regtune.analyses.attribution.attribution import Attribution
-from regtune.analyses.attribution.explain import METHODS, explain
 from regtune.analyses.faithfulness.faithfulness import (
     CURVE,
     ERASER_FRACTIONS,
@@ -337,7 +337,7 @@ def _explained(
 ) -> list[Attribution]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
-        found = explain(
+        found = attribute(
             session.model, batch, method=method, target=list(targets), tokenizer=session.reader, on_residual="warn"
         )
     notes.extend(f"{method}: {entry.message}" for entry in caught)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from regtune.analyses.attention.attention import attention_statistics, with_words
 from regtune.analyses.attention.measures import CLASSES
-from regtune.analyses.attribution.explain import explain
+from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.outcomes import Outcomes, explained, outcomes, state_changes
 from regtune.analyses.parts import estimate, progress, with_interval
 from regtune.analyses.registers.knock_out import HOWS, KnockOut, knocked_out
@@ -226,7 +226,7 @@ def _relevance(
     """|AttnLRP relevance| of each register for each example's prediction."""
     found = np.zeros(shape)
     for batch in batches:
-        attributions = explain(
+        attributions = attribute(
             session.model,
             batch,
             method="attnlrp",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from regtune.config import AnswerConfig, DataConfig
-from regtune.errors import DataError, unknown_name
-from regtune.interfaces import Batch, Examples, Floats, Metric, Rows, Task
+from regtune.errors import DataError
+from regtune.interfaces import Batch, Examples, Floats, Metric, Rows, Shown, Task
 from regtune.registers.surgery import register_positions
-from regtune.targets import Answer, EndLogit, StartLogit, Target
 from regtune.tasks.qa.answers import Prediction, extract_answers
 from regtune.tasks.qa.data.sources import language_of, load_questions
 from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.metrics.scoring import score_set
+from regtune.tasks.qa.shown import answer_shown
 from regtune.tasks.qa.windows import make_windows
 from regtune.texts import pad_tokens
 from regtune.token_classes import token_classes
@@ -26,14 +26,6 @@ from regtune.token_classes import token_classes
 if TYPE_CHECKING:
     from regtune.session import Session
 
-TARGETS: Mapping[str, Target] = {
-    "start": StartLogit(),
-    "end": EndLogit(),
-    "answer": Answer(),
-    "answer-minus-runner-up": Answer(minus="runner-up"),
-    "answer-minus-null": Answer(minus="null"),
-}
-"""What can be explained of an answer."""
 F1 = Metric(name="f1", title="F1", columns=("f1",))
 CUTTING = ("max_length", "stride", "max_question_length", "on_long_question")
 """Settings that messages about windows name."""
@@ -142,21 +134,9 @@ class QuestionAnswering(Task):
         """The passage."""
         return example.context
 
-    def target(self, asked: str, row: int, rows: Rows[Window], session: Session) -> Target:
-        """An answer's start, end or both, less the runner-up or "no answer", in the row's own window."""
-        if asked not in TARGETS:
-            raise unknown_name(f"target of {self.title}", asked, TARGETS)
-        if asked in ("start", "end"):
-            return TARGETS[asked]
-        window = rows.rows[row]
-        answer: Answer = TARGETS[asked]  # type: ignore[assignment]
-        longest = session.task_settings.max_answer_tokens
-        return replace(answer, context=(window.context_start, window.context_end), max_tokens=longest)
-
-    def targets(self, session: Session) -> tuple[str, ...]:
-        """Names of targets."""
-        del session
-        return tuple(TARGETS)
+    def shown(self, rows: Rows[Window], examples: Examples, session: Session) -> Shown:
+        """The best answer and its window; see `answer_shown`."""
+        return answer_shown(rows, examples.items[0], session)
 
     def example(self, record: Mapping[str, Any], settings: QASettings) -> QAExample:
         """From `question` and `context`."""

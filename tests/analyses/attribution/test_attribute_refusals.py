@@ -8,16 +8,16 @@ import torch
 
 import tiny
 from analyses.attribution.explained import encoder
+from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.attribution import Attribution
-from regtune.analyses.attribution.explain import explain
 from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from regtune.targets import (
     Answer,
     ClassLogit,
     EndLogit,
-    NextToken,
     StartLogit,
     TargetError,
+    TokenLogit,
 )
 
 
@@ -35,7 +35,7 @@ def test_a_model_in_training_mode_is_refused(batch):
     model = encoder("bert")
     model.bert.encoder.layer[1].train()
     with pytest.raises(UnsupportedModelError, match=r"bert\.encoder\.layer\.1 is in training mode.*model\.eval"):
-        explain(model, batch)
+        attribute(model, batch)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_a_model_in_training_mode_is_refused(batch):
         (Answer(context=(30, 40)), "holds no text token"),
         (Answer(context=(5, 6), minus="runner-up"), "no runner-up"),
         (ClassLogit(), "A class needs logits with 1 axes a row; this model's head gives: start_logits"),
-        (NextToken(), "A next token needs logits"),
+        (TokenLogit(), "A token's logit needs logits"),
     ],
     ids=str,
 )
 def test_targets_that_the_text_or_the_head_does_not_have_are_refused(qa, batch, target, message):
     with pytest.raises(TargetError, match=message):
-        explain(qa, batch, target=target)
+        attribute(qa, batch, target=target)
 
 
 def test_targets_that_make_no_sense_are_refused(batch):
@@ -66,44 +66,44 @@ def test_targets_that_make_no_sense_are_refused(batch):
         Answer(minus="runner")
     model = encoder("bert", "sequence-classification")
     with pytest.raises(TargetError, match="label 2 doesn't exist; the head has 0 to 1"):
-        explain(model, batch, target=ClassLogit(label=2))
+        attribute(model, batch, target=ClassLogit(label=2))
     with pytest.raises(TargetError, match="minus itself"):
-        explain(model, batch, target=ClassLogit(label=1, minus=1))
+        attribute(model, batch, target=ClassLogit(label=1, minus=1))
     with pytest.raises(TargetError, match="no head"):
-        explain(encoder("bert", "none"), batch)
+        attribute(encoder("bert", "none"), batch)
 
 
 def test_unknown_names_are_refused_with_what_there_is(qa, batch):
     with pytest.raises(UnknownNameError, match=r"'attnlpr'.*Did you mean 'attnlrp'.*attnlrp, chefer, cp-lrp"):
-        explain(qa, batch, method="attnlpr")
-    with pytest.raises(UnknownNameError, match=r"target 'anser'.*Did you mean 'answer'"):
-        explain(qa, batch, target="anser")
+        attribute(qa, batch, method="attnlpr")
+    with pytest.raises(UnknownNameError, match=r"target of an answer 'anser'.*Did you mean 'answer'"):
+        attribute(qa, batch, target="anser")
     with pytest.raises(UnknownNameError, match="rule 'relu'"):
-        explain(qa, batch, options={"without": ["relu"]})
+        attribute(qa, batch, without=["relu"])
 
 
 def test_inputs_that_cannot_be_explained_are_refused(qa, batch):
     with pytest.raises(ConfigError, match="needs input_ids; it was given inputs_embeds"):
-        explain(qa, {"inputs_embeds": torch.zeros(1, 4, 32)})
+        attribute(qa, {"inputs_embeds": torch.zeros(1, 4, 32)})
     with pytest.raises(ConfigError, match="whole numbers"):
-        explain(qa, {"input_ids": torch.zeros(1, 4)})
+        attribute(qa, {"input_ids": torch.zeros(1, 4)})
     with pytest.raises(ConfigError, match=r"attention_mask is \[3, 5\]"):
-        explain(qa, {**batch, "attention_mask": torch.ones(3, 5)})
+        attribute(qa, {**batch, "attention_mask": torch.ones(3, 5)})
     with pytest.raises(ConfigError, match="row 1 is nothing but padding"):
-        explain(qa, {**batch, "attention_mask": torch.tensor([[1], [0], [1]]).expand(3, 20)})
+        attribute(qa, {**batch, "attention_mask": torch.tensor([[1], [0], [1]]).expand(3, 20)})
     with pytest.raises(ConfigError, match="row 1 has padding before its end"):
-        explain(qa, {**batch, "attention_mask": batch["attention_mask"].flip(1)})
+        attribute(qa, {**batch, "attention_mask": batch["attention_mask"].flip(1)})
     with pytest.raises(ConfigError, match="2 targets for 3 rows"):
-        explain(qa, batch, target=["start", "end"])
+        attribute(qa, batch, target=["start", "end"])
     with pytest.raises(ConfigError, match="batch_size=0"):
-        explain(qa, batch, batch_size=0)
+        attribute(qa, batch, batch_size=0)
 
 
 def test_attention_that_hides_its_weights_is_refused(batch):
     model = encoder("bert")
     model.config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(UnsupportedModelError, match="attn_implementation='flash_attention_2' can't be explained"):
-        explain(model, batch)
+        attribute(model, batch)
 
 
 def test_a_family_without_rules_is_refused():
@@ -112,34 +112,34 @@ def test_a_family_without_rules_is_refused():
     config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     with pytest.raises(UnsupportedModelError, match=r"no relevance rules for model_type='t5'.*BERT"):
-        explain(model, {"input_ids": torch.ones(1, 3, dtype=torch.long)})
+        attribute(model, {"input_ids": torch.ones(1, 3, dtype=torch.long)})
 
 
 @pytest.mark.parametrize("method", ["attnlrp", "integrated-gradients", "occlusion", "rollout", "random"])
 def test_every_method_refuses_training_mode_and_targets_in_the_padding(batch, method):
     model = encoder("bert")
     with pytest.raises(TargetError, match="end=17 is padding"):
-        explain(model, batch, method=method, target=EndLogit(position=17))
+        attribute(model, batch, method=method, target=EndLogit(position=17))
     with pytest.raises(TargetError, match="start=20 is outside the text"):
-        explain(model, batch, method=method, target=StartLogit(position=20))
+        attribute(model, batch, method=method, target=StartLogit(position=20))
     model.bert.encoder.layer[1].train()
     with pytest.raises(UnsupportedModelError, match="training mode"):
-        explain(model, batch, method=method)
+        attribute(model, batch, method=method)
 
 
 def test_whole_numbers_where_embeddings_belong_are_refused(qa, batch):
-    with pytest.raises(ConfigError, match=r"torch\.int64.*These are whole numbers: pass them as input_ids"):
-        explain(qa, {"inputs_embeds": batch["input_ids"]})
+    with pytest.raises(ConfigError, match="Whole numbers are input_ids"):
+        attribute(qa, {"inputs_embeds": batch["input_ids"]})
     with pytest.raises(ConfigError, match=r"token_classes is \[3, 5\]"):
-        explain(qa, {**batch, "token_classes": torch.zeros(3, 5, dtype=torch.int8)})
+        attribute(qa, {**batch, "token_classes": torch.zeros(3, 5, dtype=torch.int8)})
 
 
 def test_bfloat16_weights_are_refused_on_a_cpu_that_has_none(monkeypatch, batch):
     model = encoder("bert").bfloat16()
-    monkeypatch.setattr("regtune.analyses.attribution.explain.has_bfloat16", lambda _device: False)
+    monkeypatch.setattr("regtune.analyses.attribution.attribute.has_bfloat16", lambda _device: False)
     with pytest.raises(UnsupportedModelError, match=r"word_embeddings.weight is bfloat16.*model\.float\(\)"):
-        explain(model, batch)
-    assert len(explain(model.float(), batch)) == 3
+        attribute(model, batch)
+    assert len(attribute(model.float(), batch)) == 3
 
 
 def test_an_attribution_with_scores_for_other_tokens_is_refused():
