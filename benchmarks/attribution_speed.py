@@ -30,8 +30,8 @@ import torch
 from record import write_result
 from torch import Tensor
 
-from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given_embeddings, make_batch, word_embeddings
 from regtune.analyses.attribution.attribute import attribute
+from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given_embeddings, make_batch, word_embeddings
 from regtune.analyses.batches import question_batches
 from regtune.families import family_of
 from regtune.models.loading import load_question_answering_model, load_tokenizer
@@ -84,7 +84,9 @@ def propagation(model: Any, tensors: dict[str, Tensor], tokenizer: Any, rounds: 
         "plain": frozen,
         "training": training,
         "attnlrp": lambda: attribute(model, tensors, method="attnlrp", target="answer", batch_size=64),
-        "chefer": lambda: attribute(model, tensors, method="chefer", target="answer", batch_size=64, on_residual="warn"),
+        "chefer": lambda: attribute(
+            model, tensors, method="chefer", target="answer", batch_size=64, on_residual="warn"
+        ),
     }
     for side in sides.values():
         side()

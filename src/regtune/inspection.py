@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, get_origin
 
 import numpy as np
-from tqdm import tqdm
 
 from regtune.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError, unknown_name
 from regtune.interfaces import Analysis, Block, Examples, Metric, Need
 from regtune.methods.used import label_of
+from regtune.progress import begin_stage, stages
 from regtune.records import file_name, machine, now, read_typed, versions, write_json
 from regtune.registers.surgery import backbone_of, num_registers
 from regtune.registry import ANALYSES
@@ -194,30 +194,30 @@ def _settings(analysis: Analysis, given: Any) -> Any:
 def _inspect_one(
     model: str | Path | Session, parts: Mapping[str, Any], data: Sequence[str], limit: int | None, folder: Path | None
 ) -> Inspection:
-    session = model if isinstance(model, Session) else open_session(model)
-    examples = session.sample(data, limit)
-    rows = session.rows(examples)
-    if folder is None:
-        folder = (
-            Path("runs") / FOLDER / file_name(session.name) if session.run_dir is None else session.run_dir / FOLDER
-        )
     records, notes = [], []
-    bar = tqdm(parts.items(), desc=f"inspect {session.name}", disable=None, leave=False)
-    for name, settings in bar:
-        bar.set_postfix_str(name)
-        analysis: Analysis = ANALYSES.get(name)
-        reason = next((why for need in sorted(analysis.needs) if (why := lacks(session, examples, need))), "")
-        if not reason:
-            try:
-                content = plain(analysis.measure(session, rows, examples, settings))
-            except UnsupportedModelError as error:
-                reason = str(error)
-        if reason:
-            notes.append(f"{name} is left out: {reason}")
-            continue
-        record = _record(session, examples, analysis, settings, content)
-        write_json(folder / f"{name}.json", dataclasses.asdict(record))
-        records.append(record)
+    with stages(1 + len(parts)):
+        begin_stage(f"opening {model.name if isinstance(model, Session) else model}")
+        session = model if isinstance(model, Session) else open_session(model)
+        examples = session.sample(data, limit)
+        rows = session.rows(examples)
+        if folder is None:
+            ours = Path("runs") / FOLDER / file_name(session.name)
+            folder = ours if session.run_dir is None else session.run_dir / FOLDER
+        for name, settings in parts.items():
+            analysis: Analysis = ANALYSES.get(name)
+            reason = next((why for need in sorted(analysis.needs) if (why := lacks(session, examples, need))), "")
+            begin_stage(f"{name} of {len(examples)} examples" if not reason else f"{name} is left out")
+            if not reason:
+                try:
+                    content = plain(analysis.measure(session, rows, examples, settings))
+                except UnsupportedModelError as error:
+                    reason = str(error)
+            if reason:
+                notes.append(f"{name} is left out: {reason}")
+                continue
+            record = _record(session, examples, analysis, settings, content)
+            write_json(folder / f"{name}.json", dataclasses.asdict(record))
+            records.append(record)
     if not records:
         raise DataError(f"No part of {session.name} can be measured: {' '.join(notes)}")
     return Inspection(folder=folder, records=tuple(records), notes=tuple(notes))

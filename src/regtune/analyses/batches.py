@@ -1,24 +1,81 @@
-"""Questions or plain texts as the batches that `regtune.analyses` reads: tokens, their classes and offsets."""
+"""Analysis batches, and how a model runs on one.
+
+A batch holds what the model takes (`input_ids`, `attention_mask`, ... `[rows, seq]`, padding on the right),
+`token_classes` `[rows, seq]` (`regtune.token_classes`) and `example` `[rows]`; `Session.batches` makes them.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from regtune.errors import ConfigError, DataError
+from regtune.interfaces import Batch
+from regtune.models.precision import device_of
+from regtune.registers.surgery import backbone_of
 from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.pairs import require_fast_tokenizer
 from regtune.tasks.qa.task import collate, roles
 from regtune.tasks.qa.windows import make_windows
-from regtune.token_classes import token_classes
+from regtune.token_classes import TokenClass, is_content, token_classes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Batch = dict[str, Tensor]
+_FORWARDED = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def check(batch: Batch) -> None:
+    """Refuses a batch that lacks something, or whose parts don't fit together.
+
+    Raises:
+        ConfigError: which part.
+    """
+    for name in ("input_ids", "attention_mask", "token_classes", "example"):
+        if name not in batch:
+            raise ConfigError(f"An analysis batch needs {name}; this one has {', '.join(batch) or 'nothing'}.")
+        if name != "example" and batch[name].shape != batch["input_ids"].shape:
+            raise ConfigError(f"{name} is {list(batch[name].shape)}, input_ids {list(batch['input_ids'].shape)}.")
+    if not torch.equal(batch["token_classes"] != TokenClass.PADDING, batch["attention_mask"].bool()):
+        raise ConfigError("token_classes and attention_mask disagree about what is padding; make both from one batch.")
+    if batch["token_classes"].max() >= TokenClass.REGISTER:
+        raise ConfigError("token_classes hold registers, which are no text; regtune puts them there itself.")
+
+
+def with_words(batch: Batch) -> Batch | None:
+    """The rows that hold a word; None if none does. Raises as `check`."""
+    check(batch)
+    kept = is_content(batch["token_classes"]).any(1)
+    return {name: value[kept] for name, value in batch.items()} if kept.any() else None
+
+
+def run(model: nn.Module, batch: Batch) -> Any:
+    """The model's output for what it takes of a batch, on its own device, without a cache."""
+    accepted = inspect.signature(model.forward).parameters
+    given: dict[str, Any] = {
+        name: batch[name].to(device_of(model)) for name in _FORWARDED if name in batch and name in accepted
+    }
+    if "use_cache" in accepted:
+        given["use_cache"] = False
+    return model(**given, return_dict=True)
+
+
+def run_backbone(model: nn.Module, batch: Batch) -> Float[Tensor, "rows seq hidden"]:
+    """The last hidden state of the text; the head doesn't run and no gradient is kept."""
+    with torch.inference_mode():
+        states: Tensor = run(backbone_of(model), batch).last_hidden_state
+        return states
+
+
+# Until explain_question goes
+
+
+__all__ = ["Batch", "check", "question_batches", "run", "run_backbone", "text_batches", "with_words"]
 
 
 def question_batches(

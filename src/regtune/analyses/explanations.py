@@ -18,10 +18,11 @@ from regtune.analyses.attribution.attribute import METHODS, attribute
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import explain
 from regtune.analyses.outcomes import explained
-from regtune.analyses.parts import ByExample, mean_interval, progress, with_interval
+from regtune.analyses.parts import ByExample, mean_interval, with_interval
 from regtune.errors import UnknownNameError, unknown_name
 from regtune.interfaces import Block, Examples, Need, Rows
 from regtune.pictures import Estimate
+from regtune.progress import each
 from regtune.session import Session
 from regtune.texts import PlainText
 from regtune.token_classes import is_content
@@ -58,7 +59,7 @@ class ExplanationAnalysis:
         measures: dict[str, ByExample] = {}
         notes: list[str] = []
         content, gold = marks_of(batches)
-        for method in progress(settings.methods, "explanations"):
+        for method in each(settings.methods, "methods"):
             found: dict[int, Attribution] = {}
             try:
                 with warnings.catch_warnings(record=True) as caught:

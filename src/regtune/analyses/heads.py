@@ -15,30 +15,32 @@ content tokens from the normal run's, as a share of its size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from regtune.analyses.artefacts.sites import run_backbone
-from regtune.analyses.attention.attention import with_words
-from regtune.analyses.outcomes import row_losses, some
-from regtune.analyses.parts import mean_interval, progress, spread_over, with_interval
-from regtune.analyses.registers.knock_out import layer_inputs
+from regtune.analyses.batches import with_words
+from regtune.analyses.outcomes import Runs, some
+from regtune.analyses.parts import figure, mean_interval, spread_over, table, text, with_interval
+from regtune.analyses.registers.knock_out import kept_outputs, layer_inputs, resumed
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
 from regtune.interfaces import Batch, Block, Examples, Need, Rows
-from regtune.pictures import Estimate, bars, heat_map, numbered
+from regtune.pictures import Estimate, bars, heat_map, matrix, numbered
+from regtune.progress import each
 from regtune.registers.surgery import backbone_of, disable_registers, find_registers, mask_registers, num_registers
 from regtune.session import Session
+from regtune.tables import Column
 from regtune.token_classes import TokenClass, is_content
+from regtune.typed import Checked, Range
 
 Floats = Float64[np.ndarray, " examples"]
 TOKENS = {
@@ -57,10 +59,10 @@ WORDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadSettings:
+class HeadSettings(Checked, section="heads"):
     """How much is knocked out and patched."""
 
-    examples: int = 32
+    examples: Annotated[int, Range(1, 1_000_000)] = 8
     """At most so many of the sample, evenly spread: the model runs twice for every head."""
     patch: bool = True
     """Patch activations too."""
@@ -68,10 +70,6 @@ class HeadSettings:
     """The changed run: without registers, or with half of the content tokens masked; auto takes the first if it can."""
     seed: int = 0
     """Chooses the tokens that are masked."""
-
-    def __post_init__(self) -> None:
-        if self.examples < 1:
-            raise ConfigError(f"examples={self.examples} must be at least 1.")
 
 
 class HeadAnalysis:
@@ -86,43 +84,104 @@ class HeadAnalysis:
         self, session: Session, rows: Rows[Any], examples: Examples, settings: HeadSettings
     ) -> Mapping[str, Any]:
         """See `Analysis.measure`."""
-        chosen = spread_over(len(examples), settings.examples)
+        model, chosen = session.model, spread_over(len(examples), settings.examples)
         every = [with_words(batch) for batch in session.batches(some(rows.one_each(), chosen))]
-        run = _Runs(session, [batch for batch in every if batch is not None], len(examples))
-        layers, heads = shape_of(session.model)
-        normal = run()
+        run = Runs(session, [batch for batch in every if batch is not None], len(examples))
+        kept = _Kept(model)
+        normal = run(kept.record)
+        layers, heads = shape_of(model)
         lost = np.full((layers, heads, len(examples)), np.nan)
-        for layer, head in progress([(n, m) for n in range(layers) for m in range(heads)], "heads"):
-            lost[layer, head] = run(partial(knocked_out_head, session.model, layer, head)) - normal
-        tokens = {name: run(hide=kind) - normal for name, kind in TOKENS.items() if run.has(kind)}
-        if num_registers(session.model):
-            tokens["register"] = run(lambda: mask_registers(session.model)) - normal
-        content: dict[str, Any] = {
+
+        def silent(_batch: int, layer: int, head: int) -> AbstractContextManager[None]:
+            return knocked_out_head(model, layer, head)
+
+        for layer, head in each([(n, m) for n in range(layers) for m in range(heads)], "heads"):
+            lost[layer, head] = run(partial(kept.changed, layer=layer, change=silent, head=head)) - normal
+        tokens = {
+            name: run(batches=[_hidden(batch, kind) for batch in run.batches]) - normal
+            for name, kind in TOKENS.items()
+            if any(bool((batch["token_classes"] == kind).any()) for batch in run.batches)
+        }
+        if num_registers(model):
+            tokens["register"] = run(lambda _: mask_registers(model)) - normal
+        unit = f"{run.quantity}, {len(chosen)} examples of the sample"
+        titles = {f"heads.without_{name}": f"change without {WORDS[name]} ({unit})" for name in tokens}
+        return {
             "layers": layers,
             "heads": heads,
             "quantity": run.quantity,
             "examples": len(chosen),
             "head_effects": np.nanmean(lost, axis=2),
             "token_effects": {name: _interval(values) for name, values in tokens.items()},
+            **({"patching": _patching(session, run, settings, normal, kept)} if settings.patch else {}),
+            "measures": {
+                **{f"heads.without_{name}": values for name, values in tokens.items()},
+                "heads.largest": lost.max(axis=(0, 1)),
+            },
+            "titles": {**titles, "heads.largest": f"largest change without one head ({unit})"},
         }
-        if settings.patch:
-            content["patching"] = _patching(session, run, settings, normal)
-        measures = {f"heads.without_{name}": values for name, values in tokens.items()}
-        measures["heads.largest"] = lost.max(axis=(0, 1))
-        unit = f"{run.quantity}, {len(chosen)} examples of the sample"
-        titles = {f"heads.without_{name}": f"change without {WORDS[name]} ({unit})" for name in tokens}
-        titles["heads.largest"] = f"largest change without one head ({unit})"
-        return {**content, "measures": measures, "titles": titles}
 
     def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        return _blocks(content)
+        rows, columns = numbered("layer", content["layers"]), numbered("head", content["heads"])
+        effects = matrix(content["head_effects"])
+        unit = f"change in {content['quantity']}, mean of {content['examples']} examples"
+        places = [np.unravel_index(index, effects.shape) for index in np.argsort(-effects, axis=None)[:5]]
+        yield figure(
+            f"Each head knocked out: {unit}",
+            heat_map(effects, signed=True, form=lambda value: f"{value:.2f}", rows=rows, columns=columns),
+            f"The largest: {'; '.join(f'layer {n}, head {m}: {effects[n, m]:+.3g}' for n, m in places)}.",
+        )
+        tokens = {WORDS[name]: Estimate(**one) for name, one in content["token_effects"].items()}
+        yield figure(
+            f"Tokens that nobody may attend to: {unit}",
+            bars(tokens, xlabel=unit),
+            "; ".join(f"{name}: {one.value:+.3g}" for name, one in tokens.items()),
+        )
+        yield table(
+            "Knocked out",
+            ("without", "change"),
+            [
+                *((name, with_interval(one, "+.4f")) for name, one in tokens.items()),
+                *((f"layer {n}, head {m}", f"{effects[n, m]:+.4f}") for n, m in places),
+            ],
+            f"{unit[0].upper()}{unit[1:]}, with its 95 % interval over examples.",
+        )
+        patching = content.get("patching")
+        if patching is None or "left_out" in patching:
+            return
+        other = "without registers" if patching["against"] == "registers" else "with half of the content tokens masked"
+        damage = Estimate(**patching["damage"])
+        words = (
+            f"The model {other}: {content['quantity']} {patching['normal']:.4f} → {patching['changed']:.4f} "
+            f"({with_interval(damage, '+.4f')}). Shown is the share of this that is repaired when one part of the "
+            "normal run is put back at the text."
+        )
+        if damage.low is not None and damage.high is not None and damage.low <= 0 <= damage.high:
+            words += " The interval holds 0: there is no damage to be repaired, and the shares mean little."
+        yield text("Activation patching", words)
+        shares = matrix(patching["heads"])
+        yield figure(
+            "Repaired by one head's output, in %",
+            heat_map(shares, signed=True, rows=rows, columns=columns),
+            f"Largest share: {np.nanmax(shares, initial=0):.2f}.",
+        )
+        yield table(
+            "Repaired by the states that a layer reads",
+            ("layer", *(Column(str(layer), ".0f") for layer in range(content["layers"]))),
+            [("share, %", *(None if share is None else 100 * share for share in patching["layers"]))],
+        )
 
 
 def shape_of(model: nn.Module) -> tuple[int, int]:
     """Number of layers (each depth counts) and of heads."""
     config = backbone_of(model).config
     return int(config.num_hidden_layers), int(config.num_attention_heads)
+
+
+def _hidden(batch: Batch, kind: TokenClass) -> Batch:
+    """The batch in which no token attends to those of a class."""
+    return {**batch, "attention_mask": batch["attention_mask"] * (batch["token_classes"] != kind)}
 
 
 HeadVisit = Callable[[int, Tensor], "Tensor | None"]
@@ -141,24 +200,21 @@ def head_outputs(model: nn.Module, visit: HeadVisit) -> Iterator[None]:
     backbone = backbone_of(model)
     family = family_of(backbone.config, "parts")
     heads = shape_of(model)[1]
-    layer = 0
+    depth = -1
 
-    def restart(_module: nn.Module, _args: tuple) -> None:
-        nonlocal layer
-        layer = 0
+    def see(layer: int, _states: Tensor) -> None:
+        nonlocal depth
+        depth = layer
 
     def project(_module: nn.Module, args: tuple) -> tuple | None:
-        nonlocal layer
-        states = args[0]
-        changed = visit(layer, states.unflatten(-1, (heads, -1)))
-        layer += 1
+        changed = visit(depth, args[0].unflatten(-1, (heads, -1)))
         return None if changed is None else (changed.flatten(-2), *args[1:])
 
     projections = list(modules_at(backbone, *family.within_layers(family.attention_out)))
     if not projections:
         raise UnsupportedModelError(f"{type(backbone).__name__} has no output projection at {family.attention_out}.")
     with ExitStack() as stack:
-        stack.callback(backbone.register_forward_pre_hook(restart).remove)
+        stack.enter_context(layer_inputs(model, see))
         for module in projections:
             stack.callback(module.register_forward_pre_hook(project).remove)
         yield
@@ -188,70 +244,10 @@ def knocked_out_head(model: nn.Module, layer: int, head: int) -> Iterator[None]:
         yield
 
 
-class _Runs:
-    """The loss of every example (or the distance of its states from the first run), run after run."""
-
-    def __init__(self, session: Session, batches: Sequence[Batch], count: int) -> None:
-        self.session, self.batches, self.count = session, batches, count
-        self.normal: list[Tensor] = []
-        self.quantity = "loss" if session.task is not None and any(map(_labelled, batches)) else "last hidden state"
-
-    def has(self, kind: TokenClass) -> bool:
-        """Whether any text has such tokens, beside others."""
-        return any(bool((batch["token_classes"] == kind).any()) for batch in self.batches)
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        changed: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        *,
-        hide: TokenClass | None = None,
-        batches: Sequence[Batch] | None = None,
-        each: Callable[[int], AbstractContextManager[Any]] | None = None,
-    ) -> Floats:
-        """One number an example.
-
-        Args:
-            changed: makes the context that the model runs in.
-            hide: no token attends to those of this class.
-            batches: run these instead, of the same shape.
-            each: makes a context for the batch of that number, inside the first.
-        """
-        found = np.full(self.count, np.nan)
-        for index, batch in enumerate(self.batches if batches is None else batches):
-            given = dict(batch)
-            if hide is not None:
-                given["attention_mask"] = batch["attention_mask"] * (batch["token_classes"] != hide)
-            with changed(), nullcontext() if each is None else each(index):
-                values = self._measure(given, index, self.batches[index])
-            for example, value in zip(batch["example"].tolist(), values.tolist(), strict=True):
-                found[example] = value
-        return found
-
-    def _measure(self, given: Batch, index: int, original: Batch) -> Tensor:
-        if self.quantity == "loss":
-            loss = row_losses(self.session.forward(given), {**given, "attention_mask": original["attention_mask"]})
-            assert loss is not None
-            return loss
-        states = run_backbone(self.session.model, given).double()
-        if index == len(self.normal):
-            self.normal.append(states)
-        content = is_content(original["token_classes"]).to(states.device).unsqueeze(-1)
-        h = self.normal[index]
-        moved: Tensor = ((states - h) * content).flatten(1).norm(dim=1) / (h * content).flatten(1).norm(dim=1).clamp(
-            min=1e-30
-        )
-        return moved
-
-
-def _labelled(batch: Batch) -> bool:
-    return "labels" in batch or "start_positions" in batch
-
-
 # Activation patching
 
 
-def _patching(session: Session, run: _Runs, settings: HeadSettings, normal: Floats) -> dict[str, Any]:
+def _patching(session: Session, run: Runs, settings: HeadSettings, normal: Floats, kept: _Kept) -> dict[str, Any]:
     """The share of the damage that each layer's input and each head's output repairs, as ratios of means."""
     model = session.model
     registers = bool(num_registers(model))
@@ -261,21 +257,19 @@ def _patching(session: Session, run: _Runs, settings: HeadSettings, normal: Floa
     if not without and session.reader.mask_token_id is None:
         return {"against": "masked", "left_out": "the tokenizer has no [MASK]"}
     batches = None if without else [_masked(batch, session, settings.seed + i) for i, batch in enumerate(run.batches)]
-
-    def off() -> AbstractContextManager[Any]:
-        return disable_registers(model) if without else nullcontext()
-
-    changed = run(off, batches=batches)
+    off: Callable[[], AbstractContextManager[Any]] = partial(disable_registers, model) if without else nullcontext
+    worse = _Kept(model, off)
+    changed = run(worse.record, batches)
     damage = float(np.nanmean(changed - normal))
+
+    def repaired(layer: int, change: Callable[..., AbstractContextManager[Any]], **which: int) -> float:
+        patched = run(partial(worse.changed, layer=layer, change=change, **which), batches)
+        return float(np.nanmean(changed - patched)) / damage if damage else np.nan
+
     layers, heads = shape_of(model)
-    kept = _Kept(session, run.batches)
-    by_layer, by_head = np.full(layers, np.nan), np.full((layers, heads), np.nan)
-    for layer in progress(range(layers), "patching layers"):
-        patched = run(off, batches=batches, each=partial(kept.put_states, layer=layer))
-        by_layer[layer] = float(np.nanmean(changed - patched)) / damage if damage else np.nan
-    for layer, head in progress([(n, m) for n in range(layers) for m in range(heads)], "patching heads"):
-        patched = run(off, batches=batches, each=partial(kept.put_head, layer=layer, head=head))
-        by_head[layer, head] = float(np.nanmean(changed - patched)) / damage if damage else np.nan
+    by_layer = [repaired(layer, kept.put_states) for layer in each(range(layers), "layers put back")]
+    places = each([(n, m) for n in range(layers) for m in range(heads)], "heads put back")
+    by_head = np.array([repaired(layer, kept.put_head, head=head) for layer, head in places]).reshape(layers, heads)
     return {
         "against": "registers" if without else "masked",
         "normal": float(np.nanmean(normal)),
@@ -294,41 +288,39 @@ def _masked(batch: Batch, session: Session, seed: int) -> Batch:
 
 
 class _Kept:
-    """The text's part of every layer's input and heads' outputs in the normal run, and contexts that put one back."""
+    """What the parts of a model did in one run, batch by batch, and contexts that put some of it into another run."""
 
-    def __init__(self, session: Session, batches: Sequence[Batch]) -> None:
-        self.model = session.model
-        self.states: list[list[Tensor]] = []
-        self.heads: list[list[Tensor]] = []
-        for batch in batches:
-            states: list[Tensor] = []
-            outputs: list[Tensor] = []
-            see = layer_inputs(self.model, partial(self._keep, states))
-            hear = head_outputs(self.model, partial(self._keep, outputs))
-            with see, hear, torch.inference_mode():
-                run_backbone(self.model, batch)
-            self.states.append(states)
-            self.heads.append(outputs)
+    def __init__(self, model: nn.Module, inside: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        """`inside` makes the context that every run of it is in."""
+        self.model, self.inside = model, inside
+        self.outputs: dict[int, list[Any]] = {}
+        """What the layers gave, registers included."""
+        self.states: dict[int, list[Tensor]] = {}
+        self.heads: dict[int, list[Tensor]] = {}
+        """The text's part of what the layers read and of what their heads gave."""
 
-    def _text(self, total: Tensor) -> Tensor:
-        registers = find_registers(self.model)
-        return total if registers is None or not registers.enabled else registers.strip(total)
+    @contextmanager
+    def record(self, batch: int) -> Iterator[None]:
+        """A run in which everything is kept."""
+        outputs: list[Any] = []
+        states: list[Tensor] = []
+        heads: list[Tensor] = []
+        see = layer_inputs(self.model, lambda _, total: states.append(self._text(total).clone()))
+        hear = head_outputs(self.model, lambda _, total: heads.append(self._text(total).clone()))
+        with self.inside(), see, hear, kept_outputs(self.model, outputs):
+            yield
+        self.outputs[batch], self.states[batch], self.heads[batch] = outputs, states, heads
 
-    def _keep(self, to: list[Tensor], _layer: int, total: Tensor) -> None:
-        to.append(self._text(total).clone())
-
-    def _with_text(self, total: Tensor, text: Tensor) -> Tensor:
-        registers = find_registers(self.model)
-        if registers is None or not registers.enabled:
-            return text
-        return registers.insert(registers.registers_of(total), text)
+    @contextmanager
+    def changed(self, batch: int, *, layer: int, change: Callable[..., Any], **which: int) -> Iterator[None]:
+        """The same run with a change in one layer: those before it need not run again."""
+        with self.inside(), resumed(self.model, self.outputs[batch], layer), change(batch, layer, **which):
+            yield
 
     def put_states(self, batch: int, layer: int) -> AbstractContextManager[None]:
         """What the text's states were when the layer read them."""
-        return layer_inputs(
-            self.model,
-            lambda n, total: self._with_text(total, self.states[batch][layer]) if n == layer else None,
-        )
+        text = self.states[batch][layer]
+        return layer_inputs(self.model, lambda n, total: self._with_text(total, text) if n == layer else None)
 
     def put_head(self, batch: int, layer: int, head: int) -> AbstractContextManager[None]:
         """What the head's outputs at the text were."""
@@ -342,67 +334,16 @@ class _Kept:
 
         return head_outputs(self.model, put)
 
+    def _text(self, total: Tensor) -> Tensor:
+        registers = find_registers(self.model)
+        return total if registers is None or not registers.enabled else registers.strip(total)
+
+    def _with_text(self, total: Tensor, text: Tensor) -> Tensor:
+        registers = find_registers(self.model)
+        if registers is None or not registers.enabled:
+            return text
+        return registers.insert(registers.registers_of(total), text)
+
 
 def _interval(values: Floats) -> Estimate:
     return mean_interval(values[np.isfinite(values)])
-
-
-# Blocks
-
-
-def _blocks(content: Mapping[str, Any]) -> Iterator[Block]:
-    layers, heads = int(content["layers"]), int(content["heads"])
-    axes: dict[str, Any] = {"rows": numbered("layer", layers), "columns": numbered("head", heads)}
-    effects = np.asarray(content["head_effects"], dtype=np.float64)
-    unit = f"change in {content['quantity']}, mean of {content['examples']} examples"
-    order = np.argsort(-effects, axis=None)[:5]
-    places = [np.unravel_index(index, effects.shape) for index in order]
-    most = "; ".join(f"layer {n}, head {m}: {effects[n, m]:+.3g}" for n, m in places)
-    yield Block(
-        kind="figure",
-        title=f"Each head knocked out: {unit}",
-        text=f"The largest: {most}.",
-        draw=heat_map(effects, signed=True, form=lambda value: f"{value:.2f}", **axes),
-    )
-    tokens = {WORDS[name]: Estimate(**one) for name, one in content["token_effects"].items()}
-    yield Block(
-        kind="figure",
-        title=f"Tokens that nobody may attend to: {unit}",
-        text="; ".join(f"{name}: {one.value:+.3g}" for name, one in tokens.items()),
-        draw=bars(tokens, xlabel=unit),
-    )
-    yield Block(
-        kind="table",
-        title="Knocked out",
-        text=f"{unit[0].upper()}{unit[1:]}, with its 95 % interval over examples.",
-        columns=("without", "change"),
-        rows=tuple((name, with_interval(one, "+.4f")) for name, one in tokens.items())
-        + tuple((f"layer {n}, head {m}", f"{effects[n, m]:+.4f}") for n, m in places),
-    )
-    patching = content.get("patching")
-    if patching is None or "left_out" in patching:
-        return
-    changed = "without registers" if patching["against"] == "registers" else "with half of the content tokens masked"
-    damage = Estimate(**patching["damage"])
-    text = (
-        f"The model {changed}: {content['quantity']} {patching['normal']:.4f} → {patching['changed']:.4f} "
-        f"({with_interval(damage, '+.4f')}). Shown is the share of this that is repaired when one part of the normal "
-        "run is put back at the text."
-    )
-    if damage.low is not None and damage.high is not None and damage.low <= 0 <= damage.high:
-        text += " The interval holds 0: there is no damage to be repaired, and the shares mean little."
-    yield Block(kind="text", title="Activation patching", text=text)
-    shares = np.array([[np.nan if v is None else v for v in row] for row in patching["heads"]], dtype=np.float64)
-    by_layer = [np.nan if value is None else float(value) for value in patching["layers"]]
-    yield Block(
-        kind="figure",
-        title="Repaired by one head's output, in %",
-        text=f"Largest share: {np.nanmax(shares, initial=0):.2f}.",
-        draw=heat_map(shares, signed=True, **axes),
-    )
-    yield Block(
-        kind="table",
-        title="Repaired by the states that a layer reads",
-        columns=("layer", *map(str, range(layers))),
-        rows=(("share, %", *(f"{100 * value:.0f}" for value in by_layer)),),
-    )

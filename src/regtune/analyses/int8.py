@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,21 +28,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from regtune.analyses.artefacts.sites import Batch, blocks_of, is_linear, is_norm, model_inputs, run_backbone
-from regtune.analyses.outcomes import outcomes
-from regtune.analyses.parts import ByExample, Verdict, Word, short, verdict_blocks
+from regtune.analyses.artefacts.sites import blocks_of, is_linear, is_norm
+from regtune.analyses.batches import check, run
+from regtune.analyses.outcomes import Runs, outcomes
+from regtune.analyses.parts import Verdict, Word, graded, mean_interval, table, verdict_blocks
 from regtune.analyses.reversible import only_reader, replace_forward, require_eval_mode
-from regtune.errors import ConfigError, DataError, UnsupportedModelError, unknown_name
-from regtune.interfaces import Block, Examples, Need, Rows
+from regtune.errors import ConfigError, DataError, UnsupportedModelError
+from regtune.interfaces import Batch, Block, Examples, Need, Rows
+from regtune.progress import each
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of, find_registers
 from regtune.session import Session
-from regtune.stats.bootstrap import resampled_means
-from regtune.token_classes import is_content
+from regtune.tables import Column
+from regtune.typed import Checked
 
 Weights = Literal["tensor", "channel"]
 Scheme = Literal["bondarenko", "linear"]
-SCHEMES: tuple[Scheme, ...] = ("bondarenko", "linear")
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 Range = tuple[float, float]
 Ranges = Mapping[str, Range]
 """For each site the smallest and the largest value. Sites: `PATH.in`, `PATH.out` (modules by their path in the model),
@@ -54,24 +56,13 @@ _POINT = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8Settings:
+class Int8Settings(Checked, section="int8"):
     """How numbers are rounded."""
 
     schemes: tuple[Scheme, ...] = SCHEMES
     """`bondarenko` (as published) and `linear` (what integer kernels round)."""
     weights: Weights = "tensor"
-    """One range for a weight matrix, or one for each of its output channels (`linear` alone)."""
-    resamples: int = 2_000
-    """Bootstrap draws."""
-
-    def __post_init__(self) -> None:
-        for scheme in self.schemes or ("",):
-            if scheme not in SCHEMES:
-                raise unknown_name("scheme of 8 bits", scheme, SCHEMES)
-        if self.weights not in ("tensor", "channel"):
-            raise unknown_name("range of weights", str(self.weights), ("tensor", "channel"))
-        if self.resamples < 100:
-            raise ConfigError(f"resamples={self.resamples} is too few for an interval; use 100 at least.")
+    """One range for a weight matrix, or one for each of its output channels."""
 
 
 def round_symmetric(x: Float[Tensor, "*shape"], largest: Float[Tensor, "*range"]) -> Float[Tensor, "*shape"]:
@@ -114,15 +105,15 @@ class _Softmaxes(TorchFunctionMode):
 
 @contextmanager
 def _every_site(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Inside the context `change(site, values)` takes the place of the values of every site of the backbone.
+    """Inside the context `change(site, values)` takes the place of the values of every site, the head's among them.
 
     Attention runs eagerly meanwhile, so that its scores exist.
     """
     backbone = backbone_of(model)
-    names = {id(module): path for path, module in model.named_modules()}
     kinds = (nn.Embedding, nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh)
     before = backbone.config._attn_implementation
     attention = _Softmaxes(change)
+    blocks = set(map(id, blocks_of(model)))
     with ExitStack() as stack:
         stack.enter_context(only_reader(model))
         if before != "eager":
@@ -135,24 +126,22 @@ def _every_site(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> It
         def gives(path: str) -> Callable[..., Any]:
             return lambda _module, _args, output: change(f"{path}.out", output)
 
-        for module in backbone.modules():
-            path = names[id(module)]
+        for path, module in model.named_modules():
             activation = isinstance(module, kinds) or "activation" in type(module).__name__.lower()
-            if is_linear(module) or is_norm(module):
+            rounded = is_linear(module) or is_norm(module)
+            if rounded or id(module) in blocks:
                 stack.callback(module.register_forward_pre_hook(reads(path)).remove)
-            if is_linear(module) or is_norm(module) or (activation and not list(module.children())):
+            if rounded or (activation and not list(module.children())):
                 stack.callback(module.register_forward_hook(gives(path)).remove)
-        for block in blocks_of(model):
-            stack.callback(block.register_forward_pre_hook(reads(names[id(block)])).remove)
 
         def around(forward: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(forward)  # its arguments are asked for
-            def run(*args: Any, **kwargs: Any) -> Any:
+            def run_once(*args: Any, **kwargs: Any) -> Any:
                 attention.seen = 0
                 with attention:
                     return forward(*args, **kwargs)
 
-            return run
+            return run_once
 
         replace_forward(backbone, around, stack)
         yield
@@ -177,59 +166,48 @@ class _Extremes:
         return x
 
     def _counted(self, x: Tensor) -> Tensor:
-        """The entries that aren't padding; of attention those that aren't masked."""
-        if x.dim() == 4:
-            return x[x > _MASKED]
-        if x.dim() < 3:
-            return x
-        if x.shape[:2] == self.mask.shape:
-            return x[self.mask]
-        registers = self.registers
-        if registers is not None and x.shape[:2] == (len(self.mask), self.mask.shape[1] + registers.num_registers):
-            kept = torch.ones(len(self.mask), registers.num_registers, dtype=torch.bool, device=self.mask.device)
-            return x[registers.insert(kept, self.mask.to(kept.dtype))]
+        """The entries that aren't padding's; of attention scores those of queries and keys that aren't."""
+        if x.dim() == 4 and (kept := self._kept(x.shape[-1])) is not None:
+            return x[(x > _MASKED) & kept[:, None, :, None] & kept[:, None, None, :]]
+        if x.dim() == 3 and (kept := self._kept(x.shape[1])) is not None and len(x) in (1, len(kept)):
+            return x[kept if len(x) == len(kept) else kept.any(0, keepdim=True)]  # one row of positions for all
         return x
+
+    def _kept(self, length: int) -> Tensor | None:
+        """Where there are registers or text, `[rows, length]`; None if that is no length of theirs."""
+        if length == self.mask.shape[1]:
+            return self.mask
+        registers = self.registers
+        if registers is None or length != self.mask.shape[1] + registers.num_registers:
+            return None
+        ones = torch.ones(len(self.mask), registers.num_registers, dtype=torch.bool, device=self.mask.device)
+        return registers.insert(ones, self.mask)
 
 
 @torch.inference_mode()
-def activation_ranges(model: nn.Module, batches: Iterable[Batch], scheme: Scheme = "linear") -> dict[str, Range]:
-    """The extremes of every site of a scheme on these texts; padding doesn't count. The model is left as it was.
+def activation_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Range]:
+    """The extremes of every site on these texts; padding doesn't count. The model is left as it was.
 
     Args:
         model: a Hugging Face model in eval mode, with or without registers.
         batches: analysis batches.
-        scheme: which sites there are.
 
     Raises:
         DataError: no batch at all.
         UnsupportedModelError: training mode, a model without linear layers, or activations that are not numbers.
     """
     require_eval_mode(model)
-    layers = linear_layers(model)
-    if not layers:
+    if not linear_layers(model):
         raise UnsupportedModelError(f"{type(model).__name__} has no linear layer, so there is nothing to quantise.")
     seen = _Extremes(find_registers(model))
-    ran = False
-    with ExitStack() as stack:
-        if scheme == "bondarenko":
-            stack.enter_context(_every_site(model, seen.see))
-        else:
-            for path, module in layers.items():
-                hear = module.register_forward_pre_hook(
-                    lambda _m, args, path=path: _only(seen.see(f"{path}.in", args[0]))
-                )
-                stack.callback(hear.remove)
-        for batch in batches:
+    with _every_site(model, seen.see):
+        for batch in each(batches, "batches"):
+            check(batch)
             seen.mask = batch["attention_mask"].bool().to(next(model.parameters()).device)
-            model(**model_inputs(model, batch), return_dict=True)
-            ran = True
-    if not ran:
+            run(model, batch)
+    if not seen.ranges:
         raise DataError("There is no text to calibrate on. Give at least one batch.")
     return seen.ranges
-
-
-def _only(_value: Tensor) -> None:
-    """A hook's answer that changes nothing."""
 
 
 @contextmanager
@@ -242,53 +220,41 @@ def quantised(
 
     Args:
         model: the model that `ranges` were measured on.
-        ranges: from `activation_ranges` of the same scheme; sites that it doesn't name are left as they are.
+        ranges: from `activation_ranges`; sites that it doesn't name are left as they are.
         scheme: `bondarenko` or `linear`.
         weights: one range for a whole weight matrix, or one for each output channel.
 
     Raises:
-        ConfigError: `ranges` of another model or scheme, or an unknown choice of `weights`.
+        ConfigError: `ranges` of another model, or an unknown scheme or choice of `weights`.
         UnsupportedModelError: training mode, or a model inside another context that changes it.
     """
     Int8Settings(weights=weights, schemes=(scheme,))
     require_eval_mode(model)
-    layers = linear_layers(model)
-    modules = {path for path, _ in model.named_modules()}
-    linear = scheme == "linear"
-    unknown = [
-        site for site in ranges if not (site.removesuffix(".in") in layers if linear else _is_site(site, modules))
-    ]
-    if unknown or not ranges:
+    layers, inside = linear_layers(model), set(map(id, backbone_of(model).modules()))
+    backbone = {path for path, module in model.named_modules() if id(module) in inside} | {"scores", "probabilities"}
+    known = backbone | dict(model.named_modules()).keys()
+    stranger = next((site for site in ranges if site.rpartition(".")[0] not in known), None)
+    if stranger is not None or not ranges:
         raise ConfigError(
-            f"These ranges are of another model or scheme: {unknown[0] if unknown else 'none at all'} is no site of "
-            f"{scheme} in this {type(model).__name__}. Measure them with activation_ranges(model, batches, {scheme!r})."
+            f"These ranges are of another model: {stranger or 'none at all'} is no site of this "
+            f"{type(model).__name__}. Measure them with activation_ranges(model, batches)."
         )
+
+    def change(site: str, x: Tensor) -> Tensor:
+        if site not in ranges or site.rpartition(".")[0] not in backbone:  # the head is left as it is
+            return x
+        rounded = round_asymmetric(x, ranges[site])
+        return torch.where(x > _MASKED, rounded, x) if site.startswith("scores") else rounded
+
     with ExitStack() as stack:
-        if linear:
-            stack.enter_context(only_reader(model))
-            for path, module in layers.items():
-                if f"{path}.in" in ranges:
-                    largest = max(map(abs, ranges[f"{path}.in"]))
-                    replace_forward(module, _rounded(module, largest, weights), stack)
-        else:
-            inside = {id(module) for module in backbone_of(model).modules()}
-            for module in layers.values():
-                if id(module) in inside:
-                    replace_forward(module, _rounded(module, None, weights), stack)
-
-            def change(site: str, x: Tensor) -> Tensor:
-                if site not in ranges:
-                    return x
-                rounded = round_asymmetric(x, ranges[site])
-                return torch.where(x > _MASKED, rounded, x) if site.startswith("scores") else rounded
-
-            stack.enter_context(_every_site(model, change))
+        stack.enter_context(only_reader(model) if scheme == "linear" else _every_site(model, change))
+        for path, module in layers.items():
+            if scheme == "bondarenko" and path in backbone:
+                replace_forward(module, _rounded(module, None, weights), stack)
+            elif scheme == "linear" and f"{path}.in" in ranges:
+                largest = max(map(abs, ranges[f"{path}.in"]))
+                replace_forward(module, _rounded(module, largest, weights), stack)
         yield
-
-
-def _is_site(site: str, modules: set[str]) -> bool:
-    path, _, end = site.rpartition(".")
-    return path in ("scores", "probabilities") or (end in ("in", "out") and path in modules)
 
 
 def _rounded(
@@ -310,42 +276,6 @@ def _rounded(
     return make
 
 
-@torch.inference_mode()
-def relative_errors(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    ranges: Ranges,
-    scheme: Scheme = "linear",
-    *,
-    weights: Weights = "tensor",
-) -> dict[int, float]:
-    """‖h − h₈‖ / ‖h‖ over each text's content tokens, h being `last_hidden_state` and h₈ the quantised model's.
-
-    Returns:
-        For each example (`batch["example"]`, or the number of the text) its error.
-
-    Raises:
-        DataError: not one content token.
-        ConfigError, UnsupportedModelError: as `quantised`.
-    """
-    found: dict[int, float] = {}
-    seen = 0
-    for batch in batches:
-        exact = run_backbone(model, batch)
-        with quantised(model, ranges, scheme, weights=weights):
-            rounded = run_backbone(model, batch)
-        numbers = batch["example"].tolist() if "example" in batch else range(seen, seen + len(exact))
-        seen += len(exact)
-        content = is_content(batch["token_classes"]).to(exact.device)
-        for row, number in enumerate(numbers):
-            if content[row].any():
-                h, h8 = exact[row][content[row]].double(), rounded[row][content[row]].double()
-                found[int(number)] = float((h - h8).norm() / h.norm().clamp(min=1e-30))
-    if not found:
-        raise DataError(f"{seen} texts and not one content token in them. Give text with words.")
-    return found
-
-
 # The part
 
 
@@ -363,64 +293,65 @@ class Int8Analysis:
         """See `Analysis.measure`."""
         batches = session.batches(rows.one_each())
         before = outcomes(session, rows, examples)
-        found: dict[str, Any] = {}
-        measures: dict[str, ByExample] = {}
+        moved = Runs(session, batches, len(examples), states=True)
+        if before.score is None:
+            moved()
+        ranges = activation_ranges(session.model, batches)
+        schemes: dict[str, Any] = {}
+        measures: dict[str, Any] = {}
         titles: dict[str, str] = {}
         for scheme in settings.schemes:
-            ranges = activation_ranges(session.model, batches, scheme)
-            if before.score is None:
-                lost = relative_errors(session.model, batches, ranges, scheme, weights=settings.weights)
+
+            def change(_batch: int, scheme: Scheme = scheme) -> AbstractContextManager[None]:
+                return quantised(session.model, ranges, scheme, weights=settings.weights)
+
+            if before.metric is None or before.score is None:
+                lost = moved(change)
                 metric, title = "relative_error", "relative error of the last hidden state"
             else:
-                assert before.metric is not None
-                with quantised(session.model, ranges, scheme, weights=settings.weights):
+                with change(0):
                     after = outcomes(session, rows, examples)
                 assert after.score is not None
                 sign = 1 if before.metric.higher_is_better else -1
-                lost = dict(enumerate((sign * (before.score - after.score)).tolist()))
+                lost = sign * (before.score - after.score)
                 metric, title = f"{before.metric.name}_loss", f"{before.metric.title} lost"
-            values = np.array(list(lost.values()), dtype=np.float64)
-            means = resampled_means(values[None], resamples=settings.resamples, seed=0)[0]
-            low, high = (float(end) for end in np.quantile(means, (0.025, 0.975)))
-            if before.score is not None and not values.any():
-                high = 3 / len(values)  # nothing changed in n draws: up to 3/n would have gone unseen (rule of three)
-            found[scheme] = {
+            known = lost[np.isfinite(lost)]
+            found = mean_interval(known)
+            low, high = (found.value if end is None else end for end in (found.low, found.high))
+            if before.score is not None and not known.any():
+                high = 3 / len(known)  # nothing changed in n draws: up to 3/n would have gone unseen (rule of three)
+            schemes[scheme] = {
                 "metric": metric,
-                "value": float(values.mean()),
+                "value": found.value,
                 "low": low,
                 "high": high,
-                "examples": len(values),
+                "examples": len(known),
                 "before": None if before.score is None else float(before.score.mean()),
             }
             measures[f"int8.{scheme}.{metric}"] = lost
             titles[f"int8.{scheme}.{metric}"] = f"{title} with W8A8, {scheme}"
         return {
             "weights": settings.weights,
-            "schemes": found,
-            "verdicts": [int8_verdict(scheme, one) for scheme, one in found.items()],
+            "schemes": schemes,
+            "verdicts": [int8_verdict(scheme, one) for scheme, one in schemes.items()],
             "measures": measures,
             "titles": titles,
         }
 
-    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
+    def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        rows = tuple(
-            (
-                *(scheme, one["metric"], short(one["before"])),
-                *(f"{one[name]:+.4f}" for name in ("value", "low", "high")),
-                str(one["examples"]),
-            )
-            for scheme, one in content["schemes"].items()
-        )
-        table = Block(
-            kind="table",
-            title="The cost of 8 bits",
-            text="bondarenko: as published, activations asymmetric at every site; linear: weights and inputs of linear "
+        yield from verdict_blocks(content["verdicts"])
+        ends = [Column(name, "+.4f") for name in ("lost", "from", "to")]
+        yield table(
+            "The cost of 8 bits",
+            ("scheme", "measure", "before", *ends, "examples"),
+            [
+                (scheme, *(one[name] for name in ("metric", "before", "value", "low", "high", "examples")))
+                for scheme, one in content["schemes"].items()
+            ],
+            "bondarenko: as published, activations asymmetric at every site; linear: weights and inputs of linear "
             "layers alone. Intervals: bootstrap over examples, 95 %.",
-            columns=("scheme", "measure", "before", "lost", "from", "to", "examples"),
-            rows=rows,
         )
-        return [*verdict_blocks(content["verdicts"]), table]
 
 
 _DEFINITION = (
@@ -444,7 +375,7 @@ def int8_verdict(scheme: str, found: Mapping[str, Any]) -> Verdict:
             f"{100 * found['value']:.1f} {interval} points ({found['examples']} examples)"
         )
     else:
-        word = "present" if found["value"] >= 0.2 else "weak" if found["value"] >= 0.1 else "absent"
+        word = graded(found["value"], 0.1, 0.2)
         strength = f"last hidden state off by {found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
     return Verdict(
         artefact=f"W8A8 loss ({scheme})", verdict=word, strength=strength, definition=_DEFINITION, value=found["value"]

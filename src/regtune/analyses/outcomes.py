@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from regtune.analyses.artefacts.sites import run_backbone
+from regtune.analyses.batches import run_backbone
 from regtune.interfaces import Batch, Examples, Metric, Rows
 from regtune.session import Session, by_length
 from regtune.targets import Answer
@@ -82,26 +84,26 @@ def row_losses(output: Any, batch: Mapping[str, Tensor]) -> Float64[Tensor, " ro
     """
     if "start_logits" in output and "start_positions" in batch:
         text = batch["attention_mask"].bool()
-        found = []
-        for name in ("start", "end"):
-            logits = output[f"{name}_logits"].double().cpu().masked_fill(~text, -torch.inf)
-            found.append(-logits.log_softmax(-1).gather(1, batch[f"{name}_positions"][:, None])[:, 0])
-        both: Tensor = (found[0] + found[1]) / 2
-        return both
+        ends = [
+            cross_entropy(
+                output[f"{name}_logits"].double().cpu().masked_fill(~text, -torch.inf),
+                batch[f"{name}_positions"],
+                reduction="none",
+            )
+            for name in ("start", "end")
+        ]
+        return torch.stack(ends).mean(0)
     if "logits" not in output or "labels" not in batch:
         return None
     logits, labels = output["logits"].double().cpu(), batch["labels"]
+    if logits.dim() == 2 and labels.dim() == 1 and logits.shape[1] == 1:
+        squared: Tensor = (logits[:, 0] - labels.double()).square()
+        return squared
     if logits.dim() == 2 and labels.dim() == 1:
-        if logits.shape[1] == 1:
-            squared: Tensor = (logits[:, 0] - labels.double()).square()
-            return squared
-        crossed: Tensor = -logits.log_softmax(-1).gather(1, labels.long()[:, None])[:, 0]
-        return crossed
+        return cross_entropy(logits, labels.long(), reduction="none")
     if logits.dim() == 3 and labels.shape == logits.shape[:2]:
-        known = labels != -100
-        each = -logits.log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
-        means: Tensor = (each * known).sum(1) / known.sum(1).clamp(min=1)
-        return means
+        each = cross_entropy(logits.mT, labels.long(), reduction="none")
+        return each.sum(1) / (labels != -100).sum(1).clamp(min=1)
     return None
 
 
@@ -125,11 +127,6 @@ def some(rows: Rows[Any], chosen: Sequence[int]) -> Rows[Any]:
     )
 
 
-def labelled(batch: Batch) -> bool:
-    """Whether a batch holds labels."""
-    return "labels" in batch or "start_positions" in batch
-
-
 def explained(batch: Mapping[str, Tensor]) -> list[Any] | None:
     """What is explained of each row: the best answer in the context of a question, else what the head predicts."""
     if "context_end" not in batch:
@@ -138,25 +135,55 @@ def explained(batch: Mapping[str, Tensor]) -> list[Any] | None:
     return [Answer(context=between) for between in ranges]
 
 
-@torch.inference_mode()
-def state_changes(
-    session: Session, batches: Iterable[Mapping[str, Tensor]], changed: Callable[[], Any], count: int
-) -> Floats:
-    """‖h' − h‖ / ‖h‖ over each example's content tokens, h being the last hidden state, h' the same inside a context.
+Change = Callable[[int], AbstractContextManager[Any]]
+"""Makes the context in which the batch of that number runs, and the model is another one."""
 
-    Args:
-        session: the model.
-        batches: one row an example.
-        changed: makes the context in which the model is another one.
-        count: examples; those without content get NaN.
+
+class Runs:
+    """What each example loses where a model is changed, run after run over the same batches.
+
+    That is the loss in nats or, where the model has no head or the data no labels, how far the last hidden state has
+    moved: ‖h' − h‖ / ‖h‖ over the example's content tokens, h being that of the first run.
     """
-    found = np.full(count, np.nan)
-    for batch in batches:
-        plain = run_backbone(session.model, batch)
-        with changed():
-            other = run_backbone(session.model, batch)
-        content = is_content(batch["token_classes"]).to(plain.device)
-        for row, example in enumerate(batch["example"].tolist()):
-            h, moved = plain[row][content[row]].double(), other[row][content[row]].double()
-            found[example] = float((moved - h).norm() / h.norm().clamp(min=1e-30))
-    return found
+
+    def __init__(self, session: Session, batches: Sequence[Batch], count: int, *, states: bool = False) -> None:
+        """Runs nothing yet.
+
+        Args:
+            session: the model.
+            batches: analysis batches, one row an example.
+            count: of examples.
+            states: look at hidden states although there may be a loss.
+        """
+        self.session, self.batches, self.count = session, list(batches), count
+        lossy = session.task is not None and any({"labels", "start_positions"} & batch.keys() for batch in batches)
+        self.quantity = "loss" if lossy and not states else "last hidden state"
+        self._first: list[Tensor] = []
+
+    def __call__(self, changed: Change = lambda _: nullcontext(), batches: Sequence[Batch] | None = None) -> Floats:
+        """One number an example; NaN for those that aren't in the batches.
+
+        Args:
+            changed: makes the contexts.
+            batches: run these instead, of the same examples in the same shape.
+        """
+        found = np.full(self.count, np.nan)
+        for index, (given, own) in enumerate(zip(batches or self.batches, self.batches, strict=True)):
+            with torch.inference_mode(), changed(index):
+                values = self._measure(index, given, own)
+            found[own["example"].numpy()] = values.cpu().numpy()
+        return found
+
+    def _measure(self, index: int, given: Batch, own: Batch) -> Tensor:
+        if self.quantity == "loss":
+            loss = row_losses(self.session.forward(given), own)
+            assert loss is not None
+            return loss
+        states = run_backbone(self.session.model, given)
+        if index == len(self._first):
+            self._first.append(states)
+        content = is_content(own["token_classes"]).to(states.device).unsqueeze(-1)
+        first = self._first[index].double() * content
+        moved: Tensor = (states.double() * content - first).flatten(1).norm(dim=1)
+        share: Tensor = moved / first.flatten(1).norm(dim=1).clamp(min=1e-30)
+        return share

@@ -1,20 +1,19 @@
-"""What the parts of `inspect` share: verdicts, numbers by example, intervals, and how they are shown."""
+"""What the parts of `inspect` share: verdicts, intervals, blocks, and how numbers are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
-from tqdm import tqdm
 
 from regtune.interfaces import Block
 from regtune.pictures import Estimate
 from regtune.stats.bootstrap import single_run_difference
+from regtune.tables import Column
 
-ItemT = TypeVar("ItemT")
 Word = Literal["present", "weak", "absent", "unclear", "not measured"]
 ByExample = Mapping[int, float]
 """Index of an example to its number."""
@@ -39,30 +38,9 @@ class Verdict:
     site: str | None = None
 
 
-def verdict_blocks(verdicts: Iterable[Mapping[str, Any]]) -> list[Block]:
-    """A table of verdicts, and what they mean."""
-    found = list(verdicts)
-    if not found:
-        return []
-    rows = tuple((v["artefact"], v["verdict"], _where(v), v["strength"]) for v in found)
-    meanings = "\n".join(f"{v['artefact']}: {v['definition']}" for v in found)
-    return [
-        Block(
-            kind="table",
-            title="Known artefacts",
-            columns=("artefact", "verdict", "strongest in", "how strong"),
-            rows=rows,
-            text=meanings,
-            data=found,
-        )
-    ]
-
-
-def _where(verdict: Mapping[str, Any]) -> str:
-    if verdict["layer"] is None:
-        return ""
-    site = SITE_WORDS.get(verdict["site"], "")
-    return f"layer {verdict['layer']}" + (f", {site}" if site else "")
+def graded(value: float, weak: float, present: float) -> Word:
+    """The word for a number with two thresholds."""
+    return "present" if value >= present else "weak" if value >= weak else "absent"
 
 
 def mean_interval(values: Float64[np.ndarray, " _"], *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
@@ -75,17 +53,9 @@ def mean_interval(values: Float64[np.ndarray, " _"], *, resamples: int = RESAMPL
 
 
 def estimate(entry: Any) -> Estimate | None:
-    """What a record keeps of an `Estimate`: `value`, `low`, `high`."""
-    if entry is None or entry["value"] is None:
-        return None
-    return Estimate(
-        float(entry["value"]), *(None if entry[end] is None else float(entry[end]) for end in ("low", "high"))
-    )
-
-
-def short(value: float | None) -> str:
-    """Three significant digits; empty for None."""
-    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """What a record keeps of an `Estimate`: `value` (or `difference`), `low`, `high`."""
+    value = None if entry is None else entry.get("value", entry.get("difference"))
+    return None if value is None else Estimate(value, entry["low"], entry["high"])
 
 
 def with_interval(one: Estimate | None, form: str = ".3f") -> str:
@@ -101,6 +71,36 @@ def spread_over(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else [index * count // most for index in range(most)]
 
 
-def progress(items: Sequence[ItemT], words: str) -> Iterator[ItemT]:
-    """The items, with a bar on a terminal that says how long the rest takes."""
-    yield from tqdm(items, desc=words, disable=None, leave=False)
+# Blocks
+
+
+def text(title: str, words: str) -> Block:
+    """A title and what is said beneath it."""
+    return Block(kind="text", title=title, text=words)
+
+
+def table(title: str, columns: Sequence[str | Column], rows: Iterable[Sequence[Any]], words: str = "") -> Block:
+    """A table, and how it is read."""
+    return Block(kind="table", title=title, columns=tuple(columns), rows=tuple(map(tuple, rows)), text=words)
+
+
+def figure(title: str, draw: Callable[[Any], None], words: str) -> Block:
+    """A drawing on matplotlib axes, and what it shows."""
+    return Block(kind="figure", title=title, draw=draw, text=words)
+
+
+def verdict_blocks(found: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
+    """A table of verdicts, and what they mean."""
+    if found:
+        yield table(
+            "Known artefacts",
+            ("artefact", "verdict", "strongest in", "how strong"),
+            [(v["artefact"], v["verdict"], _where(v), v["strength"]) for v in found],
+            "\n".join(f"{v['artefact']}: {v['definition']}" for v in found),
+        )
+
+
+def _where(verdict: Mapping[str, Any]) -> str:
+    if verdict["layer"] is None:
+        return ""
+    return f"layer {verdict['layer']}" + (f", {SITE_WORDS[verdict['site']]}" if verdict["site"] else "")

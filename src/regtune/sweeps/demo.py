@@ -134,7 +134,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def demo_text(result: DemoResult) -> str:
     """The result as a person reads it; EM and F1 in percent."""
     lines = [f"MiniLM on the {result.questions} questions of {DEV}, fine-tuned on {TRAIN}", ""]
-    columns = ("registers", *(Column(title, ".1f") for title in ("EM", "F1", "minutes")))
+    columns: tuple[str | Column, ...] = ("registers", *(Column(title, ".1f") for title in ("EM", "F1", "minutes")))
     rows = [
         (arm.num_registers, 100 * arm.mean("exact_match"), 100 * arm.mean("f1"), arm.record.seconds / 60)
         for arm in result.arms

@@ -35,8 +35,6 @@ def made_up(*, token_shown=(), text_shown=(), outliers=200, seed=0):
         if kind in text_shown:
             states[of_kind] += codes[example[of_kind] % 4]
     return TokenStates(
-        layer=0,
-        site="block",
         states=states.astype(np.float32),
         norms=np.linalg.norm(states, axis=1).astype(np.float32),
         token=token,

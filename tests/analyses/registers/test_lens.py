@@ -7,6 +7,7 @@ from analyses.attribution.explained import DECODERS, decoder, encoder
 from regtune.analyses.registers.lens import borrowed_head, language_head, register_lens, vocabulary_vectors
 from regtune.analyses.registers.neurons import clamp_effect, clamp_neuron, neuron_lens
 from regtune.errors import CheckpointError, ConfigError, UnknownNameError, UnsupportedModelError
+from regtune.inspection import plain
 from regtune.registers.surgery import backbone_of
 from tiny import FAMILIES, inputs, tiny_model
 from tiny_tokenizer import VOCABULARY, save_tiny, tiny_tokenizer
@@ -60,8 +61,7 @@ def test_the_lens_reads_the_last_state_as_the_model_would_have_said_it():
     assert lens.head[4][0][0].score == pytest.approx(float(said[4].max()), rel=1e-4)
     assert lens.head_from == "BertForMaskedLM"
     assert lens.norms == ("cls.predictions.transform.LayerNorm",)
-    plain = lens.to_json()
-    assert plain["head"][4][0][0] == list(lens.head[4][0][0])
+    assert plain(lens)["head"][4][0][0] == list(lens.head[4][0][0])
 
 
 def test_a_fine_tuned_model_borrows_the_head_of_its_base(tmp_path):

@@ -6,7 +6,6 @@ and says so.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -15,13 +14,19 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from regtune.analyses.artefacts.artefacts import Artefacts, ArtefactSettings, PlaceArtefacts, artefact_statistics
-from regtune.analyses.artefacts.probes import Probe, probe_tokens, token_states
-from regtune.analyses.artefacts.sites import Batch
-from regtune.analyses.parts import SITE_WORDS, Verdict, Word, short, verdict_blocks
-from regtune.interfaces import Block, Examples, Need, Rows
+from regtune.analyses.artefacts.artefacts import (
+    EDGES,
+    Artefacts,
+    ArtefactSettings,
+    PlaceArtefacts,
+    artefact_statistics,
+)
+from regtune.analyses.artefacts.probes import probe_tokens, token_states
+from regtune.analyses.parts import SITE_WORDS, Verdict, Word, figure, graded, table, text, verdict_blocks
+from regtune.interfaces import Batch, Block, Examples, Need, Rows
 from regtune.pictures import ridges
 from regtune.session import Session
+from regtune.tables import Column
 
 Values = Float64[np.ndarray, "texts layers"]
 DEFINITIONS = {
@@ -44,28 +49,24 @@ DEFINITIONS = {
 }
 _TOKENS = {"content": "content", "cls": "[CLS]", "sep": "[SEP]", "register": "registers"}
 _WORST = "content tokens where the norm reads, worst layer"
-
-
-def _largest(values: Values) -> Float64[np.ndarray, " texts"]:
-    return np.asarray(values.max(axis=1))
-
-
-def _mean(values: Values) -> Float64[np.ndarray, " texts"]:
-    return np.asarray(values.mean(axis=1))
-
-
-_MEASURED: tuple[tuple[str, str, Callable[[Values], Float64[np.ndarray, " texts"]], str], ...] = (
-    ("norm_input", "norm_max_over_median", _largest, f"largest norm / median norm ({_WORST})"),
-    ("norm_input", "max_over_median", _largest, f"largest |x| / median |x| ({_WORST})"),
-    ("feed_forward", "massive_ratio", _largest, "largest |x| of any token / median |x| (feed-forward, worst layer)"),
-    ("feed_forward", "cls_relative", _largest, "norm of [CLS] / median norm (feed-forward output, worst layer)"),
-    ("feed_forward", "sep_relative", _largest, "norm of [SEP] / median norm (feed-forward output, worst layer)"),
-    ("norm_input", "outlier_entries", _mean, "entries beyond 6σ (content tokens where the norm reads, mean of layers)"),
-    ("norm_input", "kurtosis", _largest, f"kurtosis ({_WORST})"),
-    ("norm_input", "infinity_norm", _largest, f"‖x‖∞ ({_WORST})"),
-    ("block", "cosine_pairs", _mean, "cosine between tokens (block output, mean of layers)"),
-    ("block", "cosine_pairs_z", _largest, "cosine between tokens, z-scored (block output, worst layer)"),
+_MEASURED: tuple[tuple[str, str, Callable[..., Any], str], ...] = (
+    ("norm_input", "norm_max_over_median", np.max, f"largest norm / median norm ({_WORST})"),
+    ("norm_input", "max_over_median", np.max, f"largest |x| / median |x| ({_WORST})"),
+    ("feed_forward", "massive_ratio", np.max, "largest |x| of any token / median |x| (feed-forward, worst layer)"),
+    ("feed_forward", "cls_relative", np.max, "norm of [CLS] / median norm (feed-forward output, worst layer)"),
+    ("feed_forward", "sep_relative", np.max, "norm of [SEP] / median norm (feed-forward output, worst layer)"),
+    (
+        "norm_input",
+        "outlier_entries",
+        np.mean,
+        "entries beyond 6σ (content tokens where the norm reads, mean of layers)",
+    ),
+    ("norm_input", "kurtosis", np.max, f"kurtosis ({_WORST})"),
+    ("norm_input", "infinity_norm", np.max, f"‖x‖∞ ({_WORST})"),
+    ("block", "cosine_pairs", np.mean, "cosine between tokens (block output, mean of layers)"),
+    ("block", "cosine_pairs_z", np.max, "cosine between tokens, z-scored (block output, worst layer)"),
 )
+"""Site, measure of a text and layer, what is taken over layers, and the title."""
 
 
 class ArtefactAnalysis:
@@ -82,24 +83,119 @@ class ArtefactAnalysis:
         """See `Analysis.measure`."""
         batches = session.batches(rows.one_each())
         found = artefact_statistics(session.model, batches, settings)
-        content = found.to_json()
-        if settings.probes and find_spec("sklearn") is not None:
-            probes, probed = _probe(session, examples, batches, found)
-            content |= {"probes": [dataclasses.asdict(probe) for probe in probes], "probed": probed}
-        measures = {
-            f"artefacts.{site}.{name}": dict(zip(found.examples, over(found.by_text[site][name]).tolist(), strict=True))
-            for site, name, over, _ in _MEASURED
-        }
+        probed = settings.probes and find_spec("sklearn") is not None
         return {
-            **content,
+            "num_registers": found.num_registers,
+            "layers": found.layers,
+            "hidden": found.hidden,
+            "windows": len(found.examples),
+            "places": {
+                "norm_input": f"input of {found.norm}, the last norm of a block",
+                "feed_forward": f"output of {found.feed_forward}, the last linear layer of a block",
+                "block": f"output of a block, {'behind' if found.post_norm else 'without'} a norm of its own",
+            },
+            "post_norm": found.post_norm,
+            "edges": EDGES,
+            "sites": found.sites,
+            "special": found.special,
+            "norm_weights": found.norm_weights,
+            **(_probe(session, examples, batches, found) if probed else {}),
             "verdicts": artefact_verdicts(found),
-            "measures": measures,
+            "measures": {
+                f"artefacts.{site}.{name}": dict(
+                    zip(found.examples, over(found.by_text[site][name], axis=1), strict=True)
+                )
+                for site, name, over, _ in _MEASURED
+            },
             "titles": {f"artefacts.{site}.{name}": words for site, name, _, words in _MEASURED},
         }
 
     def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        return _blocks(content)
+        yield from verdict_blocks(content["verdicts"])
+        yield text(
+            "Norms by layer",
+            "A norm behind the layer makes all lengths alike, so look at its input and at the feed-forward output too. "
+            "Content tokens alone; the first layer is on top.",
+        )
+        for site, layers in content["sites"].items():
+            counts, medians, largest = ([place[name] for place in layers] for name in ("counts", "median", "max"))
+            axis = "norm ‖x‖₂ (log scale; heights: square root of counts)"
+            yield figure(
+                f"Norms of content tokens, {SITE_WORDS[site]}",
+                ridges(content["edges"], counts, medians, largest, xlabel=axis),
+                "; ".join(
+                    f"layer {n}: median {median:.3g}, largest {most:.3g}"
+                    for n, (median, most) in enumerate(zip(medians, largest, strict=True))
+                ),
+            )
+        yield table(
+            "Where large norms are",
+            ("place", "tokens", "layer", "median norm", "largest norm", Column("× content's median", ".1f")),
+            _large_norms(content),
+            "Each row at its strongest layer; of content its largest norm, of special tokens their median one.",
+        )
+        yield table(
+            "Massive activations",
+            ("place", "tokens", "layer", "largest |x|", "× the text's median", "massive"),
+            _massive_tokens(content),
+            "Content, special tokens and registers apart; the median is over all tokens of the text. Counted are "
+            "tokens with an |x| above 100 and at least 1000 × that median (Sun 2024), over all layers.",
+        )
+        rates = {"mean+3std": "mean + 3σ", "median+kmad": "median + k·MAD", "absolute": "the absolute threshold"}
+        numbers = {"median": "median norm", "max": "largest norm", "max_over_median": "largest |x| / median |x|"}
+        yield table(
+            "Norms and outliers of content tokens, layer by layer",
+            (
+                "place",
+                "layer",
+                *numbers.values(),
+                "kurtosis",
+                *(Column(f"beyond {r}, %", ".2f") for r in rates.values()),
+            ),
+            [
+                (
+                    *(SITE_WORDS[site], n, *(place[name] for name in (*numbers, "kurtosis"))),
+                    *(100 * place["outlier_rate"][rate] for rate in rates),
+                )
+                for site, layers in content["sites"].items()
+                for n, place in enumerate(layers)
+            ],
+        )
+        if content.get("probes"):
+            found = content["probes"]
+            reasons = dict.fromkeys(f"{probe['information']}: {probe['reason']}." for probe in found if probe["reason"])
+            yield table(
+                "What outlier tokens know, beside ordinary ones",
+                ("knows its", "tokens", "number", "held out", "accuracy", "interval", Column("chance", ".1%")),
+                [
+                    (
+                        *(probe[name] for name in ("information", "tokens", "count", "held_out")),
+                        probe["reason"] or f"{probe['accuracy']:.1%}",
+                        None if probe["reason"] else f"{probe['low']:.1%} to {probe['high']:.1%}",
+                        probe["chance"],
+                    )
+                    for probe in found
+                ],
+                " ".join([f"Linear probes of {content['probed']} (Darcet 2024).", *reasons]),
+            )
+
+
+def _large_norms(content: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for site, layers in content["sites"].items():
+        ratio, n = max((place["max"] / max(place["median"], 1e-30), n) for n, place in enumerate(layers))
+        yield SITE_WORDS[site], "content", n, layers[n]["median"], layers[n]["max"], ratio
+        for name, of_class in content["special"].items():
+            relative, n = max((each["relative"], n) for n, each in enumerate(of_class[site]))
+            yield SITE_WORDS[site], _TOKENS[name], n, of_class[site][n]["median"], of_class[site][n]["max"], relative
+
+
+def _massive_tokens(content: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for site, layers in content["sites"].items():
+        for kind, words in _TOKENS.items():
+            times, size, n = max((*place["massive_largest"][kind][::-1], n) for n, place in enumerate(layers))
+            if size:
+                yield SITE_WORDS[site], words, n, size, times, sum(place["massive"][kind] for place in layers)
 
 
 # Verdicts
@@ -120,20 +216,21 @@ def _worst(found: Artefacts, number: Callable[[PlaceArtefacts], float]) -> tuple
     return max(places, key=lambda each: number(each[2]))
 
 
+def _norm_ratio(place: PlaceArtefacts) -> float:
+    return place.max / max(place.median, 1e-30)
+
+
 def _high_norms(found: Artefacts) -> Verdict:
     def many(place: PlaceArtefacts) -> bool:
         return place.outlier_rate["10x_median"] >= 0.001 and place.tokens_beyond["10x_median"] >= 3
 
-    def ratio(place: PlaceArtefacts) -> float:
-        return place.max / max(place.median, 1e-30)
-
-    site, layer, place = _worst(found, lambda each: (1e9 if many(each) else 0) + ratio(each))
+    site, layer, place = _worst(found, lambda each: (1e9 if many(each) else 0) + _norm_ratio(each))
     word: Word = "present" if many(place) else "weak" if place.tokens_beyond["5x_median"] else "absent"
     strength = (
-        f"largest {place.max:.3g}, {ratio(place):.1f} × the median {place.median:.3g}; above 10 × "
+        f"largest {place.max:.3g}, {_norm_ratio(place):.1f} × the median {place.median:.3g}; above 10 × "
         f"{place.outlier_rate['10x_median']:.2%}, 5 × {place.outlier_rate['5x_median']:.2%} of the tokens"
     )
-    return _verdict("high-norm tokens", word, strength, value=ratio(place), layer=layer, site=site)
+    return _verdict("high-norm tokens", word, strength, value=_norm_ratio(place), layer=layer, site=site)
 
 
 def _massive(found: Artefacts) -> Verdict:
@@ -154,18 +251,15 @@ def _massive(found: Artefacts) -> Verdict:
 
 
 def _outlier_dimensions(found: Artefacts) -> Verdict:
-    def share(place: PlaceArtefacts) -> float:
-        return place.outlier_dimensions[0][1] if place.outlier_dimensions else 0.0
-
-    site, layer, place = _worst(found, share)
-    largest = share(place)
-    word: Word = "present" if largest >= 0.5 else "weak" if largest >= 0.06 else "absent"
+    site, layer, place = _worst(found, lambda each: max((share for _, share in each.outlier_dimensions), default=0.0))
+    largest = max((share for _, share in place.outlier_dimensions), default=0.0)
     named = ", ".join(f"{dimension} ({part:.0%})" for dimension, part in place.outlier_dimensions[:3]) or "none"
     curved = max((each.kurtosis or 0.0, n) for of_site in found.sites.values() for n, each in enumerate(of_site))
     strength = f"{named} of the tokens; kurtosis up to {curved[0]:.0f} (layer {curved[1]})"
     common = common_norm_weights(found)
     if common:
         strength += f"; norm weights beyond 3σ in half of the layers: {', '.join(map(str, common[:4]))}"
+    word = graded(largest, 0.06, 0.5)
     return _verdict("outlier dimensions", word, strength, value=largest, layer=layer, site=site)
 
 
@@ -182,21 +276,19 @@ def over_smoothing(found: Artefacts) -> Verdict:
     if not known:
         return _verdict("over-smoothing", "not measured", "no text has two content tokens")
     value, layer = max(known)
-    word: Word = "present" if value >= 0.5 else "weak" if value >= 0.25 else "absent"
-    raw = found.sites["block"][layer].cosine["pairs"]
-    strength = f"cosine {value:.2f} z-scored, {raw:.2f} raw"
-    return _verdict("over-smoothing", word, strength, value=value, layer=layer, site="block")
+    strength = f"cosine {value:.2f} z-scored, {found.sites['block'][layer].cosine['pairs']:.2f} raw"
+    return _verdict("over-smoothing", graded(value, 0.25, 0.5), strength, value=value, layer=layer, site="block")
 
 
 # Probes
 
 
-def _probe(session: Session, examples: Examples, batches: Sequence[Batch], found: Artefacts) -> tuple[list[Probe], str]:
+def _probe(session: Session, examples: Examples, batches: Sequence[Batch], found: Artefacts) -> dict[str, Any]:
     """Probes at the place whose largest norm is furthest from its median; outliers are those above 5 × the median.
 
     Where no token is, those above median + k·MAD are taken, which any model has, so that the numbers can be compared.
     """
-    site, layer, place = _worst(found, lambda each: each.max / max(each.median, 1e-30))
+    site, layer, place = _worst(found, _norm_ratio)
     limit, words = 5 * place.median, "5 × the median"
     if not place.tokens_beyond["5x_median"]:
         limit = place.median + found.settings.mad_factor * place.mad
@@ -204,127 +296,11 @@ def _probe(session: Session, examples: Examples, batches: Sequence[Batch], found
     tokens = token_states(session.model, batches, layer=layer, site=site, norm_above=limit)
     texts = _numbers([session.reads.text(item) for item in examples.items])
     titles = [str(getattr(item, "title", "")) for item in examples.items]
-    article = len(set(titles)) > 1 and all(titles)
-    labels = {"article": _numbers(titles)} if article else {"text": texts}
-    probes = probe_tokens(tokens, labels=labels, texts=texts)
-    return (
-        probes,
-        f"{int(tokens.outlier.sum())} tokens with a norm above {words} ({limit:.3g}), {site} of layer {layer}",
-    )
+    labels = {"article": _numbers(titles)} if len(set(titles)) > 1 and all(titles) else {"text": texts}
+    probed = f"{int(tokens.outlier.sum())} tokens with a norm above {words} ({limit:.3g}), {site} of layer {layer}"
+    return {"probes": probe_tokens(tokens, labels=labels, texts=texts), "probed": probed}
 
 
 def _numbers(names: Sequence[str]) -> list[int]:
     numbers: dict[str, int] = {}
     return [numbers.setdefault(name, len(numbers)) for name in names]
-
-
-# Blocks
-
-
-def _blocks(content: Mapping[str, Any]) -> Iterator[Block]:
-    yield from verdict_blocks(content["verdicts"])
-    yield Block(
-        kind="text",
-        title="Norms by layer",
-        text="A norm behind the layer makes all lengths alike, so look at its input and at the feed-forward output "
-        "too. Content tokens alone; the first layer is on top.",
-    )
-    for site, layers in content["sites"].items():
-        yield Block(
-            kind="figure",
-            title=f"Norms of content tokens, {SITE_WORDS[site]}",
-            text="; ".join(
-                f"layer {n}: median {p['median']:.3g}, largest {p['max']:.3g}" for n, p in enumerate(layers)
-            ),
-            draw=ridges(
-                content["edges"],
-                [place["counts"] for place in layers],
-                [place["median"] for place in layers],
-                [place["max"] for place in layers],
-                xlabel="norm ‖x‖₂ (log scale; heights: square root of counts)",
-            ),
-        )
-    yield _special_table(content)
-    yield _massive_table(content)
-    yield Block(
-        kind="table",
-        title="Norms and outliers of content tokens, layer by layer",
-        columns=(
-            *("place", "layer", "median norm", "largest norm", "largest |x| / median |x|", "kurtosis"),
-            *("beyond mean + 3σ, %", "beyond median + k·MAD, %", "beyond the absolute threshold, %"),
-        ),
-        rows=tuple(
-            (
-                SITE_WORDS[site],
-                str(n),
-                *(short(place[name]) for name in ("median", "max", "max_over_median", "kurtosis")),
-                *(f"{100 * place['outlier_rate'][r]:.2f}" for r in ("mean+3std", "median+kmad", "absolute")),
-            )
-            for site, layers in content["sites"].items()
-            for n, place in enumerate(layers)
-        ),
-    )
-    if content.get("probes"):
-        yield _probe_table(content)
-
-
-def _special_table(content: Mapping[str, Any]) -> Block:
-    rows = []
-    for site, layers in content["sites"].items():
-        ratio, layer = max((place["max"] / max(place["median"], 1e-30), n) for n, place in enumerate(layers))
-        kinds = [("content", layer, layers[layer], ratio)]
-        for name, of_class in content["special"].items():
-            relative, layer = max((each["relative"], n) for n, each in enumerate(of_class[site]))
-            kinds.append((_TOKENS[name], layer, of_class[site][layer], relative))
-        rows += [
-            (SITE_WORDS[site], name, str(layer), short(place["median"]), short(place["max"]), f"{times:.1f}")
-            for name, layer, place, times in kinds
-        ]
-    return Block(
-        kind="table",
-        title="Where large norms are",
-        text="Each row at its strongest layer; of content its largest norm, of special tokens their median one.",
-        columns=("place", "tokens", "layer", "median norm", "largest norm", "× content's median"),
-        rows=tuple(rows),
-    )
-
-
-def _massive_table(content: Mapping[str, Any]) -> Block:
-    rows = []
-    for site, layers in content["sites"].items():
-        for kind, words in _TOKENS.items():
-            size, times, layer = max(
-                ((*place["massive_largest"][kind], n) for n, place in enumerate(layers)), key=lambda each: each[1]
-            )
-            if size:
-                tokens = sum(place["massive"][kind] for place in layers)
-                rows.append((SITE_WORDS[site], words, str(layer), short(size), short(times), str(tokens)))
-    return Block(
-        kind="table",
-        title="Massive activations",
-        text="Content, special tokens and registers apart; the median is over all tokens of the text. Counted are "
-        "tokens with an |x| above 100 and at least 1000 × that median (Sun 2024), over all layers.",
-        columns=("place", "tokens", "layer", "largest |x|", "× the text's median", "massive"),
-        rows=tuple(rows),
-    )
-
-
-def _probe_table(content: Mapping[str, Any]) -> Block:
-    rows = []
-    for probe in content["probes"]:
-        known = probe["accuracy"] is not None
-        interval = f"{probe['low']:.1%} to {probe['high']:.1%}" if known else ""
-        numbers = (
-            (f"{probe['accuracy']:.1%}", interval, f"{probe['chance']:.1%}") if known else (probe["reason"], "", "")
-        )
-        rows.append((probe["information"], probe["tokens"], str(probe["count"]), probe["held_out"], *numbers))
-    reasons = dict.fromkeys(
-        f"{probe['information']}: {probe['reason']}" for probe in content["probes"] if probe["reason"]
-    )
-    return Block(
-        kind="table",
-        title="What outlier tokens know, beside ordinary ones",
-        text=" ".join([f"Linear probes of {content['probed']} (Darcet 2024).", *(f"{r}." for r in reasons)]),
-        columns=("knows its", "tokens", "number", "held out", "accuracy", "interval", "chance"),
-        rows=tuple(rows),
-    )

@@ -10,19 +10,23 @@ whole data set. The three places are those of `regtune.analyses.artefacts.sites`
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int, Int8, Int64
 from torch import Tensor, nn
 
-from regtune.analyses.artefacts.sites import SITES, Batch, BlockStates, blocks_of, visit_texts
-from regtune.errors import ConfigError, UnsupportedModelError
+from regtune.analyses.artefacts.sites import SITES, BlockStates, blocks_of, visit_texts
+from regtune.errors import UnsupportedModelError
+from regtune.interfaces import Batch
 from regtune.registers.surgery import find_registers
 from regtune.token_classes import TokenClass, is_content
+from regtune.typed import Checked, Range
 
 SPECIAL = {"cls": TokenClass.CLS, "sep": TokenClass.SEP, "register": TokenClass.REGISTER}
 """Tokens without content, each reported on its own."""
@@ -50,25 +54,21 @@ MEASURES = (
 two: the norm of [CLS] and of [SEP] over the median norm of the text's content."""
 
 
+_Positive = Annotated[float, Range(0, math.inf, above=True)]
+
+
 @dataclass(frozen=True, kw_only=True)
-class ArtefactSettings:
+class ArtefactSettings(Checked):
     """The thresholds that are choices."""
 
-    absolute: float = 150.0
+    absolute: _Positive = 150.0
     """‖x‖₂ above which Darcet 2024 call a token of *their* model an outlier."""
-    mad_factor: float = 5.19
+    mad_factor: _Positive = 5.19
     """k of median + k·MAD: 3.5/0.6745, the usual cut of the modified z-score (Iglewicz and Hoaglin 1993)."""
-    dimension_share: float = 0.06
+    dimension_share: Annotated[float, Range(0, 1, above=True)] = 0.06
     """Share of tokens beyond 6σ from which a dimension is listed (Dettmers 2022 ask 6 % of the positions)."""
     probes: bool = True
     """Probe outlier tokens for what they know (where scikit-learn is installed)."""
-
-    def __post_init__(self) -> None:
-        for name in ("absolute", "mad_factor"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be above 0.")
-        if not 0 < self.dimension_share <= 1:
-            raise ConfigError(f"dimension_share={self.dimension_share} must be a share of tokens, above 0, at most 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +78,20 @@ class PlaceArtefacts:
     tokens: int
     counts: tuple[int, ...]
     """Tokens in each bin of `EDGES`."""
-    mean: float
-    std: float
     median: float
     max: float
-    """Of the norms ‖x‖₂ (std with n below, not n − 1)."""
+    """Of the norms ‖x‖₂."""
     mad: float
     """Median absolute deviation of the norms."""
     outlier_rate: Mapping[str, float]
-    """Share of tokens whose norm is above mean+3std, median+kmad and absolute, and 3, 5 and 10 times the median."""
+    """Share of tokens whose norm is above mean+3std, median+kmad and absolute, and 3, 5 and 10 times the median; std
+    with n below, not n − 1."""
     tokens_beyond: Mapping[str, int]
     """How many tokens that is."""
     largest: float
     """Largest |x| of all."""
     max_over_median: float
     """Largest over texts of: largest |x| over median |x| of the text's content."""
-    max_over_median_mean: float
     massive: Mapping[str, int]
     """Tokens with an |x| above 100 and at least 1000 times the median |x| of the text (special tokens included in the
     median, registers not): of `content`, `cls`, `sep`, `register`."""
@@ -118,15 +116,11 @@ class SpecialArtefacts:
     """Special tokens of one class at one place."""
 
     tokens: int
-    mean: float
-    std: float
     median: float
     max: float
     """Of the norms."""
     relative: float
     """Median over tokens of: norm over the median norm of the same text's content tokens."""
-    max_over_median: float
-    """Largest over texts of: largest |x| here over the median |x| of the text's *content*."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,28 +149,6 @@ class Artefacts:
     """For each site and each of `MEASURES` a number a text and layer; NaN where a text has no pair of tokens, or no
     such special token."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers and lists, without the single texts."""
-        return {
-            "num_registers": self.num_registers,
-            "layers": self.layers,
-            "hidden": self.hidden,
-            "windows": len(self.examples),
-            "places": {
-                "norm_input": f"input of {self.norm}, the last norm of a block",
-                "feed_forward": f"output of {self.feed_forward}, the last linear layer of a block",
-                "block": f"output of a block, {'behind' if self.post_norm else 'without'} a norm of its own",
-            },
-            "post_norm": self.post_norm,
-            "edges": EDGES.tolist(),
-            "sites": {site: [dataclasses.asdict(place) for place in places] for site, places in self.sites.items()},
-            "special": {
-                name: {site: [dataclasses.asdict(place) for place in places] for site, places in of_class.items()}
-                for name, of_class in self.special.items()
-            },
-            "norm_weights": [list(dimensions) for dimensions in self.norm_weights],
-        }
-
 
 def artefact_statistics(
     model: nn.Module, batches: Iterable[Batch], settings: ArtefactSettings | None = None
@@ -195,85 +167,67 @@ def artefact_statistics(
     """
     settings = settings or ArtefactSettings()
     kept = list(batches)
-    first = _FirstPass()
-    examples = visit_texts(model, kept, first.visit)
-    second = _ZScores(first)
-    visit_texts(model, kept, second.visit)
-    layers = range(1 + max(layer for layer, _ in first.places))
+    places: dict[tuple[int, str], _Place] = {}
+    last: list[BlockStates] = []
+
+    def visit(states: BlockStates, row: int, classes: Int8[Tensor, " total"]) -> None:
+        last[:] = [dataclasses.replace(states, sites={})]
+        for site, values in states.sites.items():
+            place = places.setdefault((states.layer, site), _Place(values.shape[-1]))
+            place.add(values[row], classes)
+
+    examples = visit_texts(model, kept, visit)
+    _add_z_scored(model, kept, places)
+    (block,) = last
+    layers = range(1 + block.layer)
+    by_site = {site: [places[n, site] for n in layers] for site in SITES}
     special = {
-        name: {
-            site: tuple(found for n in layers if (found := _special(first.places[n, site].special[name])))
-            for site in SITES
-        }
+        name: {site: tuple(_special(*place.special[name]) for place in by_site[site]) for site in SITES}
         for name in SPECIAL
+        if by_site["block"][0].special[name][0]
     }
     registers = find_registers(model)
     return Artefacts(
         layers=len(layers),
-        hidden=first.places[0, "block"].hidden,
+        hidden=len(places[0, "block"].outliers),
         num_registers=0 if registers is None or not registers.enabled else registers.num_registers,
         examples=examples,
-        norm=first.last.norm,
-        feed_forward=first.last.feed_forward,
-        post_norm=first.last.post_norm,
+        norm=block.norm,
+        feed_forward=block.feed_forward,
+        post_norm=block.post_norm,
         settings=settings,
-        sites={
-            site: tuple(_place(first.places[n, site], second.sums(n, site), settings) for n in layers) for site in SITES
+        sites={site: tuple(_summed(place, settings) for place in found) for site, found in by_site.items()},
+        special=special,
+        norm_weights=_norm_weights(model, block.norm, len(layers)),
+        by_text={
+            site: {
+                name: np.array([[text[name] for text in place.texts] for place in found], dtype=np.float64).T
+                for name in MEASURES
+            }
+            for site, found in by_site.items()
         },
-        special={name: of_class for name, of_class in special.items() if of_class["block"]},
-        norm_weights=_norm_weights(model, first.last.norm, len(layers)),
-        by_text={site: _by_text([(first.places[n, site], second.sums(n, site)) for n in layers]) for site in SITES},
     )
 
 
 # What is kept of a text
 
 
-@dataclass(kw_only=True)
-class _Special:
-    """The special tokens of one class at one place, over texts."""
-
-    norms: list[np.ndarray] = field(default_factory=list)
-    relative: list[np.ndarray] = field(default_factory=list)
-    """Each norm over the median norm of its own text's content tokens."""
-    ratios: list[float] = field(default_factory=list)
-    """For each text with such tokens the largest |x| over the median |x| of its content tokens."""
-    by_text: list[float] = field(default_factory=list)
-    """For each text the mean of `relative`; NaN where it has no such token."""
-
-    def add(self, x: Float[Tensor, "tokens hidden"], usual_norm: float, usual_size: float) -> None:
-        norms = x.norm(dim=1).cpu().numpy()
-        relative = norms / max(usual_norm, 1e-30)
-        self.by_text.append(float(relative.mean()) if len(norms) else float("nan"))
-        if len(norms):
-            self.norms.append(norms)
-            self.relative.append(relative)
-            self.ratios.append(float(x.abs().max()) / max(usual_size, 1e-30))
-
-
 class _Place:
     """One place (layer and site) over texts; one entry of each list is one text."""
 
     def __init__(self, hidden: int) -> None:
-        self.hidden = hidden
+        self.texts: list[dict[str, float | None]] = []
+        """`MEASURES` of each."""
         self.norms: list[np.ndarray] = []
-        self.largest: list[float] = []
-        self.medians: list[float] = []
-        self.moments: list[np.ndarray] = []
+        self.moments = np.zeros(5)
         """Number of entries, and the sums of x, x², x³ and x⁴."""
-        self.outliers: list[int] = []
-        """Entries beyond 6σ of their text."""
-        self.neighbours: list[tuple[float, float]] = []
-        """Sum of the cosines of neighbouring content tokens, and the number of pairs."""
-        self.pairs: list[tuple[float, float]] = []
         self.massive = dict.fromkeys(("content", *SPECIAL), 0)
         self.massive_largest = dict.fromkeys(self.massive, (0.0, 0.0))
-        self.massive_ratios: list[float] = []
-        self.massive_by_dimension = np.zeros(hidden, dtype=np.int64)
-        self.outliers_by_dimension = np.zeros(hidden, dtype=np.int64)
-        self.sum_by_dimension = np.zeros(hidden)
-        self.squares_by_dimension = np.zeros(hidden)
-        self.special = {name: _Special() for name in SPECIAL}
+        self.outliers, self.massive_dimensions = np.zeros(hidden, dtype=np.int64), np.zeros(hidden, dtype=np.int64)
+        """Entries beyond 6σ of their text, and massive ones, by dimension."""
+        self.sums, self.squares = np.zeros(hidden), np.zeros(hidden)
+        self.special: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in SPECIAL}
+        """Norms of special tokens, and each over the median norm of its own text's content tokens."""
 
     def add(self, states: Float[Tensor, "total hidden"], classes: Int[Tensor, " total"]) -> None:
         """Adds one text that has content.
@@ -281,11 +235,10 @@ class _Place:
         Raises:
             UnsupportedModelError: states that are not finite.
         """
-        places = content_places(classes)
-        x = states[places].float()
-        size = x.abs()
+        where = content_places(classes)
+        x = states[where].float()
         norms = x.norm(dim=1)
-        median, largest = float(size.median()), float(size.max())
+        median, largest = float(x.abs().median()), float(x.abs().max())
         if not largest < float("inf"):
             raise UnsupportedModelError(
                 f"The model's states hold {largest}: they are no numbers any more. Load it in float32, or look at its "
@@ -293,25 +246,41 @@ class _Place:
             )
         wide = x.double()
         squares = wide * wide
-        sums = [wide.sum(), squares.sum(), (squares * wide).sum(), (squares * squares).sum()]
+        powers = (wide, squares, squares * wide, squares * squares)
+        moments = np.array([x.numel(), *(float(power.sum()) for power in powers)])
         beyond = (wide - wide.mean()).abs() > SIGMAS * wide.std(correction=0)
-        neighbours, pairs = cosine_sums(wide, places)
+        neighbours, pairs = mean_cosines(wide, where)
+        relative = {name: self._add_special(name, states[classes == kind], norms) for name, kind in SPECIAL.items()}
         self.norms.append(norms.cpu().numpy())
-        self.largest.append(largest)
-        self.medians.append(median)
-        self.moments.append(np.array([x.numel(), *map(float, sums)]))
-        self.outliers.append(int(beyond.sum()))
-        self.neighbours.append(neighbours)
-        self.pairs.append(pairs)
-        self.outliers_by_dimension += beyond.sum(0).cpu().numpy()
-        self.sum_by_dimension += wide.sum(0).cpu().numpy()
-        self.squares_by_dimension += squares.sum(0).cpu().numpy()
-        usual = float(norms.median())
-        for name, kind in SPECIAL.items():
-            self.special[name].add(states[classes == kind].float(), usual, median)
-        self._count_massive(states.float().abs(), classes)
+        self.moments += moments
+        self.outliers += beyond.sum(0).cpu().numpy()
+        self.sums += wide.sum(0).cpu().numpy()
+        self.squares += squares.sum(0).cpu().numpy()
+        self.texts.append(
+            {
+                "norm_max_over_median": float(norms.max()) / max(float(np.median(self.norms[-1])), 1e-30),
+                "max_over_median": largest / max(median, 1e-30),
+                "outlier_entries": int(beyond.sum()) / x.numel(),
+                "kurtosis": kurtosis(moments),
+                "infinity_norm": largest,
+                "massive_ratio": self._count_massive(states.float().abs(), classes),
+                "cosine_neighbours": neighbours,
+                "cosine_pairs": pairs,
+                "cls_relative": relative["cls"],
+                "sep_relative": relative["sep"],
+            }
+        )
 
-    def _count_massive(self, size: Tensor, classes: Tensor) -> None:
+    def _add_special(self, name: str, x: Tensor, usual: Tensor) -> float | None:
+        """The mean over the tokens of one class of: norm over the median norm of content; None without such a token."""
+        norms = x.float().norm(dim=1).cpu().numpy()
+        relative = norms / max(float(usual.median()), 1e-30)
+        self.special[name][0].extend(norms.tolist())
+        self.special[name][1].extend(relative.tolist())
+        return float(relative.mean()) if len(norms) else None
+
+    def _count_massive(self, size: Tensor, classes: Tensor) -> float:
+        """The largest |x| of any token of the text over their median."""
         text = (classes >= TokenClass.CLS) & (classes <= TokenClass.CONTEXT)
         median = max(float(size[text].median()), 1e-30)
         massive = (size > MASSIVE_LEAST) & (size >= MASSIVE_RATIO * median) & (classes >= TokenClass.CLS)[:, None]
@@ -323,59 +292,32 @@ class _Place:
                 self.massive_largest[kind] = max(
                     self.massive_largest[kind], (largest, largest / median), key=lambda one: one[1]
                 )
-        self.massive_by_dimension += massive.sum(0).cpu().numpy()
-        self.massive_ratios.append(float(size[text].max()) / median)
-
-    @property
-    def ratios(self) -> Float64[np.ndarray, " texts"]:
-        """Largest |x| over median |x| of each text's content."""
-        found: Float64[np.ndarray, " texts"] = np.asarray(self.largest) / np.maximum(np.asarray(self.medians), 1e-30)
-        return found
+        self.massive_dimensions += massive.sum(0).cpu().numpy()
+        return float(size[text].max()) / median
 
     def scale(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each dimension over all content tokens, `[hidden]` float64."""
         tokens = sum(map(len, self.norms))
-        mean = self.sum_by_dimension / tokens
-        variance = np.maximum(self.squares_by_dimension / tokens - mean**2, 0)
+        mean = self.sums / tokens
+        variance = np.maximum(self.squares / tokens - mean**2, 0)
         return torch.from_numpy(mean), torch.from_numpy(np.sqrt(variance))
 
 
-class _FirstPass:
-    """The sums of every place."""
+def _add_z_scored(model: nn.Module, batches: Sequence[Batch], places: Mapping[tuple[int, str], _Place]) -> None:
+    """Second pass: cosines of states whose every dimension has mean 0 and deviation 1 over the data set."""
+    scales = {key: place.scale() for key, place in places.items()}
+    seen: Counter[tuple[int, str]] = Counter()
 
-    def __init__(self) -> None:
-        self.places: dict[tuple[int, str], _Place] = {}
-        self.last: BlockStates
-
-    def visit(self, states: BlockStates, row: int, classes: Int8[Tensor, " total"]) -> None:
-        self.last = dataclasses.replace(states, sites={})
+    def visit(states: BlockStates, row: int, classes: Int8[Tensor, " total"]) -> None:
+        where = content_places(classes)
         for site, values in states.sites.items():
             key = (states.layer, site)
-            if key not in self.places:
-                self.places[key] = _Place(values.shape[-1])
-            self.places[key].add(values[row], classes)
+            mean, deviation = (part.to(values.device) for part in scales[key])
+            near, pairs = mean_cosines(z_scored(values[row][where], mean, deviation), where)
+            places[key].texts[seen[key]] |= {"cosine_neighbours_z": near, "cosine_pairs_z": pairs}
+            seen[key] += 1
 
-
-CosineSums = Sequence[tuple[float, float]]
-
-
-class _ZScores:
-    """Second pass: cosines of states whose every dimension has mean 0 and deviation 1 over the data set."""
-
-    def __init__(self, first: _FirstPass) -> None:
-        self.scales = {key: sums.scale() for key, sums in first.places.items()}
-        self.found: dict[tuple[int, str], tuple[list, list]] = {key: ([], []) for key in self.scales}
-
-    def visit(self, states: BlockStates, row: int, classes: Int8[Tensor, " total"]) -> None:
-        places = content_places(classes)
-        for site, values in states.sites.items():
-            mean, deviation = (part.to(values.device) for part in self.scales[states.layer, site])
-            z = z_scored(values[row][places], mean, deviation)
-            for sums, found in zip(self.found[states.layer, site], cosine_sums(z, places), strict=True):
-                sums.append(found)
-
-    def sums(self, layer: int, site: str) -> tuple[CosineSums, CosineSums]:
-        return self.found[layer, site]
+    visit_texts(model, batches, visit)
 
 
 def content_places(classes: Int[Tensor, " total"]) -> Int64[Tensor, " content"]:
@@ -383,18 +325,18 @@ def content_places(classes: Int[Tensor, " total"]) -> Int64[Tensor, " content"]:
     return is_content(classes).nonzero().flatten()
 
 
-def cosine_sums(
+def mean_cosines(
     x: Float[Tensor, "content hidden"], places: Int64[Tensor, " content"]
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Sums of cosines and numbers of pairs of one text: of neighbours (places one apart), and of all pairs.
+) -> tuple[float | None, float | None]:
+    """Mean cosines of one text: of neighbours (places one apart), and of all pairs; None where there is no pair.
 
     The sum over all pairs needs no pair: Σ_{s≠t} u_s·u_t = |Σ u_t|² − Σ |u_t|², u being x over its norm.
     """
     unit = x / x.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    beside = places.diff() == 1
-    near = float((unit[1:] * unit[:-1]).sum(1)[beside].sum())
+    near = (unit[1:] * unit[:-1]).sum(1)[places.diff() == 1]
+    count = len(x) * (len(x) - 1)
     every = float(unit.sum(0).square().sum() - unit.square().sum())
-    return (near, float(beside.sum())), (every, float(len(x) * (len(x) - 1)))
+    return float(near.mean()) if len(near) else None, every / count if count else None
 
 
 def z_scored(
@@ -408,8 +350,8 @@ def z_scored(
 # From sums to the numbers that a reader sees
 
 
-def _place(sums: _Place, z: tuple[CosineSums, CosineSums], settings: ArtefactSettings) -> PlaceArtefacts:
-    norms = np.concatenate(sums.norms).astype(np.float64)
+def _summed(place: _Place, settings: ArtefactSettings) -> PlaceArtefacts:
+    norms = np.concatenate(place.norms).astype(np.float64)
     median = float(np.median(norms))
     mad = float(np.median(np.abs(norms - median)))
     limits = {
@@ -419,45 +361,38 @@ def _place(sums: _Place, z: tuple[CosineSums, CosineSums], settings: ArtefactSet
         **{f"{times}x_median": times * median for times in (3, 5, 10)},
     }
     beyond = {name: int((norms > limit).sum()) for name, limit in limits.items()}
-    moments = np.sum(sums.moments, axis=0)
-    frequent = _most(sums.outliers_by_dimension, least=settings.dimension_share * len(norms))
-    cosines = {"neighbours": sums.neighbours, "pairs": sums.pairs, "neighbours_z": z[0], "pairs_z": z[1]}
+    frequent = _most(place.outliers, least=settings.dimension_share * len(norms))
+    over = {name: [text[name] for text in place.texts] for name in MEASURES}
     return PlaceArtefacts(
         tokens=len(norms),
         counts=tuple(np.histogram(np.clip(norms, EDGES[0], EDGES[-1]), EDGES)[0].tolist()),
-        mean=float(norms.mean()),
-        std=float(norms.std()),
         median=median,
         max=float(norms.max()),
         mad=mad,
         outlier_rate={name: count / len(norms) for name, count in beyond.items()},
         tokens_beyond=beyond,
-        largest=max(sums.largest),
-        max_over_median=float(sums.ratios.max()),
-        max_over_median_mean=float(sums.ratios.mean()),
-        massive=dict(sums.massive),
-        massive_dimensions=_most(sums.massive_by_dimension, least=1.0),
-        massive_largest=dict(sums.massive_largest),
-        outlier_entries=sum(sums.outliers) / float(moments[0]),
+        largest=max(filter(None, over["infinity_norm"]), default=0.0),
+        max_over_median=max(filter(None, over["max_over_median"]), default=0.0),
+        massive=dict(place.massive),
+        massive_dimensions=_most(place.massive_dimensions, least=1.0),
+        massive_largest=dict(place.massive_largest),
+        outlier_entries=int(place.outliers.sum()) / float(place.moments[0]),
         outlier_dimensions=tuple((dimension, count / len(norms)) for dimension, count in frequent),
-        kurtosis=kurtosis(moments),
-        infinity_norm=float(np.mean(sums.largest)),
-        cosine={name: _mean_cosine(found) for name, found in cosines.items()},
+        kurtosis=kurtosis(place.moments),
+        infinity_norm=_mean(over["infinity_norm"]) or 0.0,
+        cosine={name: _mean(over[f"cosine_{name}"]) for name in ("neighbours", "pairs", "neighbours_z", "pairs_z")},
     )
 
 
-def _special(sums: _Special) -> SpecialArtefacts | None:
-    if not sums.norms:
-        return None
-    norms = np.concatenate(sums.norms).astype(np.float64)
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean over the texts that have a number, so that a long text counts no more than a short one."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _special(norms: Sequence[float], relative: Sequence[float]) -> SpecialArtefacts:
     return SpecialArtefacts(
-        tokens=len(norms),
-        mean=float(norms.mean()),
-        std=float(norms.std()),
-        median=float(np.median(norms)),
-        max=float(norms.max()),
-        relative=float(np.median(np.concatenate(sums.relative))),
-        max_over_median=max(sums.ratios),
+        tokens=len(norms), median=float(np.median(norms)), max=max(norms), relative=float(np.median(relative))
     )
 
 
@@ -468,38 +403,6 @@ def kurtosis(moments: Float64[np.ndarray, " sums"]) -> float | None:
     if variance <= 1e-12 * max(m2, 1e-300):
         return None
     return float((m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / variance**2)
-
-
-def _by_text(layers: Sequence[tuple[_Place, tuple[CosineSums, CosineSums]]]) -> dict[str, np.ndarray]:
-    """Each of `MEASURES`, `[texts, layers]`."""
-    columns = [
-        (
-            [float(n.max()) / max(float(np.median(n)), 1e-30) for n in sums.norms],
-            sums.ratios,
-            [count / m[0] for count, m in zip(sums.outliers, sums.moments, strict=True)],
-            [kurtosis(m) for m in sums.moments],
-            sums.largest,
-            sums.massive_ratios,
-            *([_ratio(pair) for pair in found] for found in (sums.neighbours, sums.pairs, *z)),
-            sums.special["cls"].by_text,
-            sums.special["sep"].by_text,
-        )
-        for sums, z in layers
-    ]
-    return {
-        name: np.stack([np.array(column[index], dtype=np.float64) for column in columns], axis=1)
-        for index, name in enumerate(MEASURES)
-    }
-
-
-def _ratio(pair: tuple[float, float]) -> float:
-    return pair[0] / pair[1] if pair[1] else float("nan")
-
-
-def _mean_cosine(sums: CosineSums) -> float | None:
-    """Mean over texts of the texts' means, so that a long text counts no more than a short one."""
-    means = [total / count for total, count in sums if count]
-    return float(np.mean(means)) if means else None
 
 
 def _most(counts: np.ndarray, *, least: float) -> tuple[tuple[int, int], ...]:

@@ -14,15 +14,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
 from regtune.analyses.artefacts.artefacts import content_places
-from regtune.analyses.artefacts.sites import SITES, Batch, BlockStates, visit_texts
+from regtune.analyses.artefacts.sites import SITES, BlockStates, visit_texts
+from regtune.analyses.batches import with_words
 from regtune.errors import ConfigError, MissingExtraError, unknown_name
+from regtune.interfaces import Batch
 
 LEAST_TOKENS = 60
 """Fewer tokens than this, in classes that occur often enough, give no accuracy worth printing."""
@@ -37,8 +38,6 @@ _ALPHA = 10.0
 class TokenStates:
     """Tokens of one place (layer and site) and what a probe may be asked about them."""
 
-    layer: int
-    site: str
     states: Float[np.ndarray, "tokens hidden"]
     norms: Float[np.ndarray, " tokens"]
     token: Int[np.ndarray, " tokens"]
@@ -48,10 +47,9 @@ class TokenStates:
     example: Int[np.ndarray, " tokens"]
     outlier: Bool[np.ndarray, " tokens"]
 
-    def only(self, kept: Bool[np.ndarray, " tokens"]) -> TokenStates:
-        """Some of the tokens."""
-        names = ("states", "norms", "token", "part", "example", "outlier")
-        return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in names})
+    def only(self, kept: np.ndarray) -> TokenStates:
+        """Some of the tokens, by place or by a mask."""
+        return TokenStates(**{each.name: getattr(self, each.name)[kept] for each in dataclasses.fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +73,6 @@ class Probe:
     """Share of the most frequent class: what guessing gets."""
     reason: str = ""
     """Why there is no number."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return dataclasses.asdict(self)
 
 
 def token_states(
@@ -108,54 +102,40 @@ def token_states(
     """
     if site not in SITES:
         raise unknown_name("site", site, SITES)
-    kept = list(batches)
-    reader = _Reader(layer, site)
+    texts: list[dict[str, np.ndarray]] = []
+    ids: Tensor
+    depth = 0
+
+    def visit(states: BlockStates, row: int, classes: Int8[Tensor, " total"]) -> None:
+        nonlocal depth
+        depth = max(depth, states.layer + 1)
+        if states.layer == layer:
+            places = content_places(classes)
+            chosen = states.sites[site][row][places].float()
+            extra = len(classes) - ids.shape[1]
+            texts.append(
+                {
+                    "states": chosen.cpu().numpy(),
+                    "norms": chosen.norm(dim=1).cpu().numpy(),
+                    "token": ids[row][places.cpu() - extra].numpy(),
+                    "part": np.arange(len(places)) * PARTS // len(places),
+                }
+            )
+
     examples: list[int] = []
-    for batch in kept:  # one by one, so that the reader knows the ids of what it sees
-        reader.ids = batch["input_ids"]
-        if not content_places(batch["token_classes"].flatten()).numel():
-            continue
-        examples.extend(visit_texts(model, [batch], reader.visit))
-    if not reader.states:
-        raise ConfigError(f"There is no layer {layer} with content in these texts; the model has {reader.depth}.")
-    norms = np.concatenate(reader.norms)
-    outlier = norms > norm_above
-    random = np.random.default_rng(seed)
-    ordinary = random.permutation(np.flatnonzero(~outlier))[:most_ordinary]
+    for batch in batches:  # one by one, so that the ids are those of what is seen
+        worded = with_words(batch)
+        if worded is not None:
+            ids = worded["input_ids"]
+            examples.extend(visit_texts(model, [worded], visit))
+    if not texts:
+        raise ConfigError(f"There is no layer {layer} with content in these texts; the model has {depth}.")
+    columns = {name: np.concatenate([text[name] for text in texts]) for name in texts[0]}
+    outlier = columns["norms"] > norm_above
+    example = np.repeat(np.array(examples), [len(text["norms"]) for text in texts])
+    ordinary = np.random.default_rng(seed).permutation(np.flatnonzero(~outlier))[:most_ordinary]
     chosen = np.sort(np.concatenate([np.flatnonzero(outlier), ordinary]))
-    lengths = [len(part) for part in reader.norms]
-    return TokenStates(
-        layer=layer,
-        site=site,
-        states=np.concatenate(reader.states)[chosen],
-        norms=norms[chosen],
-        token=np.concatenate(reader.tokens)[chosen],
-        part=np.concatenate(reader.parts)[chosen],
-        example=np.repeat(np.array(examples), lengths)[chosen],
-        outlier=outlier[chosen],
-    )
-
-
-class _Reader:
-    def __init__(self, layer: int, site: str) -> None:
-        self.layer, self.site, self.depth = layer, site, 0
-        self.ids: Tensor
-        self.states: list[np.ndarray] = []
-        self.norms: list[np.ndarray] = []
-        self.tokens: list[np.ndarray] = []
-        self.parts: list[np.ndarray] = []
-
-    def visit(self, states: BlockStates, row: int, classes: Int8[Tensor, " total"]) -> None:
-        self.depth = max(self.depth, states.layer + 1)
-        if states.layer != self.layer:
-            return
-        places = content_places(classes)
-        chosen = states.sites[self.site][row][places].float()
-        extra = len(classes) - self.ids.shape[1]
-        self.states.append(chosen.cpu().numpy())
-        self.norms.append(chosen.norm(dim=1).cpu().numpy())
-        self.tokens.append(self.ids[row][places.cpu() - extra].numpy())
-        self.parts.append(np.arange(len(places)) * PARTS // len(places))
+    return TokenStates(**columns, example=example, outlier=outlier).only(chosen)
 
 
 def probe_tokens(
@@ -196,17 +176,17 @@ def probe_tokens(
         size = max(LEAST_TOKENS, min(map(len, kinds.values())))
         for kind, of_kind in kinds.items():
             chosen = _frequent(np.random.default_rng(seed).permutation(of_kind)[:size], label, most)
-            question = _Question(name, kind, local=name in ("token", "part"))
-            found.append(
-                _probe(question, tokens.states[chosen], label[chosen], tokens.example[chosen], resamples, seed)
+            local = name in ("token", "part")
+            grouped = local or _label_crosses_texts(label[chosen], tokens.example[chosen])
+            probe = Probe(
+                information=name,
+                tokens=kind,
+                count=len(chosen),
+                classes=len(np.unique(label[chosen])),
+                held_out="texts" if grouped else "tokens",
             )
+            found.append(_probed(probe, tokens.only(chosen), label[chosen], resamples, seed))
     return found
-
-
-class _Question(NamedTuple):
-    information: str
-    tokens: str
-    local: bool
 
 
 def _frequent(members: np.ndarray, label: np.ndarray, most: int = _FREQUENT) -> np.ndarray:
@@ -217,39 +197,31 @@ def _frequent(members: np.ndarray, label: np.ndarray, most: int = _FREQUENT) -> 
     return kept
 
 
-def _probe(
-    question: _Question, states: np.ndarray, label: np.ndarray, texts: np.ndarray, resamples: int, seed: int
-) -> Probe:
-    classes = np.unique(label)
-    grouped = question.local or _label_crosses_texts(label, texts)
-    reason = ""
-    if len(label) < LEAST_TOKENS or len(classes) < 2:
-        reason = (
-            f"{len(label)} {question.tokens} tokens in {len(classes)} classes that occur {2 * FOLDS} times; "
-            f"{LEAST_TOKENS} tokens in 2 classes are needed"
-        )
-    elif grouped and len(np.unique(texts)) < FOLDS:
-        reason = f"they come from {len(np.unique(texts))} texts; {FOLDS} are needed to hold some out"
-    probe = Probe(
-        information=question.information,
-        tokens=question.tokens,
-        count=len(label),
-        classes=len(classes),
-        held_out="texts" if grouped else "tokens",
-        reason=reason,
-    )
-    if reason:
-        return probe
-    right = held_out_hits(states, label, texts if grouped else None, seed=seed)
-    low, high = _interval(right, texts, resamples=resamples, seed=seed)
-    chance = float(np.unique(label, return_counts=True)[1].max() / len(label))
-    return dataclasses.replace(probe, accuracy=float(right.mean()), low=low, high=high, chance=chance)
-
-
 def _label_crosses_texts(label: np.ndarray, texts: np.ndarray) -> bool:
     """Whether every class occurs in texts enough to hold some of them out."""
     spread = [len(np.unique(texts[label == value])) for value in np.unique(label)]
     return bool(spread) and min(spread) >= FOLDS
+
+
+def _probed(probe: Probe, tokens: TokenStates, label: np.ndarray, resamples: int, seed: int) -> Probe:
+    """The probe with its accuracy, or with the reason why there is none."""
+    grouped, texts = probe.held_out == "texts", tokens.example
+    if probe.count < LEAST_TOKENS or probe.classes < 2:
+        reason = (
+            f"{probe.count} {probe.tokens} tokens in {probe.classes} classes that occur {2 * FOLDS} times; "
+            f"{LEAST_TOKENS} tokens in 2 classes are needed"
+        )
+        return dataclasses.replace(probe, reason=reason)
+    if grouped and len(np.unique(texts)) < FOLDS:
+        reason = f"they come from {len(np.unique(texts))} texts; {FOLDS} are needed to hold some out"
+        return dataclasses.replace(probe, reason=reason)
+    right = held_out_hits(tokens.states, label, texts if grouped else None, seed=seed)
+    _, place = np.unique(texts, return_inverse=True)  # the tokens of one text are no independent draws
+    hits, counts = np.bincount(place, weights=right), np.bincount(place).astype(np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(counts), size=(resamples, len(counts)))
+    low, high = np.quantile(hits[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
+    chance = float(np.unique(label, return_counts=True)[1].max() / len(label))
+    return dataclasses.replace(probe, accuracy=float(right.mean()), low=float(low), high=float(high), chance=chance)
 
 
 def held_out_hits(
@@ -269,30 +241,13 @@ def held_out_hits(
     """
     try:
         from sklearn.linear_model import RidgeClassifier
-        from sklearn.model_selection import GroupKFold, StratifiedKFold
+        from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_predict
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "analysis", "Probing tokens") from error
-    if texts is None:
-        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(states, labels)
-    else:
-        folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(states, labels, texts)
-    hits = np.zeros(len(labels), dtype=bool)
-    for train, test in folds:
-        probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=_ALPHA))
-        if len(np.unique(labels[train])) < 2:
-            hits[test] = labels[test] == labels[train][0]
-            continue
-        hits[test] = probe.fit(states[train].astype(np.float64), labels[train]).predict(states[test]) == labels[test]
+    folds = (StratifiedKFold if texts is None else GroupKFold)(FOLDS, shuffle=True, random_state=seed)
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=_ALPHA))
+    said = cross_val_predict(probe, states.astype(np.float64), labels, groups=texts, cv=folds)
+    hits: Bool[np.ndarray, " tokens"] = said == labels
     return hits
-
-
-def _interval(right: np.ndarray, texts: np.ndarray, *, resamples: int, seed: int) -> tuple[float, float]:
-    """Bootstrap over texts: tokens of one text are no independent draws."""
-    _, place = np.unique(texts, return_inverse=True)
-    hits = np.bincount(place, weights=right)
-    counts = np.bincount(place).astype(np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(counts), size=(resamples, len(counts)))
-    low, high = np.quantile(hits[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
-    return float(low), float(high)

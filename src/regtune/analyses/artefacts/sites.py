@@ -12,29 +12,27 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Int8
 from torch import Tensor, nn
 
 from regtune.analyses.attention.tap import registers_first
+from regtune.analyses.batches import run_backbone, with_words
 from regtune.analyses.reversible import require_eval_mode
-from regtune.errors import ConfigError, DataError, UnsupportedModelError
+from regtune.errors import DataError, UnsupportedModelError
 from regtune.families import find_family, known_families
 from regtune.families._family import modules_at
+from regtune.interfaces import Batch
+from regtune.progress import each
 from regtune.registers.surgery import backbone_of, find_registers
-from regtune.token_classes import TokenClass, is_content
+from regtune.token_classes import TokenClass
 
 SITES = ("norm_input", "feed_forward", "block")
-_FORWARDED = ("input_ids", "attention_mask", "token_type_ids")
-
-Batch = Mapping[str, Tensor]
-"""An analysis batch: `input_ids`, `attention_mask`, `token_classes` `[rows, seq]` and what else the model takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,33 +170,6 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Of an analysis batch what the model takes, on its device.
-
-    Raises:
-        ConfigError: no `input_ids` or `token_classes`, or of different shapes.
-    """
-    for name in ("input_ids", "attention_mask", "token_classes"):
-        if name not in batch:
-            raise ConfigError(f"An analysis batch needs {name}; this one has {', '.join(batch) or 'nothing'}.")
-        if batch[name].shape != batch["input_ids"].shape:
-            raise ConfigError(f"{name} is {list(batch[name].shape)}, input_ids {list(batch['input_ids'].shape)}.")
-    accepted = inspect.signature(model.forward).parameters
-    device = next(model.parameters()).device
-    given: dict[str, Any] = {name: batch[name].to(device) for name in _FORWARDED if name in batch and name in accepted}
-    if "use_cache" in accepted:
-        given["use_cache"] = False
-    return given
-
-
-@torch.inference_mode()
-def run_backbone(model: nn.Module, batch: Batch) -> Float[Tensor, "rows seq hidden"]:
-    """Runs the model without its head; gives `last_hidden_state` (text alone)."""
-    backbone = backbone_of(model)
-    states: Tensor = backbone(**model_inputs(backbone, batch), return_dict=True).last_hidden_state
-    return states
-
-
 Visit = Callable[[BlockStates, int, Int8[Tensor, " total"]], None]
 """`visit(states, row, classes)`: one text in one block; classes include the registers'."""
 
@@ -211,31 +182,24 @@ def visit_texts(model: nn.Module, batches: Iterable[Batch], visit: Visit) -> tup
 
     Raises:
         DataError: not one content token in all batches.
-        ConfigError, UnsupportedModelError: as `model_inputs` and `watch_blocks`.
+        ConfigError, UnsupportedModelError: as `regtune.analyses.batches.check` and `watch_blocks`.
     """
-    rows: list[int] = []
     classes = torch.empty(0)
     examples: list[int] = []
-    seen = 0
 
     def see(states: BlockStates) -> None:
         extra = next(iter(states.sites.values())).shape[1] - classes.shape[1]
-        registers = torch.full((extra,), int(TokenClass.REGISTER), dtype=classes.dtype, device=classes.device)
-        for row in rows:
-            visit(states, row, torch.cat([registers, classes[row]]))
+        registers = classes.new_full((extra,), int(TokenClass.REGISTER))
+        for row, kinds in enumerate(classes):
+            visit(states, row, torch.cat([registers, kinds]))
 
     with watch_blocks(model, see):
-        for batch in batches:
-            model_inputs(model, batch)  # refuses a batch before its classes are looked at
-            content = is_content(batch["token_classes"]).any(1)
-            rows = content.nonzero().flatten().tolist()
-            numbers = batch["example"].tolist() if "example" in batch else range(seen, seen + len(content))
-            examples += [int(numbers[row]) for row in rows]
-            seen += len(content)
-            classes = batch["token_classes"].to(next(model.parameters()).device)
-            run_backbone(model, batch)
+        for batch in each(batches, "batches"):
+            worded = with_words(batch)
+            if worded is not None:
+                examples += worded["example"].tolist()
+                classes = worded["token_classes"].to(next(model.parameters()).device)
+                run_backbone(model, worded)
     if not examples:
-        raise DataError(
-            f"{seen} texts and not one content token in them: all are special tokens or padding. Give text with words."
-        )
+        raise DataError("The texts hold not one content token: all are special ones or padding. Give text with words.")
     return tuple(examples)

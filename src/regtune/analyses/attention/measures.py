@@ -22,6 +22,10 @@ themselves attend to is reported apart. `T` is the number of keys: text tokens a
   punctuation, registers) *and* what it reads there is small (write at most 0.5): the two signs of a "no-op" in
   Bondarenko et al. 2023 (arXiv 2306.12929); the two thresholds are regtune's. Mass alone would count heads that read
   much from [CLS].
+- column deviation, of a layer: `A` is the mean over heads, over text and renormalised. Column k's mean is what token k
+  receives; T of them have the mean 1/T, and their standard deviation times T is given: 0 where all receive the same,
+  √(T − 1) where one receives all. After Bai et al. 2024 (arXiv 2410.05648), who tie it to over-smoothing: rows that all
+  mix the same few tokens make all tokens alike.
 
 Causal models: a query sees the keys up to its own, and `T`, the uniform share and `alpha_k` count visible ones only; a
 query with one visible key has no entropy; keys that less than half of the queries see are never sinks (the last one is
@@ -30,45 +34,37 @@ seen by itself alone). Layers with a local window are measured like full ones: k
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
-from regtune.errors import ConfigError, unknown_name
 from regtune.token_classes import TokenClass, is_content
+from regtune.typed import Checked, Range
 
 CLASSES: tuple[str, ...] = ("cls", "sep", "punctuation", "question", "context", "register")
 """Names of the token classes, at the place of their number."""
 _WITHOUT_CONTENT = (TokenClass.CLS, TokenClass.SEP, TokenClass.PUNCTUATION, TokenClass.REGISTER)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionSettings:
-    """The choices behind the numbers.
+Share = Annotated[float, Range(0, 1, above=True, below=True)]
 
-    Attributes:
-        queries: whose attention is averaged: all text tokens, or those with content (no special tokens).
-        sink_above: received attention that makes a key a sink.
-        idle_mass: least attention to tokens without content that an idle head gives.
-        idle_write: most that an idle head writes.
-    """
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings(Checked):
+    """The choices behind the numbers."""
 
     queries: Literal["text", "content"] = "text"
-    sink_above: float = 0.3
-    idle_mass: float = 0.9
-    idle_write: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.queries not in ("text", "content"):
-            raise unknown_name("choice of queries", str(self.queries), ("text", "content"))
-        for name in ("sink_above", "idle_mass"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must lie between 0 and 1; it is a share of attention.")
-        if not self.idle_write > 0:
-            raise ConfigError(f"idle_write={self.idle_write} must be above 0, for example 0.5.")
+    """Whose attention is averaged: all text tokens, or those with content (no special tokens)."""
+    sink_above: Share = 0.3
+    """Received attention that makes a key a sink."""
+    idle_mass: Share = 0.9
+    """Least attention to tokens without content that an idle head gives."""
+    idle_write: Annotated[float, Range(0, math.inf, above=True)] = 0.5
+    """Most that an idle head writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +186,17 @@ def measure_layer(
         "register_share": received.gather(-1, places.registers.unsqueeze(1).expand(-1, mass.shape[1], -1)),
         "register_attention_out": _attention_out(weights, places),
     }
+
+
+def column_deviation(weights: Float[Tensor, "batch heads total total"], places: Places) -> Float[Tensor, " batch"]:
+    """The deviation of what text tokens receive, in units of its mean; see the module's text."""
+    text = places.text
+    count = text.sum(1, keepdim=True)
+    mixed = weights.mean(1) * text.unsqueeze(1)
+    mixed = mixed / mixed.sum(-1, keepdim=True).clamp(min=torch.finfo(mixed.dtype).tiny)
+    received = (text.unsqueeze(1) @ mixed).squeeze(1) / count
+    spread = ((received - 1 / count).square() * text).sum(1, keepdim=True) / count
+    return (spread.sqrt() * count).squeeze(1)
 
 
 def _read_weights(weights: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor, Tensor]:

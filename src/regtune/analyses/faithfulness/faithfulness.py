@@ -13,7 +13,7 @@ both averaged over k = 1, 5, 10, 20 and 50 % of the features, rounded up (DeYoun
 
 each the integral of p(x) - p(what is left) over the share that is gone, 0 to 1, by trapezoids on a grid. Insertion is
 the same film run backwards: adding the most relevant first passes through exactly the texts of `deletion-lerf`, so it
-has curves (`Curves`) but no figures of its own.
+has no figures of its own.
 
 Scores are taken with their sign: a negative score speaks against the prediction and goes last. Ties go in an order
 drawn once for each text, so that a method that gives many equal scores is not helped by the order of the words.
@@ -59,38 +59,15 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Curves:
-    """Mean probability over texts, along `Grid.curve`."""
-
-    deletion_morf: Float64[np.ndarray, " points"]
-    """The most relevant features are gone."""
-    deletion_lerf: Float64[np.ndarray, " points"]
-    """The least relevant are gone."""
-
-    @property
-    def insertion_morf(self) -> Float64[np.ndarray, " points"]:
-        """Only the most relevant are there: `deletion_lerf` backwards (a grid that mirrors itself is needed)."""
-        return self.deletion_lerf[::-1]
-
-    @property
-    def insertion_lerf(self) -> Float64[np.ndarray, " points"]:
-        """Only the least relevant are there."""
-        return self.deletion_morf[::-1]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Measured:
     """What one order of the features of each text comes to."""
 
     values: Mapping[str, Float64[np.ndarray, " texts"]]
     """Metric to a value for each text."""
     morf: Float64[np.ndarray, "texts points"]
+    """The probability along `Grid.curve` as features go, the most relevant first."""
     lerf: Float64[np.ndarray, "texts points"]
-
-    @property
-    def curves(self) -> Curves:
-        """The curves, averaged over texts."""
-        return Curves(deletion_morf=self.morf.mean(axis=0), deletion_lerf=self.lerf.mean(axis=0))
+    """The least relevant first."""
 
 
 def order_of(scores: Float64[np.ndarray, " features"], random: np.random.Generator) -> Order:

@@ -161,15 +161,6 @@ def measure_beam(
     }
 
 
-def measure_random(
-    scorer: PerturbedModel, texts: Sequence[int], *, count: int, seed: int, grid: Grid | None = None
-) -> dict[str, Float64[np.ndarray, " texts"]]:
-    """Every metric's mean over random orders of each text."""
-    drawn = random_orders(scorer, count=count, seed=seed)
-    measured = [measure_orders(scorer, [orders[text] for text in texts], texts=texts, grid=grid) for orders in drawn]
-    return {metric: np.mean([one.values[metric] for one in measured], axis=0) for metric in HIGHER_IS_BETTER}
-
-
 def best_known(
     metric: str, beam: Float64[np.ndarray, " texts"], methods: Sequence[Float64[np.ndarray, " texts"]]
 ) -> Float64[np.ndarray, " texts"]:

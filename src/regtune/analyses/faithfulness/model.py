@@ -8,23 +8,24 @@ the texts it was trained on, each in its own way, so a finding that holds for on
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
-from torch import Tensor, nn
+from torch import nn
 
 from regtune.analyses.attribution.attribution import Attribution
+from regtune.analyses.batches import run
+from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, DataError, UnsupportedModelError, unknown_name
-from regtune.models.precision import Precision, autocast, device_of
+from regtune.interfaces import Batch
 from regtune.targets import END, LOGITS, START, Answer, ClassLogit, Row, Target, TargetError
+from regtune.texts import pad_tokens
 from regtune.token_classes import is_content
 
-_FORWARDED = ("input_ids", "attention_mask", "token_type_ids")
 How = Literal["mask", "remove"]
 HOWS: tuple[How, ...] = get_args(How)
 """Ways to take a token away."""
@@ -42,6 +43,8 @@ class PerturbableText:
 
     example: int
     """Index into what was given to the batches."""
+    place: tuple[int, int]
+    """Number of the batch, and row in it."""
     input_ids: Int64[np.ndarray, " tokens"]
     token_type_ids: Int64[np.ndarray, " _"] | None
     features: Int64[np.ndarray, " features"]
@@ -69,7 +72,7 @@ class PerturbableText:
 
 
 @torch.inference_mode()
-def perturbable_texts(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[PerturbableText | None]:
+def perturbable_texts(model: nn.Module, batches: Iterable[Batch]) -> list[PerturbableText]:
     """Runs the model once over analysis batches and notes what it predicts.
 
     Args:
@@ -78,19 +81,23 @@ def perturbable_texts(model: nn.Module, batches: Iterable[Mapping[str, Tensor]])
             `context_end`. Padding is on the right.
 
     Returns:
-        One text a row, in the batches' order; None where no token may go (nothing but special tokens and the answer).
+        The texts in the batches' order, without those in which no token may go (nothing but special tokens and the
+        answer).
 
     Raises:
         UnsupportedModelError: training mode, or another kind of head.
     """
-    refuse_training_mode(model)
+    require_eval_mode(model)
     found: list[PerturbableText | None] = []
-    for batch in batches:
-        outputs = outputs_of(model, batch)
+    for number, batch in enumerate(batches):
+        outputs = run(model, batch)
         logits = {name: outputs[name].double().cpu().numpy() for name in (START, END, LOGITS) if name in outputs}
         _check_head(model, logits)
-        found.extend(_text(batch, row, {name: value[row] for name, value in logits.items()}) for row in _rows(batch))
-    return found
+        found += [
+            _text(batch, (number, row), {name: value[row] for name, value in logits.items()})
+            for row in range(len(batch["input_ids"]))
+        ]
+    return [text for text in found if text is not None]
 
 
 def explained_target(label: int, classes: int) -> ClassLogit:
@@ -99,32 +106,6 @@ def explained_target(label: int, classes: int) -> ClassLogit:
     With more classes the logit of the class, as is usual.
     """
     return ClassLogit(label=label, minus=1 - label if classes == 2 else None)
-
-
-def outputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The model's output for what it takes of a batch."""
-    accepted = inspect.signature(model.forward).parameters
-    device = device_of(model)
-    given: dict[str, Any] = {name: batch[name].to(device) for name in _FORWARDED if name in batch and name in accepted}
-    outputs: Mapping[str, Tensor] = model(**given, return_dict=True)
-    return outputs
-
-
-def refuse_training_mode(model: nn.Module) -> None:
-    """Refuses a model whose dropout would make every probability a different one.
-
-    Raises:
-        UnsupportedModelError: some part of the model is in training mode.
-    """
-    if any(part.training for part in model.modules()):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is in training mode, where dropout makes every probability a different one. "
-            "Call model.eval() first."
-        )
-
-
-def _rows(batch: Mapping[str, Tensor]) -> range:
-    return range(len(batch["input_ids"]))
 
 
 def _check_head(model: nn.Module, logits: Mapping[str, np.ndarray]) -> None:
@@ -137,7 +118,8 @@ def _check_head(model: nn.Module, logits: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _text(batch: Mapping[str, Tensor], row: int, logits: Mapping[str, np.ndarray]) -> PerturbableText | None:
+def _text(batch: Batch, place: tuple[int, int], logits: Mapping[str, np.ndarray]) -> PerturbableText | None:
+    row = place[1]
     mask = batch["attention_mask"][row].bool()
     size = int(mask.sum())
     if not mask[:size].all():
@@ -158,6 +140,7 @@ def _text(batch: Mapping[str, Tensor], row: int, logits: Mapping[str, np.ndarray
         return None
     return PerturbableText(
         example=int(batch["example"][row]),
+        place=place,
         input_ids=batch["input_ids"][row, :size].numpy().astype(np.int64),
         token_type_ids=None if types is None else types[row, :size].numpy().astype(np.int64),
         features=features.astype(np.int64),
@@ -168,7 +151,7 @@ def _text(batch: Mapping[str, Tensor], row: int, logits: Mapping[str, np.ndarray
 
 
 def _answer(
-    batch: Mapping[str, Tensor], row: int, logits: Mapping[str, np.ndarray], text: np.ndarray
+    batch: Batch, row: int, logits: Mapping[str, np.ndarray], text: np.ndarray
 ) -> tuple[tuple[int, int], Answer]:
     """The model's best span inside the context, whatever it thinks of "no answer"."""
     if "context_start" not in batch or "context_end" not in batch:
@@ -196,7 +179,6 @@ class PerturbedModel:
         mask_token_id: int | None = None,
         pad_token_id: int = 0,
         batch_tokens: int = 4096,
-        precision: Precision = "float32",
     ) -> None:
         """Keeps the model and the texts; nothing runs yet.
 
@@ -207,7 +189,6 @@ class PerturbedModel:
             mask_token_id: id of [MASK], for `mask`.
             pad_token_id: id of the padding.
             batch_tokens: tokens (padding included) in one forward pass.
-            precision: of the forward passes; differences of some 1e-3 are lost in bfloat16.
 
         Raises:
             ConfigError: an unknown `how`, `mask` without an id, or no room in a batch.
@@ -219,14 +200,13 @@ class PerturbedModel:
             raise ConfigError("how='mask' needs mask_token_id, and this tokenizer has none. Use how='remove'.")
         if batch_tokens < 1:
             raise ConfigError(f"batch_tokens={batch_tokens} must be at least 1.")
-        refuse_training_mode(model)
+        require_eval_mode(model)
         self.model = model
         self.texts = list(texts)
         self.how = how
         self.mask_token_id = mask_token_id
         self.pad_token_id = pad_token_id
         self.batch_tokens = batch_tokens
-        self.precision = precision
         self.forwarded = 0
         """Copies that went through the model so far."""
         self._known: dict[tuple[int, bytes], float] = {}
@@ -272,19 +252,19 @@ class PerturbedModel:
 
     @torch.inference_mode()
     def _forward(self, copies: Sequence[PerturbableText]) -> Float64[np.ndarray, " copies"]:
-        batch = _collate(copies, self.pad_token_id)
-        with autocast(device_of(self.model), self.precision):
-            outputs = outputs_of(self.model, batch)
+        batch = pad_tokens(copies, self.pad_token_id)
+        outputs = run(self.model, batch)
         rows = torch.arange(len(copies))
         if copies[0].span is None:
-            shares = outputs[LOGITS].double().cpu().softmax(dim=-1)
-            return shares[rows, torch.tensor([copy.label for copy in copies])].numpy()
+            labels = torch.tensor([copy.label for copy in copies])
+            product = outputs[LOGITS].double().cpu().softmax(dim=-1)[rows, labels]
+            return np.asarray(product, dtype=np.float64)
         product = torch.ones(len(copies), dtype=torch.float64)
         for name, end in ((START, 0), (END, 1)):
             logits = outputs[name].double().cpu().masked_fill(batch["attention_mask"] == 0, -torch.inf)
             places = torch.tensor([copy.span[end] for copy in copies if copy.span is not None])
             product *= logits.softmax(dim=-1)[rows, places]
-        return product.numpy()
+        return np.asarray(product, dtype=np.float64)
 
 
 def perturbed(text: PerturbableText, gone: np.ndarray, how: str, mask_token_id: int | None) -> PerturbableText:
@@ -302,18 +282,3 @@ def perturbed(text: PerturbableText, gone: np.ndarray, how: str, mask_token_id: 
         span = (int(before[span[0]]), int(before[span[1]]))
     types = None if text.token_type_ids is None else text.token_type_ids[kept]
     return dataclasses.replace(text, input_ids=text.input_ids[kept], token_type_ids=types, span=span)
-
-
-def _collate(copies: Sequence[PerturbableText], pad_token_id: int) -> dict[str, Tensor]:
-    length = max(len(copy.input_ids) for copy in copies)
-    ids = np.full((len(copies), length), pad_token_id, dtype=np.int64)
-    mask, types = np.zeros_like(ids), np.zeros_like(ids)
-    for row, copy in enumerate(copies):
-        size = len(copy.input_ids)
-        ids[row, :size], mask[row, :size] = copy.input_ids, 1
-        if copy.token_type_ids is not None:
-            types[row, :size] = copy.token_type_ids
-    batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-    if copies[0].token_type_ids is not None:
-        batch["token_type_ids"] = torch.from_numpy(types)
-    return batch

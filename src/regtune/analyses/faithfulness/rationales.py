@@ -5,28 +5,29 @@ of a model that looks at the wrong words agrees with nobody.
 
 Marked words come from gold answers, or from documents in ERASER's format (DeYoung 2020, arXiv 1911.03429): a folder
 with `docs.jsonl` (`docid`, `text`: words apart by spaces, sentences by line breaks) and `train.jsonl`, `val.jsonl`,
-`test.jsonl` (`annotation_id`, `classification`, `query`, `evidences`: lists of lists of `docid`, `start_token`,
-`end_token`, `text`), each also as `.gz`. Token numbers count words of `text.split()`, ends exclusive. In the movie
-reviews (Zaidan 2007; Pang & Lee 2004; for research) the annotators of `train` and `val` stopped when they had marked
-enough, so unmarked words there may be evidence too (7 to 9 % of the words are marked); `test` was marked in full
-(30 %), and is the set to measure agreement on.
+`test.jsonl` (`annotation_id`, `classification`, `evidences`: lists of lists of `docid`, `start_token`, `end_token`,
+`text`; other fields are left alone), each also as `.gz`. Token numbers count words of `text.split()`, ends exclusive.
+In the movie reviews (Zaidan 2007; Pang & Lee 2004; for research) the annotators of `train` and `val` stopped when they
+had marked enough, so unmarked words there may be evidence too (7 to 9 % of the words are marked); `test` was marked in
+full (30 %), and is the set to measure agreement on.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from regtune.errors import ConfigError, DataError
 from regtune.tasks.classify import decoded
-from regtune.tasks.qa.data.files import read_bytes
+from regtune.tasks.qa.data.files import parse_json, read_bytes
+from regtune.typed import typed
 
 AGREEMENTS = ("auprc", "f1_own_length")
 """What is measured; higher is better for all."""
@@ -100,9 +101,8 @@ def words_to_tokens(
 
 # ERASER's format
 
-SPLITS = ("train", "val", "test")
+RowT = TypeVar("RowT", "_Document", "_Evidence", "_Annotation")
 _WORD = re.compile(r"\S+")
-_NUMBERS = ("start_token", "end_token")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,106 +115,96 @@ class Rationale:
     spans: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    docid: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evidence:
+    docid: str
+    start_token: int
+    end_token: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Annotation:
+    annotation_id: str
+    classification: str
+    evidences: list[list[dict[str, Any]]]
+
+
 def read_rationales(folder: Path, split: str = "test") -> list[Rationale]:
-    """The documents of a split, in the file's order.
+    """The documents of a split (`train`, `val` or `test`), in the file's order.
 
     Raises:
         DataError: a missing or broken file, an unknown document, evidence in another document or outside its own,
             evidence whose text isn't what stands there, or an id that occurs twice; file and line are named.
     """
-    if split not in SPLITS:
-        raise DataError(f"There is no split {split!r}; ERASER has {', '.join(SPLITS)}.")
-    documents = _documents(_file(folder, "docs"))
-    path = _file(folder, split)
+    documents: dict[str, str] = {}
+    for where, document in _rows(folder, "docs", _Document):
+        if document.docid in documents:
+            raise DataError(f"{where}: the docid {document.docid!r} occurs twice.")
+        documents[document.docid] = document.text
     found: dict[str, Rationale] = {}
-    for where, record in _records(path):
-        rationale = _rationale(record, documents, where)
-        if rationale.id in found:
-            raise DataError(f"{where}: the annotation_id {rationale.id!r} occurs twice.")
-        found[rationale.id] = rationale
+    for where, row in _rows(folder, split, _Annotation):
+        name = row.annotation_id
+        if name not in documents:
+            raise DataError(f"{where}: there is no document {name!r} (of {len(documents)}).")
+        text = documents[name]
+        words = [match.span() for match in _WORD.finditer(text)]
+        every = (_part(_Evidence, one, where) for group in row.evidences for one in group)
+        spans = sorted({_span(one, name, text, words, where) for one in every})
+        if name in found:
+            raise DataError(f"{where}: the annotation_id {name!r} occurs twice.")
+        found[name] = Rationale(id=name, text=text, label=row.classification, spans=_joined(spans))
     return list(found.values())
 
 
-def _file(folder: Path, name: str) -> Path:
-    for file in (f"{name}.jsonl.gz", f"{name}.jsonl"):
-        if (folder / file).is_file():
-            return folder / file
-    raise DataError(f"{folder} holds neither {name}.jsonl nor {name}.jsonl.gz. Name a folder in ERASER's format.")
+def _rows(folder: Path, name: str, kind: type[RowT]) -> Iterator[tuple[str, RowT]]:
+    """Every record of a file with its place, for messages."""
+    files = (folder / f"{name}.jsonl.gz", folder / f"{name}.jsonl")
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:
+        raise DataError(f"{folder} holds neither {name}.jsonl nor {name}.jsonl.gz. Name a folder in ERASER's format.")
+    parsed = parse_json(decoded(read_bytes(path), str(path), "auto").encode(), str(path))
+    for place, problem in parsed.broken:
+        raise DataError(f"{path}, {place}: {problem}")
+    for place, record in parsed.values:
+        where = f"{path}, {place or 'line 1'}"
+        yield where, _part(kind, record, where)
 
 
-def _documents(path: Path) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for where, record in _records(path):
-        name, text = _field(record, "docid", str, where), _field(record, "text", str, where)
-        if name in texts:
-            raise DataError(f"{where}: the docid {name!r} occurs twice.")
-        texts[name] = text
-    return texts
+def _part(kind: type[RowT], record: Any, where: str) -> RowT:
+    """The fields that are read of a record."""
+    if isinstance(record, dict):
+        record = {each.name: record[each.name] for each in dataclasses.fields(kind) if each.name in record}
+    return typed(kind, record, where, wrong=DataError, remedy="Is this ERASER's format?")
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every line with its place, for messages."""
-    lines = decoded(read_bytes(path), str(path), "auto").split("\n")
-    if not any(line.strip() for line in lines):
-        raise DataError(f"{path} is empty. Download or write it again.")
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is broken JSON: {error}. Was the file cut short?") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{where} holds {type(record).__name__} and not an object.")
-        yield where, record
-
-
-def _field(record: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    value = record.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        have = ", ".join(record) or "nothing"
-        raise DataError(f"{where}: {name!r} must be {kind.__name__} and is {value!r}; the record has {have}.")
-    return value
-
-
-def _rationale(record: Mapping[str, Any], documents: Mapping[str, str], where: str) -> Rationale:
-    name = _field(record, "annotation_id", str, where)
-    label = _field(record, "classification", str, where)
-    if name not in documents:
-        raise DataError(f"{where}: there is no document {name!r} (of {len(documents)}).")
-    text = documents[name]
-    words = [match.span() for match in _WORD.finditer(text)]
-    spans: list[tuple[int, int]] = []
-    for group in _field(record, "evidences", list, where):
-        if not isinstance(group, list):
-            raise DataError(f"{where}: 'evidences' must be a list of lists and holds {type(group).__name__}.")
-        spans.extend(_span(evidence, name, text, words, where) for evidence in group)
-    return Rationale(id=name, text=text, label=label, spans=_joined(spans))
-
-
-def _span(evidence: Any, document: str, text: str, words: list[tuple[int, int]], where: str) -> tuple[int, int]:
+def _span(
+    evidence: _Evidence, document: str, text: str, words: Sequence[tuple[int, int]], where: str
+) -> tuple[int, int]:
     """Characters of one evidence, checked against what it says stands there."""
-    if not isinstance(evidence, dict):
-        raise DataError(f"{where}: an evidence is {type(evidence).__name__} and not an object.")
-    if _field(evidence, "docid", str, where) != document:
-        raise DataError(f"{where}: evidence in {evidence['docid']!r}, but the annotation is of {document!r}.")
-    first, last = (_field(evidence, number, int, where) for number in _NUMBERS)
+    first, last = evidence.start_token, evidence.end_token
+    if evidence.docid != document:
+        raise DataError(f"{where}: evidence in {evidence.docid!r}, but the annotation is of {document!r}.")
     if not 0 <= first <= last <= len(words):
         raise DataError(f"{where}: evidence of words {first} to {last}; {document!r} has {len(words)} words.")
-    stated = _field(evidence, "text", str, where)
     start, end = (words[first][0], words[last - 1][1]) if first < last else (0, 0)
-    if stated.split() != text[start:end].split():
+    if evidence.text.split() != text[start:end].split():
         raise DataError(
             f"{where}: words {first} to {last} of {document!r} are {text[start:end][:60]!r}, the evidence says "
-            f"{stated[:60]!r}. Documents and annotations don't belong together."
+            f"{evidence.text[:60]!r}. Documents and annotations don't belong together."
         )
     return start, end
 
 
-def _joined(spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _joined(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     joined: list[tuple[int, int]] = []
-    for start, end in sorted(set(spans)):
+    for start, end in sorted(spans):
         if start == end:  # the movies' test file has a few evidences of no word
             continue
         if joined and start <= joined[-1][1]:

@@ -16,24 +16,24 @@ Fresh registers of every layer (`depth="every_layer"`) are treated alike at ever
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regtune.analyses.reversible import replace_forward
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
 from regtune.families import family_of
 from regtune.families._family import modules_at
-from regtune.models.precision import device_of
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of, mask_registers, require_registers
 
-HOWS = ("mask", "mean", "swap", "zero")
+How = Literal["mask", "mean", "swap", "zero"]
+HOWS: tuple[How, ...] = get_args(How)
 """Every way to knock a register out."""
 
 
@@ -151,7 +151,6 @@ def _check_means(means: Tensor | None, registers: Registers) -> None:
 
 Visit = Callable[[int, Tensor], "Tensor | None"]
 """`visit(depth, states)`; see `layer_inputs`."""
-_FORWARDED = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @contextmanager
@@ -173,11 +172,10 @@ def layer_inputs(model: nn.Module, visit: Visit) -> Iterator[None]:
     """
     backbone = backbone_of(model)
     family = family_of(backbone.config, "parts")
-    layers = list(modules_at(backbone, *family.within_layers()))
     walk = _Walk(visit)
     with ExitStack() as stack:
         stack.callback(backbone.register_forward_pre_hook(walk.restart).remove)
-        for layer in layers:
+        for layer in _layers(model):
             stack.callback(layer.register_forward_pre_hook(walk.enter, with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(walk.leave).remove)
         stack.callback(backbone.get_submodule(family.stack).register_forward_hook(walk.finish).remove)
@@ -212,8 +210,47 @@ class _Walk:
         self.written = None
 
 
-def forward(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
-    """Runs the model on an analysis batch: on its own device, and given only what it takes of it."""
-    accepted = inspect.signature(model.forward).parameters
-    names = [name for name in _FORWARDED if name in batch and name in accepted]
-    return model(**{name: batch[name].to(device_of(model)) for name in names}, return_dict=True)
+@contextmanager
+def kept_outputs(model: nn.Module, outputs: list[Any]) -> Iterator[None]:
+    """Inside the context what each layer gives is appended to a list, for `resumed`."""
+    with ExitStack() as stack:
+        for layer in _layers(model):
+            hook = layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output))
+            stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def resumed(model: nn.Module, outputs: Sequence[Any], layer: int) -> Iterator[None]:
+    """Inside the context the layers before one don't run: each gives what it gave before, to the same batch.
+
+    Args:
+        model: a Hugging Face model of a known family.
+        outputs: from `kept_outputs`, one entry a layer.
+        layer: the first one that runs.
+    """
+    depth = 0
+
+    def restart(_module: nn.Module, _args: tuple) -> None:
+        nonlocal depth
+        depth = 0
+
+    def skipping(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def given(*args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            at, depth = depth, depth + 1
+            return outputs[at] if at < layer else forward(*args, **kwargs)
+
+        return given
+
+    with ExitStack() as stack:
+        stack.callback(backbone_of(model).register_forward_pre_hook(restart).remove)
+        for module in _layers(model):
+            replace_forward(module, skipping, stack)
+        yield
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The layers, each once (ALBERT has one that runs at every depth)."""
+    backbone = backbone_of(model)
+    return list(modules_at(backbone, *family_of(backbone.config, "parts").within_layers()))

@@ -41,15 +41,6 @@ class RegisterLens:
     norms: tuple[str, ...] = ()
     """The normalisation layers that the head applies to the states (its final norm)."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists: `[register][depth]` of `[token, score]` pairs."""
-        return {
-            "embedding": _plain(self.embedding),
-            "head": None if self.head is None else _plain(self.head),
-            "head_from": self.head_from,
-            "norms": list(self.norms),
-        }
-
 
 @torch.no_grad()
 def register_lens(
@@ -123,10 +114,6 @@ def _named(ids: list, scores: list, tokenizer: Any) -> tuple:
 
 def _by_register(by_depth: Sequence[Sequence[tuple[NearToken, ...]]]) -> Nearest:
     return tuple(zip(*by_depth, strict=True))
-
-
-def _plain(nearest: Nearest) -> list:
-    return [[[[token, score] for token, score in tokens] for tokens in depths] for depths in nearest]
 
 
 def _name(source: nn.Module | str | Path) -> str:

@@ -9,7 +9,7 @@ transform of a masked-LM head and no bias is applied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regtune.analyses.registers.knock_out import forward
+from regtune.analyses.batches import run
 from regtune.analyses.registers.lens import NearToken, top_tokens, vocabulary_vectors
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
 from regtune.families import family_of
 from regtune.families._family import modules_at
+from regtune.interfaces import Batch
 from regtune.registers.surgery import backbone_of
 
 SIDES = ("reads", "writes")
@@ -116,9 +117,7 @@ def clamp_neuron(model: nn.Module, layer: int, neuron: int, *, value: float) -> 
 
 
 @torch.no_grad()
-def clamp_effect(
-    model: nn.Module, batch: Mapping[str, Tensor], *, layer: int, neuron: int, value: float
-) -> dict[str, Tensor]:
+def clamp_effect(model: nn.Module, batch: Batch, *, layer: int, neuron: int, value: float) -> dict[str, Tensor]:
     """By how much each logit changes when a neuron is held at a value: outputs with it minus outputs without.
 
     Args:
@@ -135,11 +134,11 @@ def clamp_effect(
         ConfigError, UnsupportedModelError: as `clamp_neuron`; training mode; a model that gives no logits.
     """
     require_eval_mode(model)
-    before = _logits(forward(model, batch))
+    before = _logits(run(model, batch))
     if not before:
         raise UnsupportedModelError(f"{type(model).__name__} gives no logits to compare. Load it with a head.")
     with clamp_neuron(model, layer, neuron, value=value):
-        after = _logits(forward(model, batch))
+        after = _logits(run(model, batch))
     return {name: after[name] - before[name] for name in before}
 
 

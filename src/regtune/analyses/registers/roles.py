@@ -14,7 +14,6 @@ With hundreds of questions the test finds differences that are too small to matt
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,10 +39,10 @@ class Change:
     """A mean difference over examples, knocked out minus untouched, with its 95 % bootstrap interval."""
 
     difference: float
-    low: float
-    high: float
-    p_value: float
-    p_adjusted: float
+    low: float | None
+    high: float | None
+    p_value: float | None = None
+    p_adjusted: float = 1.0
     """After Holm's correction over all registers that were knocked out alone in this way."""
 
 
@@ -64,11 +63,10 @@ class Effect:
         """The register that was knocked out alone; None if it was all of them."""
         return None if self.knock_out.registers is None else self.knock_out.registers[0]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        parts = {"loss": self.loss, "score": self.score, "said": self.said}
-        changes = {name: None if part is None else dataclasses.asdict(part) for name, part in parts.items()}
-        return {"register": self.register, "how": self.knock_out.how, **changes}
+    @property
+    def changes(self) -> dict[str, Change | None]:
+        """All of them by name."""
+        return {"loss": self.loss, "score": self.score, "said": self.said}
 
 
 @dataclass(frozen=True, kw_only=True)

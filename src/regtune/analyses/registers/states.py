@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from regtune.analyses.registers.knock_out import KnockOut, forward, knocked_out, layer_inputs, require_active_registers
+from regtune.analyses.batches import run_backbone
+from regtune.analyses.registers.knock_out import KnockOut, knocked_out, layer_inputs, require_active_registers
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, DataError
 from regtune.families import family_of
 from regtune.families._family import modules_at
+from regtune.interfaces import Batch
+from regtune.records import write_json
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of
 from regtune.token_classes import is_content
@@ -53,7 +56,7 @@ class RegisterStates:
 
 
 @torch.no_grad()
-def register_states(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> RegisterStates:
+def register_states(model: nn.Module, batches: Iterable[Batch]) -> RegisterStates:
     """Runs the batches twice (moments, then similarities); memory doesn't grow with their number.
 
     Args:
@@ -67,121 +70,60 @@ def register_states(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -
     require_eval_mode(model)
     registers = require_active_registers(model)
     batches = list(batches)
-    moments = _Moments(registers)
-    _run(model, batches, moments)
-    moments.check()
-    likeness = _Likeness(registers, moments)
-    _run(model, batches, likeness)
+    windows = sum(len(batch["token_classes"]) for batch in batches)
+    tokens = sum(int(is_content(batch["token_classes"]).sum()) for batch in batches)
+    if windows < 2 or not tokens:
+        raise DataError(
+            f"{windows} windows with {tokens} content tokens show nothing about how registers vary with the input; "
+            "give at least 2 windows with text."
+        )
+    sums: dict[str, dict[int, Any]] = {"mine": {}, "text": {}, "raw": {}, "zscored": {}}
+
+    def add(name: str, depth: int, values: Tensor) -> None:
+        sums[name][depth] = sums[name].get(depth, 0.0) + values
+
+    def moments(depth: int, mine: Tensor, text: Tensor) -> None:
+        add("mine", depth, torch.stack([mine.sum(0), mine.square().sum(0)]))
+        add("text", depth, torch.stack([text.sum(0), text.square().sum(0)]))
+
+    def likeness(depth: int, mine: Tensor, _text: Tensor) -> None:
+        scaled = (mine - mean[depth]) / deviation[depth].clamp(min=_NOTHING)
+        add("raw", depth, _cosines(mine) * len(mine))
+        add("zscored", depth, _cosines(scaled) * len(mine))
+
+    _read(model, registers, batches, moments)
+    mine, text = (torch.stack(list(sums[name].values())) for name in ("mine", "text"))
+    means, mean = mine[:, 0] / windows, text[:, 0] / tokens
+    deviation = (text[:, 1] / tokens - mean.square()).clamp(min=0).sqrt()
+    variance = (mine[:, 1] / windows - means.square()).clamp(min=0).sum(-1)
+    variation = variance / deviation.square().sum(-1, keepdim=True).clamp(min=_NOTHING)
+    _read(model, registers, batches, likeness)
     vectors = registers(1)[0].double()
-    layers = moments.depths - 1
+    raw, zscored = (torch.stack(list(sums[name].values())[:-1]).cpu().numpy() for name in ("raw", "zscored"))
     return RegisterStates(
-        means=torch.stack(moments.means()).to(vectors.device, torch.float32),
-        variation=np.stack([moments.variation(depth) for depth in range(layers)]),
+        means=means.to(vectors.device, torch.float32),
+        variation=variation[:-1].cpu().numpy(),
         similarity_initial=_cosines(vectors[None]).cpu().numpy(),
-        similarity=np.stack([(part / moments.windows).cpu().numpy() for part in likeness.raw[:layers]]),
-        similarity_zscored=np.stack([(part / moments.windows).cpu().numpy() for part in likeness.zscored[:layers]]),
-        windows=moments.windows,
+        similarity=raw / windows,
+        similarity_zscored=zscored / windows,
+        windows=windows,
     )
 
 
-class _Reader:
-    """Gets the registers' states and the content tokens' at every depth of a forward pass."""
+def _read(
+    model: nn.Module, registers: Registers, batches: Iterable[Batch], read: Callable[[int, Tensor, Tensor], None]
+) -> None:
+    """`read` gets the depth, and states of registers `[rows, registers, hidden]` and content `[tokens, hidden]`."""
+    content = torch.empty(0)
 
-    def __init__(self, registers: Registers) -> None:
-        self.registers = registers
-        self.content: Tensor | None = None
+    def see(depth: int, states: Tensor) -> None:
+        text = registers.strip(states)[content.to(states.device)]
+        read(depth, registers.registers_of(states).double(), text.double())
 
-    def begin(self, batch: Mapping[str, Tensor]) -> None:
-        self.content = is_content(batch["token_classes"])
-
-    def __call__(self, depth: int, states: Tensor) -> None:
-        assert self.content is not None
-        text = self.registers.strip(states)[self.content.to(states.device)]
-        self.read(depth, self.registers.registers_of(states).double(), text.double())
-
-    def read(self, depth: int, mine: Tensor, text: Tensor) -> None:
-        """Takes `[batch, registers, hidden]` and `[tokens, hidden]`."""
-        raise NotImplementedError
-
-
-class _Moments(_Reader):
-    """First and second moments, summed; one entry a depth."""
-
-    def __init__(self, registers: Registers) -> None:
-        super().__init__(registers)
-        self.mine: list[Tensor] = []
-        """Sums and sums of squares, `[2, registers, hidden]`."""
-        self.text: list[Tensor] = []
-        """The same of content tokens, `[2, hidden]`."""
-        self.windows = self.tokens = 0
-
-    @property
-    def depths(self) -> int:
-        return len(self.mine)
-
-    def begin(self, batch: Mapping[str, Tensor]) -> None:
-        super().begin(batch)
-        assert self.content is not None
-        self.windows += len(self.content)
-        self.tokens += int(self.content.sum())
-
-    def read(self, depth: int, mine: Tensor, text: Tensor) -> None:
-        for sums, states in ((self.mine, mine), (self.text, text)):
-            _add(sums, depth, torch.stack([states.sum(0), states.square().sum(0)]))
-
-    def check(self) -> None:
-        if self.windows < 2 or not self.tokens:
-            raise DataError(
-                f"{self.windows} windows with {self.tokens} content tokens show nothing about how registers vary with "
-                "the input; give at least 2 windows with text."
-            )
-
-    def means(self) -> list[Tensor]:
-        return [total / self.windows for total, _ in self.mine]
-
-    def text_scale(self, depth: int) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the content tokens, `[hidden]` each."""
-        total, squares = self.text[depth]
-        mean = total / self.tokens
-        return mean, (squares / self.tokens - mean.square()).clamp(min=0).sqrt()
-
-    def variation(self, depth: int) -> np.ndarray:
-        total, squares = self.mine[depth]
-        variance = (squares / self.windows - (total / self.windows).square()).clamp(min=0).sum(-1)
-        of_tokens = self.text_scale(depth)[1].square().sum()
-        share: np.ndarray = (variance / of_tokens.clamp(min=_NOTHING)).cpu().numpy()
-        return share
-
-
-class _Likeness(_Reader):
-    """Cosines between the registers of a window, summed over windows; one entry a depth."""
-
-    def __init__(self, registers: Registers, moments: _Moments) -> None:
-        super().__init__(registers)
-        self.moments = moments
-        self.raw: list[Tensor] = []
-        self.zscored: list[Tensor] = []
-
-    def read(self, depth: int, mine: Tensor, text: Tensor) -> None:
-        del text
-        mean, deviation = self.moments.text_scale(depth)
-        scaled = (mine - mean) / deviation.clamp(min=_NOTHING)
-        for sums, states in ((self.raw, mine), (self.zscored, scaled)):
-            _add(sums, depth, _cosines(states) * len(states))
-
-
-def _add(sums: list[Tensor], depth: int, values: Tensor) -> None:
-    if depth == len(sums):
-        sums.append(values)
-    else:
-        sums[depth] += values
-
-
-def _run(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], reader: _Reader) -> None:
-    with layer_inputs(model, reader):
+    with layer_inputs(model, see):
         for batch in batches:
-            reader.begin(batch)
-            forward(model, batch)
+            content = is_content(batch["token_classes"])
+            run_backbone(model, batch)
 
 
 def _cosines(states: Tensor) -> Tensor:
@@ -206,7 +148,7 @@ def export_constant_registers(
     states: RegisterStates,
     folder: str | Path,
     *,
-    batch: Mapping[str, Tensor],
+    batch: Batch,
     threshold: float = CONSTANT_BELOW,
     error: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -252,18 +194,18 @@ def export_constant_registers(
         "layers": states.means.shape[0] - 1,
         "windows": states.windows,
         "threshold": threshold,
-        "variation": [[float(value) for value in row] for row in states.variation[:, list(chosen)]],
+        "variation": states.variation[:, list(chosen)],
         "error": None if error is None else dict(error),
         "tensors": {name: _WORDS[name] for name in tensors},
         "base_model": getattr(backbone_of(model), "name_or_path", ""),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / DESCRIPTION, described)
     return folder
 
 
 @torch.no_grad()
 def keys_and_values(
-    model: nn.Module, states: RegisterStates, chosen: Sequence[int], batch: Mapping[str, Tensor]
+    model: nn.Module, states: RegisterStates, chosen: Sequence[int], batch: Batch
 ) -> dict[str, Float[Tensor, "layers registers hidden"]]:
     """Keys and values of registers held at their mean states; empty for families whose keys depend on positions."""
     registers = require_active_registers(model)
@@ -273,20 +215,15 @@ def keys_and_values(
         return {}
     paths = (family.keys, family.values)
     found: dict[str, list[Tensor]] = {"keys": [], "values": []}
-    handles = []
 
     def keep(name: str, output: Tensor) -> None:
         found[name].append(registers.registers_of(output)[0, list(chosen)])
 
-    for module in modules_at(backbone, *family.within_layers(family.attention)):
-        for name, path in zip(found, paths, strict=True):
-            part = module.get_submodule(path)
-            handles.append(part.register_forward_hook(lambda _module, _args, out, name=name: keep(name, out)))
-    row = {name: value[:1] for name, value in batch.items()}
-    try:
-        with knocked_out(model, KnockOut(how="mean", registers=tuple(chosen)), means=states.means):
-            forward(model, row)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for module in modules_at(backbone, *family.within_layers(family.attention)):
+            for name, path in zip(found, paths, strict=True):
+                hook = lambda _module, _args, out, name=name: keep(name, out)  # noqa: E731
+                stack.callback(module.get_submodule(path).register_forward_hook(hook).remove)
+        stack.enter_context(knocked_out(model, KnockOut(how="mean", registers=tuple(chosen)), means=states.means))
+        run_backbone(model, {name: value[:1] for name, value in batch.items()})
     return {name: torch.stack(layers) for name, layers in found.items()}
