@@ -26,7 +26,7 @@ from regtune.analyses.attention.attention import attention_statistics
 from regtune.analyses.batches import Batch, question_batches
 from regtune.models.loading import MINILM, load_tokenizer
 from regtune.models.precision import best_device
-from regtune.tasks.qa.data.squad import read_squad
+from regtune.tasks.qa.data.sources import load_questions
 
 BATCH = 16
 
@@ -35,7 +35,7 @@ def real_batches(data: Path, windows: int, length: int) -> list[Batch]:
     """Batches of so many windows, one for each question."""
     if not data.is_file():
         sys.exit(f"{data} is missing; name a SQuAD-format training file with --data.")
-    examples = read_squad(data).examples
+    examples = load_questions(data).items
     return question_batches(
         examples, load_tokenizer(MINILM), max_length=length, stride=128, batch_size=BATCH, limit=windows
     )

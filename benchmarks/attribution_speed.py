@@ -34,10 +34,11 @@ from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given_embeddings, make_batch, word_embeddings
 from regtune.analyses.batches import question_batches
 from regtune.families import family_of
-from regtune.models.loading import load_question_answering_model, load_tokenizer
+from regtune.models.loading import load_tokenizer
 from regtune.registers.surgery import num_registers
+from regtune.session import load_model
 from regtune.targets import values_of
-from regtune.tasks.qa.data.squad import read_squad
+from regtune.tasks.qa.data.sources import load_questions
 
 TYDIQA = Path("../shared/data/tydiqa-goldp/en.dev.json.gz")
 NAMES = ("input_ids", "attention_mask", "token_type_ids", "token_classes")
@@ -245,8 +246,8 @@ def main() -> None:
     if not asked.data.is_file():
         sys.exit(f"{asked.data} is missing; name a SQuAD-format file with --data.")
     tokenizer = load_tokenizer(asked.run / "model")
-    model = load_question_answering_model(asked.run / "model").eval()
-    examples = read_squad(asked.data).examples
+    model = load_model("AutoModelForQuestionAnswering", asked.run / "model").eval()
+    examples = load_questions(asked.data).items
     spread = examples[:: max(1, len(examples) // asked.questions)][: asked.questions]
     stride = min(128, asked.length // 3)
     found = question_batches(

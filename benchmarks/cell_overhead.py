@@ -1,6 +1,6 @@
 """What does a cell of a sweep cost beside its training steps and evaluations? MiniLM on the embedded questions.
 
-Two cells in one process: the first makes the tokenised data and the base weights, the second finds them. Overhead is
+Two cells in one process: the first makes the tokenised data, the second finds them. Overhead is
 the cell's whole time without training steps and without the model's answering of questions: loading, tokenising,
 checkpoints, scoring, writing. Times are wall-clock, so run it on a machine that does nothing else.
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import RegisterConfig
-from regtune.models.loading import MINILM, load_question_answering_model, load_tokenizer
+from regtune.models.loading import MINILM, load_tokenizer
 from regtune.registers.surgery import add_registers
-from regtune.tasks.qa.data.squad import read_squad
+from regtune.session import load_model
+from regtune.tasks.qa.data.sources import load_questions
 from regtune.tasks.qa.examples import Window
 from regtune.tasks.qa.windows import make_windows
 
@@ -22,7 +23,7 @@ def real_windows(data: Path, *, max_length: int, stride: int = 128) -> tuple[lis
         sys.exit(f"{data} is missing; name a SQuAD-format training file with --data.")
     tokenizer = load_tokenizer(MINILM)
     found = make_windows(
-        read_squad(data).examples,
+        load_questions(data).items,
         tokenizer,
         max_length=max_length,
         stride=stride,
@@ -35,4 +36,6 @@ def real_windows(data: Path, *, max_length: int, stride: int = 128) -> tuple[lis
 
 def minilm(num_registers: int = 0) -> Any:
     """MiniLM with a new span head, with or without the paper's registers."""
-    return add_registers(load_question_answering_model(MINILM), RegisterConfig(num_registers=num_registers))
+    return add_registers(
+        load_model("AutoModelForQuestionAnswering", MINILM), RegisterConfig(num_registers=num_registers)
+    )

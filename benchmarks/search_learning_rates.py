@@ -18,7 +18,8 @@ import tyro
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.records import machine, write_json
 from regtune.sweeps.run import run_experiment
-from regtune.tasks.qa.data.squad import read_squad, write_squad
+from regtune.tasks.qa.data.sources import load_questions
+from regtune.tasks.qa.data.squad import write_squad
 
 RESULTS = Path(__file__).parent / "results" / "learning_rate_search.json"
 HELD_OUT = 7
@@ -26,7 +27,7 @@ HELD_OUT = 7
 
 def split(data: Path, folder: Path) -> tuple[Path, Path]:
     """Writes the training questions without every seventh paragraph, and those."""
-    examples = read_squad(data).examples
+    examples = load_questions(data).items
     paragraphs = {context: number for number, context in enumerate(dict.fromkeys(e.context for e in examples))}
     kept = [e for e in examples if paragraphs[e.context] % HELD_OUT]
     held = [e for e in examples if paragraphs[e.context] % HELD_OUT == 0]

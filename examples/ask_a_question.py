@@ -17,7 +17,7 @@ QUESTIONS = ["When was the lighthouse finished?", "Who lit the lamp?", "For how 
 
 
 def main(folder: str = "runs/demo/n4/model") -> None:
-    answerer = QuestionAnswerer.from_pretrained(folder)
+    answerer = QuestionAnswerer(folder)
     for question, prediction in zip(QUESTIONS, answerer(question=QUESTIONS, context=CONTEXT), strict=True):
         best = prediction.n_best[0]
         print(f"{question}  {best.text}  (probability {best.probability:.2f}, characters {best.start} to {best.end})")

@@ -29,11 +29,11 @@ model.save_pretrained("model")
 again = regtune.from_pretrained(transformers.AutoModelForQuestionAnswering, "model")
 assert regtune.num_registers(again) == 3
 questions = regtune.load_questions(["embedded:train", "embedded:dev"])
-assert len(questions.examples) >= 500, "the embedded questions are in the wheel"
+assert len(questions.items) >= 500, "the embedded questions are in the wheel"
 for name in regtune.__all__:
     getattr(regtune, name)
 assert (pathlib.Path(regtune.__file__).parent / "py.typed").is_file()
-print("the wheel works:", regtune.__version__, len(questions.examples), "embedded questions")
+print("the wheel works:", regtune.__version__, len(questions.items), "embedded questions")
 """
 
 

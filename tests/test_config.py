@@ -52,7 +52,7 @@ from regtune.typed import hints_of, problem
         (TrainConfig, {"seed": -1}, r"training\.seed=-1 must be a whole number from 0 to 4,294,967,295"),
         (TrainConfig, {"data_seed": 2**32}, "data_seed=4294967296 must be"),
         (TrainConfig, {"batch_size": 10**30}, "batch_size=1000000000000000000000000000000 must be .* to 1,000,000"),
-        (TrainConfig, {"batch_size": 10**5000}, "batch_size=a whole number of more than"),
+        (TrainConfig, {"batch_size": 10**5000}, "batch_size=a whole number of about"),
         (TrainConfig, {"epochs": 1e308}, r"epochs=1e\+308 must be a number in \(0, 10,000\]"),
         (TrainConfig, {"push_to_hub": "a\ud800"}, "push_to_hub=.* must be text without NUL that UTF-8 can hold"),
         (AnswerConfig, {"null_threshold": float("nan")}, "null_threshold=nan must be a number"),

@@ -52,7 +52,6 @@ PUBLIC = [
     "num_registers",
     "open",
     "predict",
-    "read_squad",
     "register",
     "register_parameters",
     "remove_registers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -30,6 +31,19 @@ def test_source_files_say_what_they_are_for(path):
     assert text.lstrip().startswith('"""')
 
 
+def test_nobody_but_the_session_opens_models():
+    """Loading is in `models`, `registers` and the session; the doctor's proof of saving loads again."""
+    openers = set()
+    for path in [*SOURCES, *(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        calls = (
+            node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+        )
+        if any(getattr(call, "id", getattr(call, "attr", "")) == "from_pretrained" for call in calls):
+            place = path.relative_to(ROOT / "src" / "regtune" if path in SOURCES else ROOT)
+            openers.add(place.parts[0] if place.parts[0] in ("models", "registers") else place.as_posix())
+    assert openers == {"models", "registers", "session.py", "testing/invariants.py"}
+
+
 def test_links_between_the_documents_lead_somewhere():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     for page in pages:
@@ -49,7 +63,7 @@ def test_the_python_in_the_readme_names_public_things_only():
 def test_the_readme_counts_the_embedded_questions_right():
     import regtune
 
-    examples = regtune.load_questions(["embedded:train", "embedded:dev"]).examples
+    examples = regtune.load_questions(["embedded:train", "embedded:dev"]).items
     passages = len({example.context for example in examples})
     for page in ("README.md", "CHANGELOG.md"):
         text = (ROOT / page).read_text(encoding="utf-8")

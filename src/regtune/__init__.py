@@ -42,10 +42,9 @@ if TYPE_CHECKING:
     from regtune.sweeps.predict import predict
     from regtune.sweeps.run import run_experiment as train
     from regtune.sweeps.sweep_actions import carry_out as sweep
-    from regtune.tasks.qa.ask import ask
     from regtune.tasks.qa.data.sources import load_questions
-    from regtune.tasks.qa.data.squad import read_squad, write_squad
-    from regtune.tasks.qa.question_answerer import QuestionAnswerer
+    from regtune.tasks.qa.data.squad import write_squad
+    from regtune.tasks.qa.question_answerer import QuestionAnswerer, ask
     from regtune.testing.doctor import examine as doctor
     from regtune.texts import text_rows
 
@@ -78,7 +77,7 @@ _HOME = {
     "Task": "regtune.interfaces",
     "TrainConfig": "regtune.config",
     "add_registers": "regtune.registers.surgery",
-    "ask": "regtune.tasks.qa.ask",
+    "ask": "regtune.tasks.qa.question_answerer",
     "attribute": "regtune.analyses.attribution.attribute",
     "compare": "regtune.report.compare:compare_two",
     "demo": "regtune.sweeps.demo:run_demo",
@@ -96,7 +95,6 @@ _HOME = {
     "num_registers": "regtune.registers.surgery",
     "open": "regtune.session",
     "predict": "regtune.sweeps.predict",
-    "read_squad": "regtune.tasks.qa.data.squad",
     "register": "regtune.registry",
     "register_parameters": "regtune.registers.surgery",
     "remove_registers": "regtune.registers.surgery",
@@ -153,7 +151,6 @@ __all__ = [
     "num_registers",
     "open",
     "predict",
-    "read_squad",
     "register",
     "register_parameters",
     "remove_registers",

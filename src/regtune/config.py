@@ -26,7 +26,7 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 Registers = Annotated[int, Range(0, 65_536)]
 Epochs = Annotated[float, Range(0, 10_000, above=True)]
 Count = Annotated[int, Range(1, 10**6)]
-Questions = Annotated[int, Range(1, 10**9)]
+Examples = Annotated[int, Range(1, 10**9)]
 Tokens = Annotated[int, Range(1, 2**20)]
 Rate = Annotated[float, Range(0, 100)]
 Positive = Annotated[float, Range(0, 10**6, above=True)]
@@ -72,26 +72,26 @@ class RegisterConfig(Checked, section="registers"):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Checked, section="data"):
-    """Which questions, and how their contexts are cut into windows."""
+    """Which data sets, and how their texts are cut into rows; what a task doesn't have, it doesn't read."""
 
     train: tuple[str, ...] = ("embedded:train",)
-    """Training sets: SQuAD-format files (.json, .json.gz) or names like `embedded:train`, `tydiqa:train:english`."""
+    """Training sets: files that the task reads, or names like `embedded:train`, `tydiqa:train:english`."""
     eval: tuple[str, ...] = ("embedded:dev",)
     """Evaluation sets. Nothing is ever chosen on them."""
     max_length: Annotated[int, Range(16, 2**20)] = 384
-    """Longest window in text tokens, special tokens included, registers not."""
+    """Longest row in text tokens, special tokens included, registers not."""
     stride: Annotated[int, Range(0, 2**20)] = 128
-    """Overlap between two windows of one context, in tokens."""
+    """Overlap between two rows (windows) of one long text, in tokens."""
     max_question_length: Tokens = 64
     """Longer questions are cut and counted (or refused, with `on_long_question=refuse`)."""
     on_long_question: Literal["refuse", "truncate"] = "truncate"
     """What to do with a question longer than `max_question_length` tokens: stop, or cut it and count it."""
     on_bad_record: Literal["raise", "skip", "mend"] = "raise"
     """Stop at the first bad record; leave it out, count it and list it; or also move near offsets to their answer."""
-    max_train_examples: Questions | None = None
-    """Use only the first so many training questions (for a quick look)."""
-    max_eval_examples: Questions | None = None
-    """Use only the first so many questions of each evaluation set."""
+    max_train_examples: Examples | None = None
+    """Use only the first so many training examples (for a quick look)."""
+    max_eval_examples: Examples | None = None
+    """Use only the first so many examples of each evaluation set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,9 +107,9 @@ class TrainConfig(Checked, section="training"):
     """How the model is trained (`transformers.Trainer` underneath)."""
 
     epochs: Epochs = 3.0
-    """Passes over the training windows."""
+    """Passes over the training rows."""
     batch_size: Count = 16
-    """Windows in a batch on each device."""
+    """Rows in a batch on each device."""
     gradient_accumulation_steps: Count = 1
     """Batches that make one optimiser step."""
     learning_rate: Rate = 1e-4
@@ -127,7 +127,7 @@ class TrainConfig(Checked, section="training"):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 autocast where the device has it (`auto`), or a fixed choice."""
     batching: Literal["length_grouped", "padded"] = "length_grouped"
-    """Batches of similar length padded to their longest, or every window padded to `max_length`."""
+    """Batches of similar length padded to their longest, or every row padded to `max_length`."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention implementation; `auto` takes the fastest that the model has."""
     gradient_checkpointing: bool = False
@@ -135,7 +135,7 @@ class TrainConfig(Checked, section="training"):
     seed: Seed = 0
     """Seed of the model's new weights (head, registers) and of dropout."""
     data_seed: Seed = 0
-    """Seed of the order of the training windows."""
+    """Seed of the order of the training rows."""
     checkpoint: Literal["last", "best"] = "last"
     """Keep the last weights, or those that score best on examples held out of the training data."""
     held_out: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
@@ -150,7 +150,7 @@ class TrainConfig(Checked, section="training"):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerConfig(Checked, section="answers"):
-    """How start and end logits become answers."""
+    """How logits become predictions; what a task doesn't have, it doesn't read."""
 
     top_k: Count = 20
     """Answers kept for each question."""
@@ -161,7 +161,7 @@ class AnswerConfig(Checked, section="answers"):
     null_threshold: Annotated[float, Range(-(10**6), 10**6)] = 0.0
     """No answer is given when null score - best score exceeds this."""
     batch_size: Count = 32
-    """Windows in a batch at inference."""
+    """Rows in a batch at inference."""
 
 
 @dataclass(frozen=True, kw_only=True)

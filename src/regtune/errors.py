@@ -34,6 +34,8 @@ def shown(value: Any, limit: int = 80) -> str:
         value: anything that was read.
         limit: most characters of a text.
     """
+    if isinstance(value, int) and value.bit_length() > 4 * limit:
+        return f"a whole number of about {int(value.bit_length() * 0.3)} digits"
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = brief.maxlong = limit
     try:

@@ -7,7 +7,7 @@ A new task, method or analysis is one file that fills in one of these protocols 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,6 +116,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.items)
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows(Generic[RowT]):
@@ -215,6 +218,8 @@ class Task:
     `AnswerConfig` have too (`max_length`, `on_bad_record`, `batch_size`, ...) take the run's values."""
     needs: ClassVar[tuple[Literal["pad", "sep"], ...]] = ()
     """Special tokens that a tokenizer must have."""
+    labels: ClassVar[tuple[str, ...]] = ("labels",)
+    """Arguments of the model's `forward` from which it makes a loss."""
     reads_text: ClassVar[bool] = False
     """Whether a `.txt` file can be a data set of the task; otherwise it is plain text, a paragraph a line."""
     metrics: ClassVar[tuple[Metric, ...]]
@@ -260,6 +265,11 @@ class Task:
         """All that the record says of a set: the metrics, and whatever else is known of it, by name."""
         scores = self.score(predictions, examples)
         return {metric.name: metric.of(scores) for metric in self.metrics}
+
+    def shortened(self, settings: RowT, limit: int) -> RowT:
+        """Settings (the task's, or a `DataConfig`) whose rows have at most `limit` tokens."""
+        values: Any = settings
+        return replace(values, max_length=limit) if getattr(values, "max_length", 0) > limit else settings
 
     def language(self, name: str) -> str:
         """ISO 639-1 code of a data set, empty where unknown."""

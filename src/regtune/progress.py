@@ -110,7 +110,10 @@ class _Watch:
     def say(self, line: str) -> None:
         """Writes a line, above the bars where there are any."""
         self.last = _clock()
-        tqdm.write(printable(line, keep=""), file=self.stream)
+        if self.bars:
+            tqdm.write(printable(line, keep=""), file=self.stream)
+        else:
+            print(printable(line, keep=""), file=self.stream, flush=True)
 
     def beat(self) -> None:
         """Says how far it is if nothing was said for long."""

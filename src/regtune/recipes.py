@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from regtune.config import RunConfig
-from regtune.errors import ConfigError, unknown_name
-from regtune.typed import shown, typed
+from regtune.errors import ConfigError, shown, unknown_name
+from regtune.typed import typed
 
 _FOLDER = Path("recipes")
 _LARGEST = 100_000
@@ -46,15 +46,6 @@ def config_from_dict(content: Mapping[str, Any], where: str, *, remedy: str = ""
         ConfigError: as `load_recipe`; `where` names the file, `remedy` says what to do about it.
     """
     return typed(RunConfig, upgraded(content), where, remedy=remedy)
-
-
-def settings_from_dict(kind: type, content: Mapping[str, Any], where: str) -> Any:
-    """Settings of a method, a task or an analysis from plain values; `where` names them in errors.
-
-    Raises:
-        ConfigError: a key that doesn't exist, or a value of the wrong type or one that can't work.
-    """
-    return typed(kind, dict(content), where)
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,62 +87,48 @@ def find_recipe(name: str | Path) -> Path:
     raise ConfigError(f"The recipe {name} doesn't exist. Give the path of a YAML file.")
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.2's plain values alone: no tags, no aliases (of which a few lines make gigabytes), no key twice."""
+def plain_value(text: str) -> Any:
+    """What an unquoted text stands for, as in JSON: a number, true, false, null; or itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's name)
-    _depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuses what a list of settings has no use for, before anything is built."""
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+def _parsed(text: str) -> Any:
+    """YAML with JSON's plain values alone: no tags, no aliases (of which a few lines make gigabytes), no key twice."""
+    depth = 0
+    event: Any
+    for event in yaml.parse(text, Loader=yaml.BaseLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         problem = None
         if getattr(event, "anchor", None) is not None:
             problem = "anchors and aliases (&name, *name) are not read; write the value out"
         elif getattr(event, "tag", None) is not None:
             problem = f"the tag {shown(event.tag)} is not read; write plain values"
-        elif self._depth >= _DEEPEST:
+        elif depth > _DEEPEST:
             problem = f"more than {_DEEPEST} levels of nesting"
         if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        self._depth += 1
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses a key that occurs twice, where YAML would take the last one."""
-        seen = set()
-        for key in (key for key, _ in node.value):
-            named = isinstance(key, yaml.ScalarNode)
-            if not named or key.value in seen:
-                problem = f"the key {shown(key.value)} occurs twice" if named else "a key that is no name"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+    node = yaml.compose(text, Loader=yaml.BaseLoader)
+    return None if node is None else _constructed(node)
 
 
-def _whole(_loader: _StrictLoader, node: yaml.ScalarNode) -> int:
-    try:
-        return int(node.value, 0) if node.value[:2] in ("0x", "0o") else int(node.value)
-    except ValueError as error:  # Python makes no number of more than 4,300 digits
-        problem = f"the number has {len(node.value):,} digits"
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
-
-
-for _tag, _pattern, _first, _make in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda *_: None),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF"), lambda _, node: node.value.lower() == "true"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789"), _whole),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+0123456789."),
-        lambda _, node: float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan")),
-    ),
-):
-    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _make)
+def _constructed(node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_constructed(item) for item in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        if node.style is not None:
+            return node.value
+        return None if node.value in ("", "~") else plain_value(node.value)
+    found: dict[str, Any] = {}
+    for key, value in node.value:
+        named = isinstance(key, yaml.ScalarNode)
+        if not named or key.value in found:
+            problem = f"the key {shown(key.value)} occurs twice" if named else "a key that is no name"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        found[key.value] = _constructed(value)
+    return found
 
 
 def read_recipe(path: Path) -> dict[Any, Any]:
@@ -165,7 +142,7 @@ def read_recipe(path: Path) -> dict[Any, Any]:
             raw = file.read(_LARGEST + 1)
         if len(raw) > _LARGEST:
             raise ConfigError(f"{path} has more than {_LARGEST:,} bytes; a recipe is a few lines of settings.")
-        content = yaml.load(raw.decode("utf-8-sig"), Loader=_StrictLoader)
+        content = _parsed(raw.decode("utf-8-sig"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""

@@ -19,8 +19,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from regtune.errors import CheckpointError, DataError, RegtuneError
-from regtune.typed import shown, typed
+from regtune.errors import CheckpointError, DataError, RegtuneError, shown
+from regtune.typed import typed
 
 _LARGEST = 1 << 30
 

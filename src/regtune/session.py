@@ -6,7 +6,6 @@ if there is one), the head (the one that the model was saved with), the sample (
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from regtune.progress import each
 from regtune.recipes import config_from_dict
 from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, is_local, load_record, read_json, verify
 from regtune.registers.saving import from_pretrained
-from regtune.registers.surgery import backbone_of, find_registers, max_text_length, register_positions
+from regtune.registers.surgery import backbone_of, max_text_length, register_positions
 from regtune.registry import TASKS
 from regtune.texts import PlainText, is_text_file, read_paragraphs, text_rows
 
@@ -173,7 +172,7 @@ class Session:
         given = {
             name: value.to(self.device)
             for name, value in batch.items()
-            if name in self.accepted and (labels or name not in ("labels", "start_positions", "end_positions"))
+            if name in self.accepted and (labels or name not in self.reads.labels)
         }
         with autocast(self.device, self.precision):
             return self.model(**given, **options)
@@ -247,7 +246,7 @@ def open(  # noqa: A001 - `regtune.open`
     else:
         chosen = task_for(architectures)
     head = _own_head(architectures) if chosen is None else chosen.head
-    model = _load(head, target.model, attention, trust_remote_code=trust_remote_code)
+    model = load_model(head, target.model, attention=attention, trust_remote_code=trust_remote_code)
     if dtype != "auto":
         model.to(getattr(torch, dtype))
     session = Session(
@@ -309,12 +308,8 @@ def settings_of(config: RunConfig, task: Task | None = None) -> Any:
 
 def fitted(settings: Any, session: Session) -> Any:
     """The settings with texts no longer than the model has positions for."""
-    limit, length = session.text_limit, getattr(settings, "max_length", None)
-    if limit is None or length is None or length <= limit:
-        return settings
-    least = {"max_length": limit, "stride": limit // 3, "max_question_length": limit // 2}
-    changes = {name: min(getattr(settings, name), most) for name, most in least.items() if hasattr(settings, name)}
-    return dataclasses.replace(settings, **changes)
+    limit = session.text_limit
+    return settings if limit is None else session.reads.shortened(settings, limit)
 
 
 def spread(examples: Examples, limit: int | None) -> Examples:
@@ -342,10 +337,9 @@ def by_length(rows: Rows[Any], batch_size: int) -> Iterator[list[int]]:
 
 
 class SharedInputs:
-    """What runs of one process share instead of making it again: tokenizers, rows, the base model's weights.
+    """What runs of one process share instead of making it again: tokenizers, examples, and all rows that were made.
 
-    A run that takes its inputs from here ends with the same bits as one that doesn't. Memory: one copy of the base
-    weights (MiniLM: 90 MB) and all rows that were asked for.
+    A run that takes its inputs from here ends with the same bits as one that doesn't.
     """
 
     def __init__(self) -> None:
@@ -353,7 +347,6 @@ class SharedInputs:
         self._given: dict[str, Examples] = {}
         self._examples: dict[str, Examples] = {}
         self._rows: dict[str, Rows[Any]] = {}
-        self._bases: dict[str, _Base | None] = {}
 
     def put(self, name: str, examples: Examples) -> None:
         """Names examples that are in no file, so that a run of this process finds them as a data set."""
@@ -396,70 +389,44 @@ class SharedInputs:
             self._readers[config.model] = load_tokenizer(config.model, trust_remote_code=trusted, needs=task.needs)
         return Session(
             name=config.model,
-            model=self._model(config, task, facts or {}, trusted=trusted),
+            model=load_model(
+                task.head,
+                config.model,
+                attention=config.training.attention,
+                trust_remote_code=trusted,
+                facts=facts,
+            ).float(),
             reader=self._readers[config.model],
             task=task,
             task_settings=settings_of(config),
             config=config,
         )
 
-    def _model(self, config: RunConfig, task: Task, facts: Mapping[str, Any], *, trusted: bool) -> Any:
-        attention = config.training.attention
-        key = repr((config.model, attention, task.head, dict(facts)))
-        base = self._bases.get(key)
-        if base is not None:
-            return base.fresh()
-        model = _load(task.head, config.model, attention, trust_remote_code=trusted, facts=facts).float()
-        if key not in self._bases:
-            # A model that is read a second time is worth keeping; one that runs code of its own, or that comes with
-            # registers, is read again each time.
-            self._bases[key] = None
-        elif not trusted and find_registers(model) is None:
-            self._bases[key] = _Base(model, config)
-        return model
 
-
-class _Base:
-    """A pretrained model's own weights in memory, without those that are drawn anew for every run."""
-
-    def __init__(self, model: Any, config: RunConfig) -> None:
-        self.kind = type(model)
-        self.config = copy.deepcopy(model.config)
-        self.options = {} if config.training.attention == "auto" else {"attn_implementation": config.training.attention}
-        new = self._new_weights(resolve_model(config.model))
-        self.weights: dict[str, Tensor] = {
-            name: value.detach().clone() for name, value in model.state_dict().items() if name not in new
-        }
-
-    def _new_weights(self, name: str) -> set[str]:
-        """Names of weights that the checkpoint doesn't have, or has in another shape."""
-        from regtune.training.trainer import preserved_random_state
-
-        options = {"ignore_mismatched_sizes": True, "config": copy.deepcopy(self.config), "trust_remote_code": False}
-        options |= self.options
-        with preserved_random_state(), quiet_transformers():
-            _, report = self.kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options)
-        return {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
-
-    def fresh(self) -> Any:
-        """A model of its own, as reading the checkpoint again would give it."""
-        weights = {name: value.clone() for name, value in self.weights.items()}
-        config = copy.deepcopy(self.config)
-        with quiet_transformers():
-            model = self.kind.from_pretrained(None, config=config, state_dict=weights, **self.options)
-        model.name_or_path = model.config.name_or_path = self.config.name_or_path
-        return model.float()
-
-
-def _load(
+def load_model(
     head: str,
-    name: str,
-    attention: Attention,
+    name: str | Path,
     *,
-    trust_remote_code: bool,
+    attention: Attention = "auto",
+    trust_remote_code: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A model of an Auto class; `facts` go into its config, and a head that they don't fit is made anew."""
+    """A model with a head of one's choice, drawn from torch's random state where the checkpoint has none.
+
+    For those that put a head on themselves (a new run, a warm-up, the doctor); everybody else takes `open`.
+
+    Args:
+        head: an Auto class, by its name.
+        name: a folder, a hub name or `minilm`.
+        attention: implementation of attention.
+        trust_remote_code: run code from the model's repository.
+        facts: go into the model's config; a head that they don't fit is made anew.
+
+    Raises:
+        CheckpointError: the model can't be found or read.
+        MissingExtraError: `minilm` without the `demo` extra.
+        ValueError: transformers has no such head for the architecture.
+    """
     import transformers
 
     folder = resolve_model(name)
@@ -544,10 +511,3 @@ def is_run_config(path: Path) -> bool:
     """Whether a `config.json` is regtune's and not a model's."""
     content = read_json(path) if path.is_file() else None
     return isinstance(content, dict) and {"model", "registers", "training", "answers"} <= content.keys()
-
-
-def require_answering_head(model: str) -> None:
-    """Refuses a model whose head would be made of random numbers; `open(..., task="qa")` does, too."""
-    architectures, task = _architectures(model), TASKS.get("qa")
-    if architectures and not any(has_head(one, task.head) for one in architectures):
-        raise CheckpointError(_headless(model, architectures, task))

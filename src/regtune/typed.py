@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import reprlib
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from cattrs.errors import (
 )
 from cattrs.gen import make_dict_structure_fn
 
-from regtune.errors import ConfigError, RegtuneError, UnknownNameError, unknown_name
+from regtune.errors import ConfigError, RegtuneError, UnknownNameError, shown, unknown_name
 
 T = TypeVar("T")
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
@@ -136,22 +135,11 @@ def _odd_text(value: Any) -> bool:
     return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def shown(value: Any) -> str:
-    """A value for a message: its `repr`, of bounded length and free of control characters."""
-    if value is None:
-        return "empty"
-    if isinstance(value, int) and abs(value) >= 10**40:
-        return f"a whole number of more than {int(value.bit_length() * 0.3)} digits"
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 100
-    return short.repr(value)
-
-
 class _WrongError(ValueError):
     """A plain value that isn't what its field wants."""
 
     def __init__(self, value: Any, wanted: str) -> None:
-        super().__init__(f"is {shown(value)}, but must be {wanted}.")
+        super().__init__(f"is {'empty' if value is None else shown(value)}, but must be {wanted}.")
 
 
 def _scalar(value: Any, hint: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +13,11 @@ import pytest
 
 from command_line import invoke, prepare, train
 from regtune.cli.main import COMMANDS, main
+from regtune.cli.parsing import parse
+from regtune.registry import ANALYSES, FAMILIES, METHODS, TASKS
 from tiny_tokenizer import save_tiny, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -100,11 +106,9 @@ def test_help_tells_what_a_command_does_and_ends_with_examples(run, name):
     assert out.rstrip().splitlines()[-1].strip() == COMMANDS[name].examples[-1]
 
 
-def test_the_examples_in_the_help_are_accepted_by_the_parser(monkeypatch):
-    import shlex
-
-    from regtune.cli.parsing import parse
-
+@pytest.fixture
+def parsed(monkeypatch):
+    """Gives commands to the parser, from the repository's root, and no further."""
     seen = []
 
     def stop(*arguments, **settings):
@@ -113,13 +117,43 @@ def test_the_examples_in_the_help_are_accepted_by_the_parser(monkeypatch):
 
     for module in {command.run.__module__ for command in COMMANDS.values()}:
         monkeypatch.setattr(f"{module}.parse", stop)
-    monkeypatch.chdir(Path(__file__).parents[2])
+    for table in (ANALYSES, FAMILIES, METHODS, TASKS):
+        monkeypatch.setattr(table, "_added", dict(table._added))
+    for name in [name for name in sys.modules if name.startswith("regtune_plugin_")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.chdir(ROOT)
     for place in ("regtune.session", "regtune.cli.parsing"):
         monkeypatch.setattr(f"{place}.is_local", lambda name: False)
+    return seen
+
+
+def test_the_examples_in_the_help_are_accepted_by_the_parser(parsed):
     examples = [example.split("| ")[-1] for command in COMMANDS.values() for example in command.examples]
     for example in examples:
         assert main(shlex.split(example)[1:]) == 130, example
-    assert len(seen) == len(examples)
+    assert len(parsed) == len(examples)
+
+
+def documented(page: Path) -> list[str]:
+    """The commands in a page's blocks of shell, each in one line."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\$\w+", "4", line.strip()) for line in lines if line.strip().startswith("regtune ")]
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/results/*.md")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if documented(page)], ids=lambda page: page.name)
+def test_the_commands_in_the_documents_are_accepted_as_they_are_written(parsed, page):
+    for command in documented(page):
+        assert main(shlex.split(command, comments=True)[1:]) == 130, command
+    assert len(parsed) == len(documented(page))
+
+
+def test_the_documents_show_every_command():
+    shown = {word for page in PAGES for command in documented(page) for word in command.split()}
+    assert {name for name in COMMANDS if name not in shown} == {"demo"}, "`make demo` runs it"
 
 
 def test_version(run):

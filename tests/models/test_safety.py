@@ -15,8 +15,8 @@ from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering
 
 import regtune
 from command_line import invoke
-from regtune.errors import CheckpointError
-from regtune.models.loading import load_question_answering_model, load_tokenizer
+from regtune.errors import CheckpointError, DataError
+from regtune.models.loading import load_tokenizer
 from regtune.registers.saving import from_pretrained
 from tiny import tiny_model
 from tiny_tokenizer import save_questions, save_tiny, tiny_tokenizer
@@ -92,7 +92,7 @@ def test_the_reason_is_said_and_what_to_do(hostile, willing):
     folder, mark = hostile
     for load in (
         lambda: from_pretrained(AutoModelForQuestionAnswering, folder),
-        lambda: load_question_answering_model(folder),
+        lambda: regtune.open(folder),
         lambda: load_tokenizer(folder),
     ):
         with pytest.raises(CheckpointError, match=r"needs Python code of its own.*trust_remote_code=True"):
@@ -235,15 +235,15 @@ def test_a_quantised_model_is_refused_with_its_method(tmp_path, quantised):
     folder = save_tiny(tmp_path / "model")
     edit(folder / "config.json", quantization_config=quantised)
     with pytest.raises(CheckpointError, match=r"was saved quantised .*take the model that it was made from"):
-        load_question_answering_model(folder)
+        regtune.open(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', "{", "[" * 99_999])
 def test_a_config_that_is_none_is_refused_in_words(tmp_path, content, capsys):
     folder = save_tiny(tmp_path / "model")
     (folder / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match="can't be loaded"):
-        load_question_answering_model(folder)
+    with pytest.raises((CheckpointError, DataError), match=r"can't be (loaded|read)"):
+        regtune.open(folder)
     code, _, error = invoke(capsys, ("info", folder))
     assert (code, "can't be loaded" in error or "can't be read" in error) == (1, True)
 

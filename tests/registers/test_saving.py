@@ -12,7 +12,7 @@ from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering
 
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, UnsupportedModelError
-from regtune.models.loading import load_question_answering_model, load_tokenizer, resolve_model
+from regtune.models.loading import load_tokenizer, resolve_model
 from regtune.models.minilm import check_weights
 from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel, with_registers
 from regtune.registers.saving import from_pretrained, load_registers, save_registers
@@ -130,7 +130,7 @@ def test_a_git_lfs_pointer_is_recognised(saved):
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere is not a folder with a model in it"):
-        load_question_answering_model(tmp_path / "nowhere")
+        resolve_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="has no tokenizer that can be loaded"):
         load_tokenizer(tmp_path)
 

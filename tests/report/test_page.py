@@ -218,7 +218,7 @@ def test_what_others_wrote_is_escaped(tmp_path):
 def test_question_and_gold_are_shown_where_the_file_can_be_read(tmp_path):
     from regtune.tasks.qa.data.sources import load_questions
 
-    examples = load_questions(["embedded:dev"]).examples
+    examples = load_questions(["embedded:dev"]).items
     cells = write_sweep(
         tmp_path / "sweep", counts=(0, 4), seeds=(0, 1), sets=("embedded:dev",), questions=30, effects={0: -0.5, 4: 0.5}
     )

@@ -61,8 +61,8 @@ def test_a_run_leaves_everything_a_reader_needs(config):
 def test_the_saved_model_answers_as_the_run_did(config):
     record = run_experiment(config, progress=False)
     rows = read_json(inside(config.output_dir, record.predictions["dev"]))
-    answerer = QuestionAnswerer.from_pretrained(config.output_dir / "model", max_length=64, stride=16)
-    assert num_registers(answerer.model) == 3
+    answerer = QuestionAnswerer(config.output_dir / "model", max_length=64, stride=16)
+    assert num_registers(answerer.session.model) == 3
     prediction = answerer(question="Who lives in 0?", context="The cat is in the house. Ann lives in house 0.")
     assert prediction.text == rows[0]["text"]
     assert prediction.probabilities[0] == pytest.approx(rows[0]["n_best"][0]["probability"], rel=1e-3)

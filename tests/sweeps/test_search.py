@@ -14,6 +14,7 @@ from regtune.sweeps import run as experiment
 from regtune.sweeps.grid import LearningRates, SearchConfig
 from regtune.sweeps.search import search_learning_rates, with_found_rates
 from regtune.sweeps.sweep import best_num_registers
+from regtune.tasks.qa.data.sources import load_questions
 from regtune.tasks.qa.task import QuestionAnswering
 from tiny_sweep import fake_runs, invented, tiny_sweep
 
@@ -59,9 +60,8 @@ def test_every_arm_gets_the_same_search_and_its_own_best_rates(tmp_path, searche
 
 
 def test_the_search_uses_held_out_training_paragraphs_and_no_evaluation_set(tmp_path, searched, runs, monkeypatch):
-    from regtune.tasks.qa.data.squad import read_squad
 
-    whole = read_squad(tmp_path / "train.json").examples
+    whole = load_questions(tmp_path / "train.json").items
     record, parts = experiment.run_experiment, []
 
     def look(config, *, progress, inputs):

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from regtune.training import memory
+from regtune.training import trainer as memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")

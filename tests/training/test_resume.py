@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from regtune.errors import CheckpointError
-from regtune.training.checkpoints import SEAL, _fact
+from regtune.records import checksums
+from regtune.training.checkpoints import SEAL
 from tiny_windows import score, settings, tiny_run
 
 KILLED_RUN = """
@@ -138,7 +139,7 @@ def test_a_checkpoint_that_holds_code_is_passed_over_and_the_code_not_run(tmp_pa
     folder = tmp_path / "checkpoints" / "checkpoint-5"
     torch.save({"state": _Code()}, folder / name)
     seal = json.loads((folder / SEAL).read_text())
-    seal["files"][name] = _fact(folder / name)
+    seal["files"][name] = checksums(folder, [name])[name]
     (folder / SEAL).write_text(json.dumps(seal))
     result, _ = tiny_run(tmp_path)
     assert result.resumed_from is None

@@ -19,8 +19,8 @@ from regtune.interfaces import Batch
 from regtune.models.precision import device_of
 from regtune.registers.surgery import backbone_of
 from regtune.tasks.qa.examples import QAExample, Window
-from regtune.tasks.qa.pairs import require_fast_tokenizer
 from regtune.tasks.qa.task import collate, roles
+from regtune.tasks.qa.tokens import require_fast_tokenizer
 from regtune.tasks.qa.windows import make_windows
 from regtune.token_classes import TokenClass, is_content, token_classes
 

@@ -48,8 +48,8 @@ def run(argv: Sequence[str]) -> int:
     args = parse(HELP, AskArgs, argv)
     context = context_of(args.context, args.context_file)
     quiet()
-    from regtune.tasks.qa.ask import answers_text
-    from regtune.tasks.qa.ask import ask as put_question
+    from regtune.tasks.qa.question_answerer import answers_text
+    from regtune.tasks.qa.question_answerer import ask as put_question
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

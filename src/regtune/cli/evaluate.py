@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet
 from regtune.config import AnswerConfig
 from regtune.errors import ConfigError
+from regtune.registry import TASKS
 
 HELP = CommandHelp(
     name="evaluate",
@@ -75,9 +76,9 @@ def run(argv: Sequence[str]) -> int:
     args = parse(HELP, EvaluateArgs, argv, default)
     quiet()
     from regtune.sweeps.evaluate import evaluate as run_evaluation
-    from regtune.sweeps.evaluate import evaluation_text, shorter
+    from regtune.sweeps.evaluate import evaluation_text
 
-    fitted = base.data if args.max_length >= base.data.max_length else shorter(base.data, args.max_length)
+    fitted = TASKS.get(base.task).shortened(base.data, args.max_length)
     data = dataclasses.replace(
         fitted,
         max_length=args.max_length,

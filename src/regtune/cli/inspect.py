@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from tyro.conf import Positional
 
 from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet, require_there
 from regtune.errors import ConfigError
+from regtune.recipes import plain_value
 
 HELP = CommandHelp(
     name="inspect",
@@ -87,16 +87,9 @@ def settings_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:
         part, dot, field = place.partition(".")
         if not (equals and dot and part and field):
             raise ConfigError(f"--set {entry} must be PART.FIELD=VALUE, for example --set registers.hows=mask,mean.")
-        values = [_value(each) for each in value.split(",")] if "," in value else _value(value)
+        values = [plain_value(each) for each in value.split(",")] if "," in value else plain_value(value)
         found.setdefault(part, {})[field] = values
     return found
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 FAITHFULNESS_HELP = CommandHelp(

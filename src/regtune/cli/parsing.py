@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
-import inspect
-import itertools
 import json
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 
 from regtune.config import AnswerConfig, DataConfig, RunConfig
 from regtune.errors import CheckpointError, ConfigError, unknown_name
+from regtune.recipes import plain_value
 from regtune.records import is_local
 from regtune.registry import TASKS
 
@@ -75,20 +71,17 @@ def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
         if name == "--task":
             task = value or (argv[index + 1] if index + 1 < len(argv) else task)
     kind = TASKS.get(task).settings
-    shared = {field.name for part in (DataConfig, AnswerConfig) for field in dataclasses.fields(part)}
-    hints, texts = get_type_hints(kind), _field_texts(kind)
-    own = [
-        (field.name, Annotated[hints[field.name], tyro.conf.arg(help=texts.get(field.name))], field)
-        for field in dataclasses.fields(kind)
-        if field.name not in shared
-    ]
-    settings = dataclasses.make_dataclass(
-        "Settings", [(name, hint, _default(field)) for name, hint, field in own], frozen=True, kw_only=True
-    )
+    own = _own(kind)
     given = dict(config.settings) if task == config.task else {}
     for name in given:
-        if name not in {each[0] for each in own}:
-            raise unknown_name(f"setting of the task {task}:", name, [each[0] for each in own])
+        if name not in own:
+            raise unknown_name(f"setting of the task {task}:", name, own)
+    hidden = [
+        (field.name, tyro.conf.Suppress[tyro.conf.Fixed[Any]], dataclasses.field(default=field.default))  # type: ignore[misc]
+        for field in dataclasses.fields(kind)
+        if field.name not in own
+    ]
+    settings = dataclasses.make_dataclass("Settings", hidden, bases=(kind,), frozen=True, kw_only=True)
     typed = dataclasses.make_dataclass(
         "RunConfig",
         [("settings", settings), ("methods", Annotated[tuple[str, ...], tyro.conf.arg(help=_METHODS_HELP)])],
@@ -101,16 +94,18 @@ def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
     return typed, typed(**values)
 
 
+def _own(kind: type) -> list[str]:
+    """Settings that a task has for itself; the others take the values of the run's `data` and `answers`."""
+    shared = {field.name for part in (DataConfig, AnswerConfig) for field in dataclasses.fields(part)}
+    return [field.name for field in dataclasses.fields(kind) if field.name not in shared]
+
+
 def without_types(config: Any) -> RunConfig:
     """The plain config of one that `with_settings` made; settings that have their default are left out."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    typed = values["settings"]
-    default = type(typed)()
-    values["settings"] = {
-        field.name: getattr(typed, field.name)
-        for field in dataclasses.fields(typed)
-        if getattr(typed, field.name) != getattr(default, field.name)
-    }
+    typed, default = values["settings"], type(values["settings"])()
+    own = {name: getattr(typed, name) for name in _own(type(typed))}
+    values["settings"] = {name: value for name, value in own.items() if value != getattr(default, name)}
     values["methods"] = dict(map(_method, values["methods"]))
     return RunConfig(**values)
 
@@ -128,35 +123,8 @@ def _method(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not equals:
             raise ConfigError(f"--methods {text}: {part!r} is no setting. Write {name}:key=value,key=value.")
-        settings[key.strip()] = _value(value)
+        settings[key.strip()] = plain_value(value)
     return name, settings
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)  # YAML 1.1 takes 1e-4 for a text
-    except ValueError:
-        return text
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=field.default_factory)
-    return dataclasses.field(default=field.default)
-
-
-def _field_texts(kind: type) -> dict[str, str]:
-    """What the source says below each field of a dataclass."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__[:-1]):
-        with contextlib.suppress(OSError, TypeError, SyntaxError):
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-            lines = getattr(body, "body", [])
-            for line, below in itertools.pairwise(lines):
-                named = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-                if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                    found[line.target.id] = str(below.value.value)
-    return found
 
 
 def context_of(context: str | None, context_file: str | None) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regtune.config import RunConfig, to_dict
 from regtune.errors import ConfigError
-from regtune.recipes import settings_from_dict
 from regtune.registry import METHODS
+from regtune.typed import typed
 
 if TYPE_CHECKING:
     from regtune.interfaces import Method
@@ -35,7 +35,7 @@ def methods_of(config: RunConfig) -> tuple[Used, ...]:
     used = [Used(METHODS.get("registers"), config.registers)] if config.registers.num_registers else []
     for name, given in config.methods.items():
         method = METHODS.get(name)
-        used.append(Used(method, settings_from_dict(method.settings, given, f"methods.{name}")))
+        used.append(Used(method, typed(method.settings, dict(given), f"methods.{name}")))
     for first, second in itertools.permutations((each.method for each in used), 2):
         if first.base == "kept" and second.base in _CLASHES:
             raise ConfigError(

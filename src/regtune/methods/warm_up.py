@@ -28,10 +28,8 @@ from torch import Tensor, nn
 from regtune.config import Count, Rate, RunConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
 from regtune.interfaces import Method
-from regtune.models.loading import quiet_transformers, resolve_model
 from regtune.models.precision import autocast, device_of, resolve_precision
 from regtune.progress import each
-from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import backbone_of, num_registers, register_parameters, register_positions
 from regtune.training.batches import BatchOrder
 from regtune.training.cpu_dropout import FastCpuDropout
@@ -119,18 +117,14 @@ def masked_lm_on(model: nn.Module, config: RunConfig) -> Any:
     Raises:
         UnsupportedModelError: transformers has no masked-LM head for this architecture.
     """
-    from transformers import AutoModelForMaskedLM
+    from regtune.session import load_model
 
     backbone = backbone_of(model)
-    attention = None if config.training.attention == "auto" else config.training.attention
+    trusted = config.trust_remote_code == config.model
     try:
-        with quiet_transformers():
-            masked: Any = from_pretrained(
-                AutoModelForMaskedLM,
-                resolve_model(config.model),
-                attn_implementation=attention,
-                trust_remote_code=config.trust_remote_code == config.model,
-            )
+        masked = load_model(
+            "AutoModelForMaskedLM", config.model, attention=config.training.attention, trust_remote_code=trusted
+        )
     except ValueError as error:
         raise UnsupportedModelError(
             f"{config.model} can't be warmed up: transformers has no masked-LM head for it ({error})."

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import PreTrainedModel
-
 from regtune.errors import CheckpointError
 from regtune.models.minilm import minilm_folder
-from regtune.models.safety import needs_code
-from regtune.registers.saving import from_pretrained
+from regtune.models.safety import needs_code, read_model_config
 
 MINILM = "minilm"
 """The name of the model that comes with the `demo` extra."""
@@ -34,29 +31,6 @@ def resolve_model(name: str | Path) -> str:
     return str(path.expanduser()) if looks_local else str(name)
 
 
-def load_question_answering_model(
-    name: str | Path,
-    *,
-    attention: Literal["auto", "sdpa", "eager"] = "auto",
-    trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """A model with a head for start and end logits; the head is new (from torch's random state) where there is none.
-
-    Raises:
-        CheckpointError: the model can't be found or read.
-        MissingExtraError: `minilm` without the `demo` extra.
-    """
-    from transformers import AutoModelForQuestionAnswering
-
-    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
-    source = resolve_model(name)
-    with quiet_transformers():  # the report on the new head's weights is expected, not news
-        model: PreTrainedModel = from_pretrained(
-            AutoModelForQuestionAnswering, source, trust_remote_code=trust_remote_code, **options
-        )
-    return model
-
-
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Inside, transformers shows no progress bar and says nothing below an error; afterwards it is as before."""
@@ -71,6 +45,22 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_config(name: str | Path) -> Any:
+    """A model's config, as transformers has it.
+
+    Raises:
+        CheckpointError: there is none, it holds no settings, or it would run code.
+    """
+    from transformers import AutoConfig
+
+    read_model_config(name)  # says what is wrong with a config that is none
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        code = "trust_remote_code" in str(error)
+        raise CheckpointError(needs_code(name) if code else f"{name} can't be loaded: {error}") from error
 
 
 Need = Literal["pad", "sep"]

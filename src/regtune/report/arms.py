@@ -9,9 +9,10 @@ from functools import cache
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
-from regtune.recipes import settings_from_dict, upgraded
+from regtune.recipes import upgraded
 from regtune.records import RunRecord, file_name
 from regtune.registry import METHODS
+from regtune.typed import typed
 
 BASELINE, REGISTERS = "baseline", "registers"
 ON_REPORTED = "the checkpoint that scored best on {}, which is reported here"
@@ -183,7 +184,7 @@ def _method(name: str, given: Mapping[str, Any]) -> str:
     if name not in METHODS:
         return name
     method = METHODS.get(name)
-    return str(method.label(settings_from_dict(method.settings, given, f"methods.{name}")))
+    return str(method.label(typed(method.settings, dict(given), f"methods.{name}")))
 
 
 def _is_prompt(registers: Mapping[str, Any]) -> bool:

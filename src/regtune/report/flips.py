@@ -207,7 +207,7 @@ def _texts(source: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     if not Path(source).is_file() and not source.startswith("embedded:"):
         return {}
     try:
-        examples = load_questions([source], on_bad_record="skip", for_training=False).examples
+        examples = load_questions([source], on_bad_record="skip", for_training=False).items
     except RegtuneError:
         return {}
     return {e.id: (e.question, tuple(dict.fromkeys(answer.text for answer in e.answers))) for e in examples}

@@ -101,7 +101,7 @@ def compare(arms: Sequence[Arm]) -> DemoResult:
     from regtune.tasks.qa.data.sources import load_questions
 
     first, second = arms[0], arms[-1]
-    examples = [example for example in load_questions([DEV]).examples if example.id in first.answers]
+    examples = [example for example in load_questions([DEV]).items if example.id in first.answers]
     difference, error = {}, {}
     for metric in ("exact_match", "f1"):
         pairs = [float(second.answers[e.id][metric]) - float(first.answers[e.id][metric]) for e in examples]

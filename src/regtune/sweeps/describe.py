@@ -32,22 +32,12 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _model_facts(target: Target) -> dict[str, Any]:
-    from transformers import AutoConfig
-
     from regtune.families import family_of
-    from regtune.models.loading import resolve_model
-    from regtune.models.safety import needs_code, read_model_config
+    from regtune.models.loading import load_config, resolve_model
     from regtune.registers.surgery import CONFIG_KEY
 
     location = resolve_model(target.model)
-    try:
-        read_model_config(location)  # says what is wrong with a config that is none
-        config: Any = AutoConfig.from_pretrained(location, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        unread = (
-            needs_code(target.name) if "trust_remote_code" in str(error) else f"{target.name} can't be loaded: {error}"
-        )
-        raise CheckpointError(unread) from error
+    config = load_config(location)
     adapter = read_json(file) if (file := Path(location) / "adapter_config.json").is_file() else {}
     try:
         family = family_of(config).name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regtune.config import DataConfig, RunConfig, to_dict
+from regtune.config import RunConfig, to_dict
 from regtune.models.precision import resolve_precision
 from regtune.progress import begin_stage, stages
 from regtune.records import now, versions, write_json
@@ -16,7 +16,6 @@ from regtune.registry import TASKS
 from regtune.session import Session, SharedInputs, Target, fitted, open_target, settings_of
 from regtune.session import open as open_session
 from regtune.tables import Table
-from regtune.tasks.qa.windows import fitting
 
 EVALUATION_FILE = "evaluation.json"
 _COLUMNS = {
@@ -146,12 +145,6 @@ def _open(target: Target, config: RunConfig) -> Session:
 
 def _that_stops_at_no_question(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, on_long_question="truncate"))
-
-
-def shorter(data: DataConfig, max_length: int) -> DataConfig:
-    """The same settings with windows of `max_length` tokens; stride and questions are made to fit where they don't."""
-    stride, question = fitting(max_length, data.stride, data.max_question_length)
-    return dataclasses.replace(data, max_length=max_length, stride=stride, max_question_length=question)
 
 
 def language_averages(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regtune.errors import DataError, shown
+from regtune.errors import DataError
 from regtune.interfaces import Examples
 from regtune.progress import begin_stage, stages
 from regtune.session import open as open_session
-from regtune.tasks.classify import decoded
-from regtune.tasks.qa.data.files import parse_json, read_bytes
+from regtune.tasks.files import decoded, read_bytes, records_of
 
 
 def predict(
@@ -56,18 +53,10 @@ def read_records(path: Path) -> list[Mapping[str, Any]]:
     if path.is_dir():
         files = sorted(one for one in path.iterdir() if one.is_file() and not one.name.startswith("."))
         return [{"id": one.name, "text": decoded(read_bytes(one), str(one), "auto")} for one in files]
-    raw = read_bytes(path)
-    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if kind in (".json", ".jsonl", ".ndjson"):
-        parsed = parse_json(raw, str(path))
-        values = [one for _, value in parsed.values for one in (value if isinstance(value, list) else [value])]
-        bad = [f"{place}: {problem}" for place, problem in parsed.broken]
-        bad += [f"{shown(value)} is no object with fields" for value in values if not isinstance(value, dict)]
-        if bad:
-            raise DataError(f"{path}, {bad[0]}. Write one JSON object a line.")
-        return values
-    text = decoded(raw, str(path), "auto")
-    if kind in (".csv", ".tsv"):
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="," if kind == ".csv" else "\t", strict=True)
-        return list(rows)
-    return [{"text": line} for line in text.splitlines() if line.strip()]
+    found: list[Mapping[str, Any]] = []
+    for _, record in records_of(path):
+        if isinstance(record, DataError):
+            raise record
+        if record and not (isinstance(record, str) and not record.strip()):
+            found.append({"text": record} if isinstance(record, str) else record)
+    return found

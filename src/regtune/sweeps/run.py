@@ -68,7 +68,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
     Args:
         config: the run.
         progress: say on standard error how far it is.
-        inputs: rows and base weights that several runs of this process share.
+        inputs: examples and rows that several runs of this process share.
 
     Returns:
         The record that `run.json` in `config.output_dir` holds.

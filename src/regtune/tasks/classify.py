@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from regtune.config import AnswerConfig, DataConfig
-from regtune.errors import ConfigError, DataError, MissingExtraError, shown
+from regtune.errors import ConfigError, DataError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Task
 from regtune.registers.surgery import register_positions
-from regtune.tasks.qa.data.files import parse_json, read_bytes
+from regtune.tasks.files import hub_rows, records_of, table
 from regtune.texts import TextRow, text_rows
 
 if TYPE_CHECKING:
@@ -131,6 +129,8 @@ class Classification(Task):
             count = len(items)
             for place, record in _records(name, settings):
                 try:
+                    if isinstance(record, DataError):
+                        raise record
                     items.append(_example(f"{Path(name).name}:{len(items) - count + 1}", record, place, settings))
                 except DataError as error:
                     if settings.on_bad_record == "raise":
@@ -257,103 +257,31 @@ def _index(item: LabelledText, names: Sequence[str]) -> int:
 # Reading
 
 
-def _records(name: str, settings: ClassifySettings) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every record of a set, behind its place."""
+def _records(name: str, settings: ClassifySettings) -> Iterator[tuple[str, Any]]:
+    """Every record of a set behind its place; a `DataError` in place of one says what is wrong."""
+    header = not any((column or "").isdecimal() for column in (settings.label_column, settings.text_column))
     if name in _EMBEDDED:
         path = resources.files("regtune.tasks").joinpath(f"classes/{name.partition(':')[2]}.tsv")
-        yield from _table(path.read_text(encoding="utf-8"), "\t", name, settings)
-        return
-    if name.startswith("hub:"):
+        yield from table(path.read_text(encoding="utf-8"), "\t", name)
+    elif name.startswith("hub:"):
         yield from _hub(name)
-        return
-    path_ = Path(name)
-    raw = read_bytes(path_)
-    kind = path_.with_suffix("").suffix if path_.suffix == ".gz" else path_.suffix
-    if kind in (".json", ".jsonl", ".ndjson"):
-        yield from _json(raw, name)
-    elif kind in (".csv", ".tsv"):
-        yield from _table(decoded(raw, name, settings.encoding), "," if kind == ".csv" else "\t", name, settings)
     else:
-        yield from _lines(decoded(raw, name, settings.encoding), name)
+        for place, record in records_of(Path(name), encoding=settings.encoding, header=header):
+            yield place, _labelled(record, place) if isinstance(record, str) else record
 
 
-def decoded(raw: bytes, name: str, encoding: str) -> str:
-    """Text in an encoding; `auto` takes UTF-8 or, where it isn't valid, latin-1.
-
-    Raises:
-        DataError: empty, or not that encoding.
-        ConfigError: no such encoding.
-    """
-    tried = ("utf-8-sig", "latin-1") if encoding == "auto" else (encoding,)
-    for one in tried:
-        try:
-            text = raw.decode(one)
-        except UnicodeDecodeError:
-            continue
-        except LookupError as error:
-            raise ConfigError(f"encoding={encoding!r} is none that Python knows; try utf-8 or latin-1.") from error
-        if not text.strip():
-            raise DataError(f"{name} is empty. Download or write it again.")
-        return text
-    raise DataError(f"{name} is not {encoding} text. Name its encoding, for example --settings.encoding latin-1.")
-
-
-def _lines(text: str, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(text.replace("\r\n", "\n").removesuffix("\n").split("\n"), start=1):
-        label, space, rest = line.partition(" ")
-        place = f"{name}, line {number}"
-        if not space or not label or not rest.strip():
-            yield place, {"": f"{shown(line)} is not a label, a space and a text, as in '1 a stirring film'"}
-        else:
-            yield place, {"label": label, "text": rest.strip()}
-
-
-def _table(text: str, delimiter: str, name: str, settings: ClassifySettings) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    if any((column or "").isdecimal() for column in (settings.label_column, settings.text_column)):
-        header = []
-    try:
-        for row in reader:
-            place = f"{name}, line {reader.line_num}"
-            if header is None:
-                header = [column.strip() for column in row]
-            elif not any(cell.strip() for cell in row):
-                continue
-            elif header and len(row) != len(header):
-                yield place, {"": f"it has {len(row)} cells where the header has {len(header)}"}
-            else:
-                yield place, dict(zip(header or map(str, range(len(row))), row, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{name}, line {reader.line_num}: {error}. Quote cells that hold quotes or breaks.") from error
-
-
-def _json(raw: bytes, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    parsed = parse_json(raw, name)
-    for place, problem in parsed.broken:
-        yield f"{name}, {place}", {"": problem}
-    for place, value in parsed.values:
-        inside = value if isinstance(value, list) else [value]
-        for index, record in enumerate(inside):
-            where = f"{name}, {place or f'record {index + 1}'}"
-            yield where, record if isinstance(record, dict) else {"": f"{shown(record)} is no object with fields"}
+def _labelled(line: str, place: str) -> Any:
+    label, space, rest = line.partition(" ")
+    if not space or not label or not rest.strip():
+        return DataError(f"{place}: {shown(line)} is not a label, a space and a text, as in '1 a stirring film'.")
+    return {"label": label, "text": rest.strip()}
 
 
 def _hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     parts = name.split(":")[1:]
     if len(parts) not in (2, 3):
         raise ConfigError(f"The data set {name!r} must be written hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT.")
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "hub", f"Loading {name}") from error
-    try:
-        found: Any = datasets.load_dataset(*parts[:-1], split=parts[-1])
-    except Exception as error:  # a dozen kinds, network and format alike; all mean the same to the user
-        detail = f"{type(error).__name__}: {error}".strip()
-        raise DataError(
-            f"{name} cannot be loaded ({detail}). Check the network, or give the path of a file."
-        ) from error
+    found = hub_rows(name, *parts[:-1], split=parts[-1])
     classes = {column: kind.names for column, kind in found.features.items() if hasattr(kind, "names")}
     for index, record in enumerate(found):
         named = {key: classes[key][record[key]] for key in classes if isinstance(record[key], int) and record[key] >= 0}
@@ -363,8 +291,6 @@ def _hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _example(
     id_: str, record: Mapping[str, Any], place: str, settings: ClassifySettings, *, need_label: bool = True
 ) -> LabelledText:
-    if "" in record and len(record) == 1:
-        raise DataError(f"{place}: {record['']}.")
     text = _cell(record, settings.text_column, TEXTS, "text", place)
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{place}: the text is {shown(text)}; a text with at least one word is needed.")

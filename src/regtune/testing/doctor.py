@@ -14,11 +14,11 @@ import torch
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError
 from regtune.families import family_of
-from regtune.models.loading import load_question_answering_model, load_tokenizer
+from regtune.models.loading import load_tokenizer
 from regtune.models.precision import best_device, has_bfloat16
 from regtune.progress import begin_stage, stages
 from regtune.registers.surgery import add_registers, backbone_of, find_registers, max_text_length
-from regtune.session import open_target
+from regtune.session import load_model, open_target
 from regtune.tables import Column, Table
 from regtune.testing.invariants import INVARIANTS, NotApplicableError
 from regtune.testing.subject import BrokenInvariantError, Subject
@@ -91,7 +91,7 @@ def _examine(name: str, registers: RegisterConfig, seed: int) -> Report:
     begin_stage(f"opening {name}")
     location = open_target(name).model
     torch.manual_seed(seed)
-    model: Any = load_question_answering_model(location)
+    model = load_model("AutoModelForQuestionAnswering", location)
     model.float().eval()
     tokenizer, about_tokenizer = _tokenizer(location)
     own = find_registers(model)

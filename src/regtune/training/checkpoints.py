@@ -6,8 +6,8 @@ checked here first.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import hashlib
 import json
 import os
 import pickle
@@ -22,24 +22,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regtune.errors import CheckpointError, TrainingError
+from regtune.errors import CheckpointError, DataError, TrainingError
+from regtune.records import checksums, read_typed, write_bytes, write_json
 
 SEAL = "complete.json"
-"""Written last: the fingerprint of the run and size and SHA-256 of every file. Without it a checkpoint is no one's."""
+"""Written last: the fingerprint of the run and the SHA-256 of every file. Without it a checkpoint is no one's."""
 _UNFINISHED = ".unfinished-"
 _WEIGHTS = ("model.safetensors", "pytorch_model_fsdp")  # the second is FSDP's folder of shards
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint, as its seal describes it."""
 
-    path: Path
+    fingerprint: str
     step: int
     best_step: int | None
     """Step of the best checkpoint so far, when this one was written."""
     seconds: float
     """Training time until here, evaluations left out."""
+    files: dict[str, str]
+    """Name to SHA-256."""
 
 
 class CheckpointStore:
@@ -71,7 +74,7 @@ class CheckpointStore:
                 f"{self.fingerprint}). Choose another output_dir, or delete that folder to start afresh."
             )
         if not owner.exists():
-            write_atomically(owner, self.fingerprint + "\n")
+            write_bytes(owner, f"{self.fingerprint}\n".encode())
 
     def unfinished(self, step: int, *, needed: int = 0) -> Path:
         """A hidden folder to write the checkpoint of a step into.
@@ -88,9 +91,8 @@ class CheckpointStore:
     def seal(self, step: int, **facts: Any) -> Path:
         """Checksums the hidden folder of a step, makes it durable and gives it its name."""
         path = self.unfinished(step)
-        files = {str(file.relative_to(path)): _fact(file) for file in sorted(path.rglob("*")) if file.is_file()}
-        seal = {"fingerprint": self.fingerprint, "step": step, "files": files, **facts}
-        write_atomically(path / SEAL, json.dumps(seal, indent=1))
+        sealed = Checkpoint(fingerprint=self.fingerprint, step=step, files=checksums(path, _files(path)), **facts)
+        write_json(path / SEAL, dataclasses.asdict(sealed))
         final = self.path(step)
         _remove(final)
         path.rename(final)
@@ -113,26 +115,20 @@ class CheckpointStore:
     def what_is_kept(self) -> str:
         """A sentence that names the checkpoint from which a run would continue."""
         newest = self.newest()
-        return f"The last good checkpoint is {newest.path}." if newest else "There is no earlier checkpoint."
+        return f"The last good checkpoint is {self.path(newest.step)}." if newest else "There is no earlier checkpoint."
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint whose best checkpoint is complete too; those passed over go to `skipped`."""
         self.skipped.clear()
         for step in reversed(self.steps()):
-            checkpoint = self._usable(step)
-            if checkpoint is not None:
+            try:
+                checkpoint = self.read(step)
+                if checkpoint.best_step is not None:
+                    self.read(checkpoint.best_step)
                 return checkpoint
+            except CheckpointError as error:
+                self.skipped.append(f"{self.path(step)} was passed over: {error}")
         return None
-
-    def _usable(self, step: int) -> Checkpoint | None:
-        try:
-            checkpoint = self.read(step)
-            if checkpoint.best_step is not None:
-                self.read(checkpoint.best_step)
-        except CheckpointError as error:
-            self.skipped.append(f"{self.path(step)} was passed over: {error}")
-            return None
-        return checkpoint
 
     def read(self, step: int) -> Checkpoint:
         """Checks a checkpoint against its seal.
@@ -142,27 +138,24 @@ class CheckpointStore:
         """
         path = self.path(step)
         try:
-            seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
-            files, fingerprint = dict(seal["files"]), seal["fingerprint"]
-            checkpoint = Checkpoint(
-                path=path, step=int(seal["step"]), best_step=seal["best_step"], seconds=float(seal["seconds"])
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path / SEAL} cannot be read ({error}); the checkpoint is not complete.") from error
-        if fingerprint != self.fingerprint:
-            raise CheckpointError(f"{path} was written by another configuration (fingerprint {fingerprint}).")
-        there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {SEAL}
-        if there - files.keys():
-            raise CheckpointError(f"{path} holds {min(there - files.keys())}, which isn't in its seal.")
+            seal: Checkpoint = read_typed(path / SEAL, Checkpoint, remedy="The checkpoint is not complete.")
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+        files = seal.files
+        if seal.fingerprint != self.fingerprint:
+            raise CheckpointError(f"{path} was written by another configuration (fingerprint {seal.fingerprint}).")
+        unknown = set(_files(path)) - files.keys() - {SEAL}
+        if unknown:
+            raise CheckpointError(f"{path} holds {min(unknown)}, which isn't in its seal.")
         if not any(name.startswith(_WEIGHTS) for name in files):
             raise CheckpointError(f"{path} has no model.safetensors; weights are never read from a pickle.")
         for name, expected in files.items():
             if not (path / name).is_file():
                 raise CheckpointError(f"{path / name} is missing.")
-            if _fact(path / name) != expected:
+            if checksums(path, [name])[name] != expected:
                 raise CheckpointError(f"{path / name} was cut short or changed since it was sealed.")
             _refuse_pickle(path / name, fsdp=any(other.startswith(_WEIGHTS[1]) for other in files))
-        return checkpoint
+        return seal
 
     def keep(self, steps: Iterable[int]) -> None:
         """Removes all checkpoints but these."""
@@ -185,15 +178,20 @@ def save_model(folder: Path, *parts: Any) -> None:
             part.save_pretrained(partial)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        free = shutil.disk_usage(folder.parent).free
-        raise TrainingError(
-            f"The trained model could not be written to {folder}: {error}. {free / 1e6:,.0f} MB are free there. The "
-            "training isn't lost: its checkpoints are kept. Make room and start the same command again; it goes on "
-            "from the last one."
-        ) from error
+        kept = "The training isn't lost: its checkpoints are kept."
+        raise unwritten("The trained model", folder, error, kept) from error
     _remove(folder)
     partial.rename(folder)
     _sync(folder.parent)
+
+
+def unwritten(what: str, place: Path, error: Exception, kept: str, needed: int = 0) -> TrainingError:
+    """The error for a model or a checkpoint for which there was no room; `needed` bytes, where known."""
+    size = f"It needs {needed / 1e6:,.0f} MB, and " if needed else ""
+    free = f"{size}{shutil.disk_usage(place.parent).free / 1e6:,.0f} MB are free there."
+    return TrainingError(
+        f"{what} could not be written to {place}: {error}. {free} Make room and start the same command again. {kept}"
+    )
 
 
 def write_state(path: Path, state: Any) -> None:
@@ -299,22 +297,8 @@ def _refuse_pickle(file: Path, *, fsdp: bool) -> None:
             raise CheckpointError(f"{file} is not the description of a sharded checkpoint: {error!s:.300}") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that is either whole or not there."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _fact(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+def _files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
 def _remove(path: Path) -> None:

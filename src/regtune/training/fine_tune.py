@@ -11,25 +11,26 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch.distributed import DistError
 from transformers import TrainingArguments
 
 from regtune.config import TrainConfig
 from regtune.errors import CheckpointError, TrainingError
 from regtune.interfaces import Metric, Rows
 from regtune.models.loading import quiet_transformers
-from regtune.models.precision import Precision, has_bfloat16, resolve_precision
+from regtune.models.precision import has_bfloat16, resolve_precision
 from regtune.registers.surgery import num_registers
 from regtune.training.batches import BatchOrder, Collator, check_rows, length_multiple
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike
 from regtune.training.parameter_groups import register_group
-from regtune.training.run_flow import Progress, RunFlow
-from regtune.training.trainer import Claims, Evaluate, RegisterTrainer
+from regtune.training.trainer import Claims, Evaluate, Progress, RegisterTrainer, RunFlow
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+_LOST = re.compile(r"gloo|nccl|by peer|broken pipe|socket ?timeout", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -89,71 +90,50 @@ def fine_tune(
     Raises:
         DataError: no rows, or one that is too long.
         CheckpointError: `output_dir` belongs to another configuration.
-        TrainingError: NaN, full disk or out of memory; the message says what to try.
+        TrainingError: NaN, full disk, out of memory or another process gone; the message says what to try.
     """
     check_rows(rows, max_length)
     store = CheckpointStore(output_dir / "checkpoints", fingerprint=fingerprint)
     arguments = _arguments(config, store.root, choose)
-    with arguments.main_process_first(local=False):
-        store.open()
-    checkpoint = store.newest()
-    notes = list(store.skipped)
-    precision = resolve_precision(config.precision, arguments.device)
-    if precision == "bfloat16" and not has_bfloat16(arguments.device):
-        notes.append(f"precision=bfloat16 is only emulated on this {arguments.device.type}; try float32 here.")
-    claims = claims or (lambda of: [register_group(of, config)])
-    run = _Run(model, rows, config, arguments, store, precision, evaluate, claims, on_progress)
-    with quiet_transformers(), _prepared(model, config, arguments.device), _explained(run, max_length):
-        trainer = _train(run, max_length, checkpoint)
+    said = f"batch_size={config.batch_size}, max_length={max_length}, num_registers={num_registers(model)}"
+    with quiet_transformers(), _explained(arguments, store, said), _prepared(model, config, arguments.device):
+        with arguments.main_process_first(local=False):
+            store.open()
+        checkpoint = store.newest()
+        notes = list(store.skipped)
+        precision = resolve_precision(config.precision, arguments.device)
+        if precision == "bfloat16" and not has_bfloat16(arguments.device):
+            notes.append(f"precision=bfloat16 is only emulated on this {arguments.device.type}; try float32 here.")
+        step_rows = config.batch_size * config.gradient_accumulation_steps * arguments.world_size
+        steps_per_epoch = math.ceil(len(rows) / step_rows)
+        grouped = config.batching == "length_grouped"
+        trainer = RegisterTrainer(
+            model,
+            arguments,
+            config=config,
+            order=BatchOrder(rows.lengths, step_rows, data_seed=config.data_seed, group=grouped),
+            precision=precision,
+            run_evaluation=evaluate,
+            claims=claims or (lambda of: [register_group(of, config)]),
+            store=store,
+            train_dataset=range(len(rows)),
+            data_collator=Collator(
+                rows, length=None if grouped else max_length, multiple_of=length_multiple(arguments.device)
+            ),
+        )
+        flow = RunFlow(trainer, steps_per_epoch=steps_per_epoch, on_progress=on_progress)
+        trainer.add_callback(flow)
+        trainer.stopwatch.before = checkpoint.seconds if checkpoint else 0.0
+        try:
+            if checkpoint is not None and checkpoint.step >= math.ceil(config.epochs * steps_per_epoch):
+                trainer.restore_finished(store.path(checkpoint.step))
+            else:
+                trainer.train(resume_from_checkpoint=str(store.path(checkpoint.step)) if checkpoint else None)
+        finally:
+            flow.close()
+        trainer.load_best()
+        trainer.release()
     return _result(trainer, checkpoint, notes)
-
-
-class _Run(NamedTuple):
-    """What `fine_tune` was given, made ready."""
-
-    model: Any
-    rows: Rows[Any]
-    config: TrainConfig
-    arguments: TrainingArguments
-    store: CheckpointStore
-    precision: Precision
-    evaluate: Evaluate | None
-    claims: Claims
-    on_progress: Progress | None
-
-
-def _train(run: _Run, max_length: int, checkpoint: Checkpoint | None) -> RegisterTrainer:
-    config, arguments = run.config, run.arguments
-    step_rows = config.batch_size * config.gradient_accumulation_steps * arguments.world_size
-    grouped = config.batching == "length_grouped"
-    collator = Collator(run.rows, length=None if grouped else max_length, multiple_of=length_multiple(arguments.device))
-    lengths = run.rows.lengths
-    trainer = RegisterTrainer(
-        run.model,
-        arguments,
-        config=config,
-        order=BatchOrder(lengths, step_rows, data_seed=config.data_seed, group=grouped),
-        precision=run.precision,
-        run_evaluation=run.evaluate,
-        claims=run.claims,
-        store=run.store,
-        train_dataset=range(len(lengths)),
-        data_collator=collator,
-    )
-    steps_per_epoch = math.ceil(len(lengths) / step_rows)
-    flow = RunFlow(trainer, steps_per_epoch=steps_per_epoch, on_progress=run.on_progress)
-    trainer.add_callback(flow)
-    trainer.stopwatch.before = checkpoint.seconds if checkpoint else 0.0
-    try:
-        if checkpoint is not None and checkpoint.step >= math.ceil(config.epochs * steps_per_epoch):
-            trainer.restore_finished(checkpoint.path)
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-    finally:
-        flow.close()
-    trainer.load_best()
-    trainer.release()
-    return trainer
 
 
 @contextlib.contextmanager
@@ -180,21 +160,29 @@ def _prepared(model: Any, config: TrainConfig, device: torch.device) -> Iterator
 
 
 @contextlib.contextmanager
-def _explained(run: _Run, max_length: int) -> Iterator[None]:
-    """Turns what torch raises when memory runs out, or a checkpoint holds code, into a sentence for a person."""
+def _explained(arguments: TrainingArguments, store: CheckpointStore, said: str) -> Iterator[None]:
+    """Turns what torch raises into a sentence for a person: no memory, another process gone, a checkpoint with code."""
     try:
         yield
+    except TrainingError:
+        raise
     except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))) or isinstance(error, TrainingError):
-            raise
-        raise TrainingError(
-            f"Out of memory on {run.arguments.device} with batch_size={run.config.batch_size}, "
-            f"max_length={max_length}, num_registers={num_registers(run.model)}. Try a smaller batch_size with more "
-            f"gradient_accumulation_steps, or gradient_checkpointing=true. {run.store.what_is_kept()}"
-        ) from error
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            raise TrainingError(
+                f"Out of memory on {arguments.device} with {said}. Try a smaller batch_size with more "
+                f"gradient_accumulation_steps, or gradient_checkpointing=true. {store.what_is_kept()}"
+            ) from error
+        if arguments.world_size > 1 and (isinstance(error, DistError) or _LOST.search(str(error))):
+            raise TrainingError(
+                f"Process {arguments.process_index} of {arguments.world_size} (counted from 0) can't reach another one "
+                "any more and stops: that one was killed, ran out of memory or failed, which its own output tells. "
+                "Start the same command again, in all processes: it continues from the last checkpoint. "
+                f"{store.what_is_kept()}"
+            ) from error
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"A checkpoint in {run.store.root} holds more than numbers and is not loaded, because a pickle can run "
+            f"A checkpoint in {store.root} holds more than numbers and is not loaded, because a pickle can run "
             f"any code. Delete that folder to start afresh. ({str(error).splitlines()[0]})"
         ) from error
 

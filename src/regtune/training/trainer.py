@@ -1,11 +1,12 @@
-"""The small part of `transformers.Trainer` that regtune does its own way."""
+"""The small part of `transformers.Trainer` that regtune does its own way, and what happens when in a run."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import math
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,19 +18,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from regtune.config import TrainConfig
 from regtune.errors import CheckpointError, ConfigError, TrainingError
 from regtune.interfaces import Group
 from regtune.models.precision import Precision, autocast
+from regtune.progress import steps
 from regtune.training.batches import BatchOrder
-from regtune.training.checkpoints import CheckpointStore, read_state, write_state
+from regtune.training.checkpoints import CheckpointStore, read_state, unwritten, write_state
 from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups
 
 Evaluate = Callable[[Any], Mapping[str, float]]
+Progress = Callable[[int, int, float | None], None]
+"""Step, all steps, and the latest logged loss."""
 Claims = Callable[[Any], Sequence[Group]]
 """Parameters of a model that learn at rates of their own; asked when the optimiser is made."""
 
@@ -156,12 +160,9 @@ class RegisterTrainer(Trainer):
                 self._write_checkpoint(seconds)
             except (OSError, RuntimeError, SafetensorError) as error:
                 self.store.discard(step)
-                free = shutil.disk_usage(self.store.root).free
-                raise TrainingError(
-                    f"The checkpoint of step {step} could not be written to {self.store.path(step)}: {error}. It needs "
-                    f"{self.checkpoint_bytes() / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free there. Make room and "
-                    f"start the same command again. {self.store.what_is_kept()}"
-                ) from error
+                kept, needed = self.store.what_is_kept(), self.checkpoint_bytes()
+                what = f"The checkpoint of step {step}"
+                raise unwritten(what, self.store.path(step), error, kept, needed) from error
 
     def _write_checkpoint(self, seconds: float) -> None:
         step, best = self.state.global_step, self.state.best_global_step
@@ -216,21 +217,12 @@ class RegisterTrainer(Trainer):
                 getattr(self, name).load_state_dict(read_state(Path(checkpoint, name)))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state()}
-        state["torch"] = torch.get_rng_state()
-        state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        write_state(Path(output_dir, f"random_{self.args.process_index}"), state)
+        write_state(Path(output_dir, f"random_{self.args.process_index}"), _random_state())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         path = Path(checkpoint or "", f"random_{self.args.process_index}")
-        if checkpoint is None or not path.with_name(f"{path.name}.json").is_file():
-            return  # more processes than when it was written
-        state = read_state(path)
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
+        if checkpoint is not None and path.with_name(f"{path.name}.json").is_file():  # more processes may have begun
+            _set_random_state(read_state(path))
 
     def checkpoint_bytes(self) -> int:
         """About how large a checkpoint is: the weights, and two moments for each that is trained."""
@@ -262,40 +254,124 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.before = 0.0
-        self._left_out = 0.0
-        self._start: float | None = None
-        self._stop: float | None = None
+        self._since: float | None = None
 
     def start(self) -> None:
-        """Training begins."""
-        self._start, self._stop = time.perf_counter(), None
+        """Training goes on."""
+        self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Training is over."""
-        self._stop = time.perf_counter()
+        """Training stands still."""
+        self.before, self._since = self.seconds, None
 
     @property
     def seconds(self) -> float:
         """Time so far."""
-        if self._start is None:
-            return self.before
-        now = time.perf_counter() if self._stop is None else self._stop
-        return self.before + now - self._start - self._left_out
+        return self.before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """What happens inside does not count."""
-        start = time.perf_counter()
+        self.stop()
         yield
-        self._left_out += time.perf_counter() - start
+        self.start()
+
+
+class RunFlow(TrainerCallback):
+    """Says when to evaluate and save, which epoch's order is due, and how far training has come."""
+
+    def __init__(self, trainer: RegisterTrainer, *, steps_per_epoch: int, on_progress: Progress | None) -> None:
+        self.trainer = trainer
+        self.steps_per_epoch = steps_per_epoch
+        parts = trainer.config.evals_per_epoch
+        self.due = {max(1, round(steps_per_epoch * part / parts)) for part in range(1, parts + 1)}
+        self.on_progress = on_progress
+        self.inside = contextlib.ExitStack()
+        self.tell: Callable[[int, str], None] = lambda *_: None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock and the count of steps."""
+        self.trainer.stopwatch.start()
+        self.tell = self.inside.enter_context(steps(state.max_steps, "steps", done=state.global_step))
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Chooses the order of the epoch that begins or is resumed."""
+        self.trainer.order.set_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Notes the learning rates of the step."""
+        assert self.trainer.optimizer is not None
+        self.trainer.rates = {group["name"]: float(group["lr"]) for group in self.trainer.optimizer.param_groups}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Asks for a log line, an evaluation and a checkpoint where they are due, and says how far it is."""
+        if args.device.type == "cpu" and state.global_step % _TRIMMED_EVERY == 0:
+            return_freed_memory()
+        within = (state.global_step - 1) % self.steps_per_epoch + 1
+        if within in self.due or state.global_step >= state.max_steps:
+            control.should_log = control.should_save = True
+            control.should_evaluate = self.trainer.run_evaluation is not None
+        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
+        self.tell(state.global_step, "" if loss is None else f"loss {loss:.3f}")
+        if self.on_progress is not None and state.is_world_process_zero:
+            self.on_progress(state.global_step, state.max_steps, loss)
+        return control
+
+    def close(self) -> None:
+        """Stops the clock and the count, however training ended."""
+        self.trainer.stopwatch.stop()
+        self.inside.close()
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 @contextlib.contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Gives Python's, numpy's and torch's random states back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    state = _random_state()
+    try:
         yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+    finally:
+        _set_random_state(state)
+
+
+_TRIMMED_EVERY = 2
+"""Steps between two calls of `return_freed_memory`; each costs some milliseconds."""
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+    return found
+
+
+def return_freed_memory() -> bool:
+    """Gives free pages of the C library's heap back to the system; True if there was something to give back.
+
+    Batches of many lengths leave holes of many sizes in it: the process grew to three times its working set over an
+    epoch. glibc gives whole free pages back when it is asked to; elsewhere this does nothing.
+    """
+    trim = _malloc_trim()
+    return bool(trim and trim(0))

@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from analyses.attribution.explained import lively
-from regtune.analyses.attribution.explain import explain
+from regtune.analyses.attribution.attribute import attribute
 from regtune.config import RegisterConfig
 from regtune.errors import UnsupportedModelError
 from regtune.registers.surgery import add_registers
@@ -24,7 +24,7 @@ def made(family, attention, registers):
 @pytest.mark.parametrize("registers", [0, 4])
 @pytest.mark.parametrize("method", ["attnlrp", "cp-lrp"])
 def test_the_ledger_of_the_next_token_closes(family, attention, registers, method):
-    for one in explain(made(family, attention, registers), tiny.inputs(family, pad=4), method=method):
+    for one in attribute(made(family, attention, registers), tiny.inputs(family, pad=4), method=method):
         assert abs(one.value - one.total) < 1e-8
         assert abs(one.residual) < 1e-8
         assert len(one.registers) == registers
@@ -33,11 +33,11 @@ def test_the_ledger_of_the_next_token_closes(family, attention, registers, metho
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
 def test_a_method_that_puts_other_words_in_keeps_the_registers(family):
-    for one in explain(made(family, "sdpa", 4), tiny.inputs(family, pad=4), method="gradient-input"):
+    for one in attribute(made(family, "sdpa", 4), tiny.inputs(family, pad=4), method="gradient-input"):
         assert len(one.registers) == 4
         assert one.registers.any()
 
 
 def test_capped_scores_have_no_rules():
     with pytest.raises(UnsupportedModelError, match="no relevance rules for model_type='gemma2'"):
-        explain(made("gemma2", "eager", 0), tiny.inputs("gemma2"), method="attnlrp")
+        attribute(made("gemma2", "eager", 0), tiny.inputs("gemma2"), method="attnlrp")

@@ -22,7 +22,7 @@ from regtune.errors import ConfigError, DataError, MissingExtraError, UnknownNam
 from regtune.registers.surgery import add_registers
 from regtune.report.overlays.pictures import read_pictures
 from regtune.targets import ClassLogit, StartLogit
-from regtune.tasks.qa.ask import ask
+from regtune.tasks.qa.question_answerer import ask
 from tiny import inputs, tiny_model
 from tiny_tokenizer import save_tiny, tiny_tokenizer
 

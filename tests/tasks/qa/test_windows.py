@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from regtune.tasks.qa.data.squad import read_squad
+from regtune.tasks.qa.data.sources import load_questions
 from regtune.tasks.qa.examples import Answer, QAExample
 from tasks.qa.tiny_tokenizers import CORPUS, LONG, answer_of, cut, every_kind, example, tokenizer_of
 
@@ -182,7 +182,7 @@ REAL = Path(__file__).parents[4] / "shared" / "data" / "tydiqa-goldp" / "en.dev.
 
 @pytest.mark.skipif(not REAL.is_file(), reason="the real data is not here")
 def test_real_questions_keep_their_answers():
-    examples = read_squad(REAL).examples[:50]
+    examples = load_questions(REAL).items[:50]
     made = cut(examples, tokenizer_of("roberta-byte-bpe"), max_length=384, stride=128, on_long_question="truncate")
     hits = [window for window in made.windows if window.start_position != window.null_position]
     assert {window.example for window in hits} == set(range(50)) - {

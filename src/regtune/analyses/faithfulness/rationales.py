@@ -25,8 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from regtune.errors import ConfigError, DataError
-from regtune.tasks.classify import decoded
-from regtune.tasks.qa.data.files import parse_json, read_bytes
+from regtune.tasks.files import decoded, parse_json, read_bytes
 from regtune.typed import typed
 
 AGREEMENTS = ("auprc", "f1_own_length")

@@ -206,22 +206,21 @@ def borrowed_head(model: nn.Module, source: nn.Module | str | Path) -> LanguageH
 
 
 def _load_head(name: str | Path) -> nn.Module:
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
+    from transformers import PretrainedConfig
 
-    from regtune.models.loading import quiet_transformers, resolve_model
-    from regtune.registers.saving import from_pretrained
+    from regtune.models.loading import resolve_model
+    from regtune.session import load_model
 
     source = resolve_model(name)
     try:
         made_for = PretrainedConfig.get_config_dict(source)[0].get("architectures") or ["a model of unknown kind"]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} can't be loaded: {error}") from error
-    kinds: dict[str, Any] = {"MaskedLM": AutoModelForMaskedLM, "PreTraining": AutoModelForMaskedLM}
-    kinds |= dict.fromkeys(("CausalLM", "LMHeadModel"), AutoModelForCausalLM)
-    for ending, auto_class in kinds.items():
+    kinds = dict.fromkeys(("MaskedLM", "PreTraining"), "AutoModelForMaskedLM")
+    kinds |= dict.fromkeys(("CausalLM", "LMHeadModel"), "AutoModelForCausalLM")
+    for ending, head in kinds.items():
         if any(made.endswith(ending) for made in made_for):
-            with quiet_transformers():  # the pooler of a model saved for pretraining is left out, as expected
-                model: nn.Module = from_pretrained(auto_class, source)
+            model: nn.Module = load_model(head, source)
             return model.eval()
     raise CheckpointError(
         f"{name} is {made_for[0]}: it was saved without a language-model head, so the words would be random. "

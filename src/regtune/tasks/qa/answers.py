@@ -8,17 +8,17 @@ start x end pairs is tensor code (`regtune.tasks.qa.spans`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Float64, Int32
 
 from regtune.config import AnswerConfig
 from regtune.errors import EvaluationError
 from regtune.tasks.qa.examples import QAExample, Window
-from regtune.tasks.qa.span_search import Found, Logits, SpanSearch, not_finite
+from regtune.tasks.qa.spans import Found, Logits, SpanSearch, not_finite
 
 _ROWS_AT_ONCE = 4_000_000  # candidates held at once, however many questions need a long list
 
@@ -129,11 +129,15 @@ def extract_answers(
     predictions: dict[int, Prediction] = {}
     pending, count = list(range(len(examples))), config.top_k + config.top_k // 4 + 1
     while pending:
-        for group in _groups(pending, by_example, at_once=max(1, _ROWS_AT_ONCE // count)):
-            found = search.best(group.windows.ravel(), count)
-            ranked = _rank(found, group, None if nulls is None else nulls[group.windows])
-            for row, number in enumerate(group.examples):
-                prediction = ranked.prediction(row, examples[number], config)
+        step = max(1, _ROWS_AT_ONCE // count)
+        for first in range(0, len(pending), step):
+            chosen = pending[first : first + step]
+            windows_of = [by_example[number] for number in chosen]
+            found = search.best(np.concatenate(windows_of), count)
+            stops = np.cumsum([len(mine) for mine in windows_of]).tolist()
+            for number, mine, stop in zip(chosen, windows_of, stops, strict=True):
+                null = None if nulls is None else float(nulls[mine].min())
+                prediction = _predict(found, slice(stop - len(mine), stop), null, examples[number], config)
                 if prediction is not None:
                     predictions[number] = prediction
         pending, count = [number for number in pending if number not in predictions], 4 * count
@@ -171,100 +175,45 @@ def _null_scores(
     return scores
 
 
-class _Group(NamedTuple):
-    """Questions with equally many windows."""
-
-    examples: list[int]
-    windows: Int64[np.ndarray, "questions windows"]
-
-
-def _groups(pending: Sequence[int], by_example: Sequence[list[int]], *, at_once: int) -> Iterator[_Group]:
-    """Sorts questions by their number of windows; a group has at most `at_once` windows, or one question."""
-    by_size: dict[int, list[int]] = {}
-    for number in pending:
-        by_size.setdefault(len(by_example[number]), []).append(number)
-    for size, members in by_size.items():
-        step = max(1, at_once // size)
-        for first in range(0, len(members), step):
-            chosen = members[first : first + step]
-            yield _Group(chosen, np.array([by_example[number] for number in chosen], dtype=np.int64))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ranked:
-    """The candidates of a group of questions, best and then earliest first, one row a question."""
-
-    scores: Float64[np.ndarray, "questions found"]
-    starts: Int32[np.ndarray, "questions found"]
-    ends: Int32[np.ndarray, "questions found"]
-    probabilities: Float64[np.ndarray, "questions found"]
-    certain: list[int]
-    """So many of a row are certainly its best; behind them something may be missing."""
-    complete: list[bool]
-    """Whether nothing at all is missing."""
-    nulls: list[float] | None
-    null_probabilities: list[float] | None
-
-    def prediction(self, row: int, example: QAExample, config: AnswerConfig) -> Prediction | None:
-        """The prediction for a row's question; None if it takes more candidates to be sure of its n best."""
-        keep: slice | list[int] = slice(config.top_k)
-        texts = self._texts(row, example, min(self.certain[row], config.top_k))
-        if len(set(texts)) < config.top_k:
-            positions: dict[str, int] = {}
-            for position, text in enumerate(self._texts(row, example, self.certain[row])):
-                positions.setdefault(text, position)
-            if len(positions) < config.top_k and not self.complete[row]:
-                return None
-            texts, keep = list(positions)[: config.top_k], list(positions.values())[: config.top_k]
-        null = None if self.nulls is None else self.nulls[row]
-        return Prediction(
-            id=example.id,
-            text=_choose(texts, float(self.scores[row, 0]), null, example, config),
-            texts=tuple(texts),
-            starts=self.starts[row, keep],
-            ends=self.ends[row, keep],
-            scores=self.scores[row, keep],
-            probabilities=self.probabilities[row, keep],
-            null_score=null,
-            null_probability=None if self.null_probabilities is None else self.null_probabilities[row],
-        )
-
-    def _texts(self, row: int, example: QAExample, count: int) -> list[str]:
-        places = zip(self.starts[row, :count].tolist(), self.ends[row, :count].tolist(), strict=True)
-        return [example.context[start:end] for start, end in places]
-
-
-def _choose(texts: list[str], score: float, null: float | None, example: QAExample, config: AnswerConfig) -> str:
-    """The answer: the best text, or none if "no answer" is better by more than the threshold."""
+def _predict(
+    found: Found, rows: slice, null: float | None, example: QAExample, config: AnswerConfig
+) -> Prediction | None:
+    """The prediction for the question whose windows are these rows; None if it takes more candidates to be sure."""
+    scores, starts, ends = found.scores[rows].ravel(), found.first[rows].ravel(), found.last[rows].ravel()
+    order = np.lexsort((ends, starts, -scores))
+    scores, starts, ends = scores[order], starts[order], ends[order]
+    bound = found.bound[rows].max()
+    certain = int(np.searchsorted(-scores, -bound))  # so many are certainly the best; behind them one may be missing
+    texts, keep = _distinct(example.context, starts[:certain], ends[:certain], config.top_k)
+    if len(texts) < config.top_k and not np.isneginf(bound):
+        return None
+    total = np.logaddexp.reduce(found.log_totals[rows])
+    total = total if null is None else np.logaddexp(total, null)
+    total = 0.0 if np.isneginf(total) else total  # no span at all: every probability is 0
     if not texts and null is None:
         raise EvaluationError(
             f"Example {example.id!r} has no valid answer span: its windows show nothing of the context but white "
             "space. Check its context, or allow for it with null_answers=True."
         )
-    if not texts or (null is not None and null - score > config.null_threshold):
-        return ""
-    return texts[0]
-
-
-def _rank(found: Found, group: _Group, nulls: Float64[np.ndarray, "questions windows"] | None) -> _Ranked:
-    """Puts the spans of each question's windows together, in order, with probabilities."""
-    questions, windows = group.windows.shape
-    scores, starts, ends = (x.reshape(questions, -1) for x in (found.scores, found.first, found.last))
-    order = np.lexsort((ends, starts, -scores), axis=-1)
-    scores, starts, ends = (np.take_along_axis(x, order, axis=1) for x in (scores, starts, ends))
-    totals = np.logaddexp.reduce(found.log_totals.reshape(questions, windows), axis=1)
-    null = None if nulls is None else nulls.min(axis=1)
-    if null is not None:
-        totals = np.logaddexp(totals, null)
-    totals[np.isneginf(totals)] = 0.0  # no span at all: every probability is 0
-    bound = found.bound.reshape(questions, windows).max(axis=1)
-    return _Ranked(
-        scores=scores,
-        starts=starts,
-        ends=ends,
-        probabilities=np.exp(scores - totals[:, None]),
-        certain=(scores > bound[:, None]).sum(axis=1).tolist(),
-        complete=np.isneginf(bound).tolist(),
-        nulls=None if null is None else null.tolist(),
-        null_probabilities=None if null is None else np.exp(null - totals).tolist(),
+    silent = not texts or (null is not None and null - float(scores[0]) > config.null_threshold)
+    return Prediction(
+        id=example.id,
+        text="" if silent else texts[0],
+        texts=tuple(texts),
+        starts=starts[keep],
+        ends=ends[keep],
+        scores=scores[keep],
+        probabilities=np.exp(scores[keep] - total),
+        null_score=null,
+        null_probability=None if null is None else float(np.exp(null - total)),
     )
+
+
+def _distinct(context: str, starts: np.ndarray, ends: np.ndarray, most: int) -> tuple[list[str], list[int]]:
+    """The first so many different texts, and their places."""
+    places: dict[str, int] = {}
+    for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        places.setdefault(context[start:end], place)
+        if len(places) == most:
+            break
+    return list(places), list(places.values())

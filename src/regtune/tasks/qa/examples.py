@@ -52,3 +52,5 @@ class Window:
     end_position: int
     null_position: int
     """Token whose logits stand for "no answer here": the [CLS] token."""
+    question_cut: bool = False
+    """Whether the question was longer than there is room for, and only its start is here."""

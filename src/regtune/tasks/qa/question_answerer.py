@@ -1,92 +1,48 @@
-"""A trained model that answers questions in Python: what transformers' question-answering pipeline was."""
+"""Asking a trained model questions in Python: what transformers' question-answering pipeline was."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
-import torch
-from torch import nn
-
-from regtune.config import AnswerConfig
-from regtune.errors import DataError, shown
-from regtune.models.loading import load_tokenizer, resolve_model
-from regtune.models.precision import best_device, device_of, resolve_precision
-from regtune.registers.saving import from_pretrained
-from regtune.registers.surgery import max_text_length, register_positions
+from regtune.errors import DataError
+from regtune.interfaces import Examples
+from regtune.session import Session, fitted
+from regtune.session import open as open_session
+from regtune.tables import Column, Table
 from regtune.tasks.qa.answers import Prediction
-from regtune.tasks.qa.examples import QAExample
-from regtune.tasks.qa.predict import answer_questions
-from regtune.tasks.qa.windows import fitting, make_windows
 
 
 class QuestionAnswerer:
     """Answers questions about contexts of any length.
 
     Example:
-        >>> answerer = QuestionAnswerer.from_pretrained("runs/latest/model")  # doctest: +SKIP
+        >>> answerer = QuestionAnswerer("runs/latest")  # doctest: +SKIP
         >>> answerer(question="Who built it?", context="It was built by Ada.").text  # doctest: +SKIP
         'Ada'
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        *,
-        config: AnswerConfig | None = None,
-        max_length: int = 384,
-        stride: int = 128,
-        precision: Literal["auto", "float32", "bfloat16"] = "float32",
-    ) -> None:
-        """Wraps a question-answering model, with or without registers, and its fast tokenizer.
+    def __init__(self, name: str | Path | Session, **settings: Any) -> None:
+        """Opens a model that answers questions, with or without registers.
 
         Args:
-            model: a model whose output has `start_logits` and `end_logits`.
-            tokenizer: a fast Hugging Face tokenizer.
-            config: how many answers, how long, and whether "no answer" is allowed.
-            max_length: longest window in text tokens; cut to what the model's positions allow.
-            stride: overlap of two windows in tokens; cut to a third of a window that had to be cut.
-            precision: float32 gives the same numbers everywhere; `auto` takes bfloat16 where it is native.
-        """
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.config = config or AnswerConfig()
-        limit = max_text_length(model)
-        self.max_length = max_length if limit is None else min(max_length, limit)
-        fitted, self.max_question_length = fitting(self.max_length, stride, self.max_length)
-        self.stride = stride if self.max_length == max_length else fitted
-        self.precision = resolve_precision(precision, device_of(model))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        device: torch.device | str | None = None,
-        trust_remote_code: bool = False,
-        **settings: Any,
-    ) -> QuestionAnswerer:
-        """Loads a model and its tokenizer from a run's `model` folder, any folder, or the hub.
-
-        Args:
-            name: the folder or repository.
-            device: where to run; the accelerator if there is one.
-            trust_remote_code: run code from the repository; off unless asked for.
-            settings: as the constructor's.
+            name: a run directory, a folder, a hub name, or a session that is open already.
+            settings: in place of the run's own: `top_k`, `max_answer_tokens`, `null_answers`, `max_length`, `stride`, …
+                Questions may fill half of a window.
 
         Raises:
-            CheckpointError: the model can't be loaded.
+            CheckpointError: no such model, or one without a question-answering head.
+            ConfigError: a setting that can't be.
         """
-        from transformers import AutoModelForQuestionAnswering
-
-        source = resolve_model(name)
-        model = from_pretrained(AutoModelForQuestionAnswering, source, trust_remote_code=trust_remote_code)
-        model.to(torch.device(device) if device is not None else best_device())
-        return cls(model, load_tokenizer(name, trust_remote_code=trust_remote_code, needs=("pad", "sep")), **settings)
+        session = name if isinstance(name, Session) else open_session(name, task="qa")
+        own = session.task_settings
+        shorter = session.reads.shortened(own, settings.get("max_length", own.max_length))
+        wanted = fitted(dataclasses.replace(shorter, on_long_question="truncate", **settings), session)
+        if "max_question_length" not in settings:
+            wanted = dataclasses.replace(wanted, max_question_length=wanted.max_length // 2)
+        self.session = dataclasses.replace(session, task_settings=wanted)
 
     @overload
     def __call__(self, *, question: str, context: str) -> Prediction: ...
@@ -111,44 +67,46 @@ class QuestionAnswerer:
             raise DataError(
                 f"{len(questions)} questions and {len(contexts)} contexts; give as many of each, or one context."
             )
-        examples = [self._example(index, *pair) for index, pair in enumerate(zip(questions, contexts, strict=True))]
-        predictions = self.answer(examples) if examples else []
+        task, settings = self.session.reads, self.session.task_settings
+        items = tuple(
+            task.example({"id": str(number), "question": asked, "context": text}, settings)
+            for number, (asked, text) in enumerate(zip(questions, contexts, strict=True))
+        )
+        predictions = self.session.predict(Examples(items=items, names=("asked",))) if items else []
         cut = [number for number, prediction in enumerate(predictions, 1) if prediction.question_cut]
         if cut:
             warnings.warn(
-                f"{len(cut)} of {len(predictions)} questions were longer than {self.max_question_length} tokens and "
-                f"were cut (number {', '.join(map(str, cut[:5]))}{' …' if len(cut) > 5 else ''}).",
+                f"{len(cut)} of {len(predictions)} questions were longer than {settings.max_question_length} tokens "
+                f"and were cut (number {', '.join(map(str, cut[:5]))}{' …' if len(cut) > 5 else ''}).",
                 stacklevel=2,
             )
         return predictions[0] if isinstance(question, str) else predictions
 
-    def answer(self, examples: Sequence[QAExample], *, progress: bool = False) -> list[Prediction]:
-        """Answers examples that have ids already, in order; long questions are cut (`Prediction.question_cut`)."""
-        found = make_windows(
-            examples,
-            self.tokenizer,
-            max_length=self.max_length,
-            stride=self.stride,
-            max_question_length=self.max_question_length,
-            on_long_question="truncate",
-            extra_positions=register_positions(self.model),
-            for_training=False,
-        )
-        cut = set(found.truncated_questions)
-        predictions = answer_questions(
-            self.model,
-            found.windows,
-            examples,
-            config=self.config,
-            pad_token_id=self.tokenizer.pad_token_id,
-            precision=self.precision,
-            progress=progress,
-        )
-        return [dataclasses.replace(one, question_cut=True) if one.id in cut else one for one in predictions]
 
-    @staticmethod
-    def _example(index: int, question: str, context: str) -> QAExample:
-        for name, text in (("question", question), ("context", context)):
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(f"{name} {index + 1} is empty ({shown(text)}); there is nothing to read.")
-        return QAExample(id=str(index), question=question, context=context, answers=())
+def ask(name: str, question: str, context: str, *, top_k: int = 5) -> Prediction:
+    """One question about one context, to a run's model or any question-answering model.
+
+    Args:
+        name: a run directory, a folder or a hub name.
+        question: the question.
+        context: the text that holds the answer, of any length.
+        top_k: how many answers; their length and "no answer" are as in the run's own settings.
+
+    Returns:
+        A `Prediction`.
+
+    Raises:
+        CheckpointError: no such model, or one without a question-answering head.
+        DataError: an empty question or context.
+    """
+    return QuestionAnswerer(name, top_k=top_k)(question=question, context=context)
+
+
+def answers_text(prediction: Prediction) -> str:
+    """The answers best first, with their share of all that the model could have said."""
+    spans = [(span.text, span.probability) for span in prediction.n_best]
+    if prediction.null_probability is not None:
+        spans.append(("(no answer)", prediction.null_probability))
+        spans.sort(key=lambda pair: -pair[1])
+    columns = (Column("probability", ".3f"), Column("answer", align="left"))
+    return Table(columns=columns, rows=tuple((probability, text) for text, probability in spans)).text

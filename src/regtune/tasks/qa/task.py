@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from regtune.config import AnswerConfig, DataConfig
-from regtune.errors import DataError
+from regtune.errors import DataError, shown
 from regtune.interfaces import Batch, Examples, Floats, Metric, Rows, Shown, Task
 from regtune.registers.surgery import register_positions
 from regtune.tasks.qa.answers import Prediction, extract_answers
 from regtune.tasks.qa.data.sources import language_of, load_questions
 from regtune.tasks.qa.examples import QAExample, Window
-from regtune.tasks.qa.metrics.scoring import score_set
+from regtune.tasks.qa.metrics import best_thresholds, by_answerability, score_answers
 from regtune.tasks.qa.shown import answer_shown
 from regtune.tasks.qa.windows import make_windows
 from regtune.texts import pad_tokens
@@ -26,6 +26,7 @@ from regtune.token_classes import token_classes
 if TYPE_CHECKING:
     from regtune.session import Session
 
+SettingsT = TypeVar("SettingsT")
 F1 = Metric(name="f1", title="F1", columns=("f1",))
 CUTTING = ("max_length", "stride", "max_question_length", "on_long_question")
 """Settings that messages about windows name."""
@@ -56,6 +57,7 @@ class QuestionAnswering(Task):
     head: ClassVar[str] = "AutoModelForQuestionAnswering"
     settings: ClassVar[type] = QASettings
     needs: ClassVar[tuple[Literal["pad", "sep"], ...]] = ("pad", "sep")
+    labels: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
     metrics: ClassVar[tuple[Metric, ...]] = (F1, EXACT_MATCH)
 
     def read(
@@ -63,14 +65,7 @@ class QuestionAnswering(Task):
     ) -> Examples:
         """See `load_questions`."""
         bad = settings.on_bad_record
-        found = load_questions(list(names), on_bad_record=bad, max_examples=limit, for_training=training)
-        return Examples(
-            items=tuple(found.examples),
-            names=tuple(names),
-            skipped=tuple(found.skipped),
-            notes=tuple(found.lines),
-            facts=found.facts,
-        )
+        return load_questions(list(names), on_bad_record=bad, max_examples=limit, for_training=training)
 
     def rows(self, examples: Examples, session: Session, *, training: bool = False) -> Rows[Window]:
         """The windows of every question."""
@@ -111,16 +106,36 @@ class QuestionAnswering(Task):
             for row, index in enumerate(indices):
                 length = rows.lengths[index]
                 starts[index], ends[index] = start[row, :length].copy(), end[row, :length].copy()
-        return extract_answers(rows.rows, examples.items, starts, ends, config=session.task_settings)
+        found = extract_answers(rows.rows, examples.items, starts, ends, config=session.task_settings)
+        cut = {window.example for window in rows.rows if window.question_cut}
+        return [replace(one, question_cut=True) if index in cut else one for index, one in enumerate(found)]
 
     def score(self, predictions: Sequence[Prediction], examples: Examples) -> Mapping[str, Floats]:
         """`exact_match` and `f1` by the official rules of the set's kind."""
-        scores, _ = score_set(_rules(examples), predictions, examples.items)
-        return {"exact_match": scores.exact_match, "f1": scores.f1}
+        only = examples.names[0] if len(examples.names) == 1 else ""  # several sets together are scored by SQuAD's
+        mlqa = language_of(only) if only.startswith("mlqa:") else ""
+        return score_answers([one.text for one in predictions], examples.items, mlqa=mlqa)
 
     def figures(self, predictions: Sequence[Prediction], examples: Examples) -> dict[str, float]:
         """The metrics and, for SQuAD v2.0, those of questions with and without an answer and of the best threshold."""
-        return score_set(_rules(examples), predictions, examples.items)[1]
+        scores = self.score(predictions, examples)
+        found = {name: float(column.mean()) for name, column in scores.items()}
+        if all(example.answers for example in examples.items):
+            return found
+        found |= by_answerability(scores, examples.items)
+        differences = [one.null_difference for one in predictions]
+        if None not in differences:
+            found |= best_thresholds([one.best_text for one in predictions], np.array(differences), examples.items)
+        return found
+
+    def shortened(self, settings: SettingsT, limit: int) -> SettingsT:
+        """Windows of at most `limit` tokens have room for a third of stride and a half of question."""
+        values: Any = settings
+        if values.max_length <= limit:
+            return settings
+        stride, question = min(values.stride, limit // 3), max(1, min(values.max_question_length, limit // 2))
+        made: SettingsT = replace(values, max_length=limit, stride=stride, max_question_length=question)
+        return made
 
     def language(self, name: str) -> str:
         """See `language_of`."""
@@ -145,8 +160,8 @@ class QuestionAnswering(Task):
             value = record.get(name)
             if not isinstance(value, str) or not value.strip():
                 raise DataError(
-                    f"{name!r} is {value!r}; question answering needs a question and a context, texts with at least "
-                    f"one word. The fields given are {', '.join(map(repr, record)) or 'none'}."
+                    f"{name!r} is {shown(value)}; question answering needs a question and a context, texts with at "
+                    f"least one word. The fields given are {', '.join(map(repr, record)) or 'none'}."
                 )
         return QAExample(
             id=str(record.get("id", "0")), question=record["question"], context=record["context"], answers=()
@@ -238,8 +253,3 @@ def _main(windows: Sequence[Window]) -> list[int]:
 
 def _holds_answer(window: Window) -> bool:
     return window.start_position != window.null_position
-
-
-def _rules(examples: Examples) -> str:
-    """The set whose rules count; several sets together are scored by SQuAD's."""
-    return examples.names[0] if len(examples.names) == 1 else ""

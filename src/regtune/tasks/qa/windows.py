@@ -17,8 +17,15 @@ import numpy as np
 from regtune.errors import ConfigError, DataError, shown
 from regtune.tasks.qa.data.records import is_unicode
 from regtune.tasks.qa.examples import QAExample, Window
-from regtune.tasks.qa.offsets import check_spans, token_range
-from regtune.tasks.qa.pairs import PairTemplate, TokenisedText, pair_template, require_fast_tokenizer, tokenise
+from regtune.tasks.qa.tokens import (
+    PairTemplate,
+    TokenisedText,
+    check_spans,
+    pair_template,
+    require_fast_tokenizer,
+    token_range,
+    tokenise,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,8 +119,8 @@ def make_windows(
             an example without an answer in training, or offsets that do not give the text back.
     """
     require_fast_tokenizer(tokenizer)
-    _check_settings(max_length, stride, max_question_length, on_long_question, extra_positions)
-    _check_examples(examples, for_training)
+    counts = {"max_length": max_length, "stride": stride, "max_question_length": max_question_length}
+    _check(examples, counts | {"extra_positions": extra_positions}, for_training)
     names = {name: (called or {}).get(name, name) for name in _SETTINGS}
     contexts = tokenise([example.context for example in examples], tokenizer)
     questions = tokenise([example.question for example in examples], tokenizer)
@@ -128,11 +135,9 @@ def make_windows(
     long = [index for index, question in enumerate(questions) if len(question.ids) > longest]
     if long and on_long_question == "refuse":
         raise _long_question(examples, questions, long, longest, names)
-    question_ids = [question.ids[:longest] for question in questions]
-    rooms = free - np.array([len(ids) for ids in question_ids])
+    rooms = free - np.array([min(len(question.ids), longest) for question in questions])
     if rooms.min() <= stride:
         raise _no_room(stride, int(rooms.min()), f"question {shown(examples[int(rooms.argmin())].id)}", budget, names)
-    golds = [_gold_range(example, context) for example, context in zip(examples, contexts, strict=True)]
     _check_offsets(tokenizer, examples, contexts)
 
     windows: list[Window] = []
@@ -142,7 +147,8 @@ def make_windows(
             unplaced.append(example.id)
             if for_training:
                 continue
-        made = list(_cut(index, question_ids[index], context, golds[index], int(rooms[index]), stride, template))
+        gold = _gold_range(example, context)
+        made = list(_cut(index, (questions[index], context), longest, gold, int(rooms[index]), stride, template))
         windows.extend(made)
         if example.answers and all(window.start_position == window.null_position for window in made):
             lost.append(example.id)
@@ -157,26 +163,23 @@ def make_windows(
     )
 
 
-def fitting(max_length: int, stride: int, max_question_length: int) -> tuple[int, int]:
-    """A stride and a longest question that windows of `max_length` tokens have room for: a third and a half at most."""
-    return min(stride, max_length // 3), max(1, min(max_question_length, max_length // 2))
-
-
 def _cut(
     index: int,
-    question: np.ndarray,
-    context: TokenisedText,
+    texts: tuple[TokenisedText, TokenisedText],
+    longest: int,
     gold: tuple[int, int] | None,
     room: int,
     stride: int,
     template: PairTemplate,
 ) -> Iterator[Window]:
-    """The windows of one example."""
-    shift = template.context_start(question)
+    """The windows of one example: its question, cut to `longest` tokens, and pieces of its context."""
+    question, context = texts
+    asked = question.ids[:longest]
+    shift = template.context_start(asked)
     size = len(context.ids)
     for first in range(0, max(size - stride, 1), room - stride):
         last = min(first + room, size)
-        ids, types = template.join(question, context.ids[first:last])
+        ids, types = template.join(asked, context.ids[first:last])
         start = end = template.null_position
         if gold is not None and first <= gold[0] and gold[1] < last:
             start, end = gold[0] - first + shift, gold[1] - first + shift
@@ -190,6 +193,7 @@ def _cut(
             start_position=start,
             end_position=end,
             null_position=template.null_position,
+            question_cut=len(asked) < len(question.ids),
         )
 
 
@@ -204,22 +208,11 @@ def _gold_range(example: QAExample, context: TokenisedText) -> tuple[int, int] |
     return _answer_range(*placed[0], context) if placed else None
 
 
-def _check_settings(
-    max_length: int, stride: int, max_question_length: int, on_long_question: str, extra_positions: int
-) -> None:
-    for name, value, least in (
-        ("max_length", max_length, 1),
-        ("stride", stride, 0),
-        ("max_question_length", max_question_length, 1),
-        ("extra_positions", extra_positions, 0),
-    ):
+def _check(examples: Sequence[QAExample], counts: Mapping[str, int], for_training: bool) -> None:
+    for name, value in counts.items():
+        least = 0 if name in ("stride", "extra_positions") else 1
         if value < least:
             raise ConfigError(f"{name}={value} must be at least {least}.")
-    if on_long_question not in ("refuse", "truncate"):
-        raise ConfigError(f"on_long_question={on_long_question!r} is not one of refuse, truncate.")
-
-
-def _check_examples(examples: Sequence[QAExample], for_training: bool) -> None:
     if not examples:
         raise DataError("There are no examples to make windows from.")
     seen: set[str] = set()

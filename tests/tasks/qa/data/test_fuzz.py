@@ -11,7 +11,7 @@ import random
 import pytest
 
 from regtune.errors import DataError
-from regtune.tasks.qa.data.squad import read_squad
+from regtune.tasks.qa.data.sources import load_questions
 
 CONTEXT = "The tern 🐦 flies\u00a0from Greenland to Antarctica."
 
@@ -140,7 +140,7 @@ def check(folder, seed):
     path.write_bytes(raw)
     training, mode = rng.random() < 0.5, rng.choice(["raise", "skip", "mend"])
     try:
-        data = read_squad(
+        data = load_questions(
             path, on_bad_record=mode, on_duplicate_id=rng.choice(["refuse", "renumber"]), for_training=training
         )
     except DataError as error:
@@ -163,7 +163,7 @@ def check(folder, seed):
             assert answer.start is None or (answer.start >= 0 and example.context.startswith(answer.text, answer.start))
         json.dumps([example.id, example.question, example.context, example.title], ensure_ascii=False).encode()
     json.dumps(data.facts, ensure_ascii=False).encode()
-    assert all(len(line) < 5_000 for line in data.lines)
+    assert all(len(line) < 5_000 for line in data.notes)
     return True
 
 

@@ -9,7 +9,7 @@ import pytest
 from regtune.errors import DataError
 from regtune.tasks.qa.data.records import RecordCollector
 from regtune.tasks.qa.data.sources import load_questions
-from regtune.tasks.qa.data.squad import read_squad, write_squad
+from regtune.tasks.qa.data.squad import write_squad
 from regtune.tasks.qa.examples import Answer, QAExample
 
 CONTEXT = "Ada built the bridge\u00a0of Lund in 1932. 🐦 Lund is old."
@@ -41,23 +41,23 @@ def pairs(example):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("bad", [("", 5), ("", -1), (" ", 0), (None, 0), ("\ud83d", 0)])
 def test_one_bad_answer_does_not_drop_a_question(write, training, bad):
-    data = read_squad(write(squad(qa(bad, ("Ada", 0)))), for_training=training)
-    assert pairs(data.examples[0]) == [("Ada", 0)]
-    assert data.notes == {"answers without a text beside good ones, left out": 1}
+    data = load_questions(write(squad(qa(bad, ("Ada", 0)))), for_training=training)
+    assert pairs(data.items[0]) == [("Ada", 0)]
+    assert data.facts["notes"] == {"answers without a text beside good ones, left out": 1}
 
 
 def test_a_wrong_offset_beside_a_good_one_keeps_its_text(write):
-    data = read_squad(write(squad(qa(("Ada built", 7), ("Lund", 24), ("Odense", 3)))))
-    assert pairs(data.examples[0]) == [("Ada built", None), ("Lund", 24), ("Odense", None)]
-    assert data.notes == {"answers whose offset is wrong or not known, which count by their text": 2}
+    data = load_questions(write(squad(qa(("Ada built", 7), ("Lund", 24), ("Odense", 3)))))
+    assert pairs(data.items[0]) == [("Ada built", None), ("Lund", 24), ("Odense", None)]
+    assert data.facts["notes"] == {"answers whose offset is wrong or not known, which count by their text": 2}
 
 
 def test_in_evaluation_a_text_counts_whatever_its_offset_and_in_training_it_does_not(write):
     path = write(squad(qa(("Odense", 3)), qa(("Ada", 0), id="q2")))
-    assert [pairs(e) for e in read_squad(path, for_training=False)] == [[("Odense", None)], [("Ada", 0)]]
-    data = read_squad(path, on_bad_record="skip")
+    assert [pairs(e) for e in load_questions(path, for_training=False)] == [[("Odense", None)], [("Ada", 0)]]
+    data = load_questions(path, on_bad_record="skip")
     assert [e.id for e in data] == ["q2"]
-    assert data.lines[0].startswith("1 of 2 questions were left out, the first: ")
+    assert data.notes[0].startswith("1 of 2 questions were left out, the first: ")
     assert (data.facts["questions_read"], data.facts["left_out"], len(data.facts["skipped"])) == (2, 1, 1)
 
 
@@ -84,21 +84,21 @@ def test_in_evaluation_a_text_counts_whatever_its_offset_and_in_training_it_does
     ],
 )
 def test_what_is_harmless_is_converted_and_counted(write, changes, identifier, note):
-    data = read_squad(write(squad(qa(("Ada", 0), **changes))))
+    data = load_questions(write(squad(qa(("Ada", 0), **changes))))
     (example,) = data
     assert (example.id, pairs(example), example.is_impossible) == (identifier, [("Ada", 0)], False)
-    assert [kind.startswith(note) for kind in data.notes] == ([] if note is None else [True])
+    assert [kind.startswith(note) for kind in data.facts["notes"]] == ([] if note is None else [True])
 
 
 @pytest.mark.parametrize("yes", [True, 1, "true", "True", "1", 1.0])
 @pytest.mark.parametrize("answers", [[], [{"text": "", "answer_start": -1}], {"text": [], "answer_start": []}])
 def test_questions_without_an_answer_in_any_spelling(write, yes, answers):
-    (example,) = read_squad(write(squad(qa(is_impossible=yes, answers=answers))))
+    (example,) = load_questions(write(squad(qa(is_impossible=yes, answers=answers))))
     assert (example.is_impossible, example.answers) == (True, ())
 
 
 def test_questions_without_ids_get_ids_that_no_other_has(write):
-    data = read_squad(write(squad(qa(("Ada", 0), id="unnamed#1"), *(qa(("Ada", 0), id=None) for _ in range(3)))))
+    data = load_questions(write(squad(qa(("Ada", 0), id="unnamed#1"), *(qa(("Ada", 0), id=None) for _ in range(3)))))
     assert [e.id for e in data] == ["unnamed#1", "unnamed#2", "unnamed#3", "unnamed#4"]
 
 
@@ -115,13 +115,13 @@ MENDS = {
 @pytest.mark.parametrize("case", MENDS)
 def test_a_near_offset_is_mended_and_listed(write, case):
     given, right, cause = MENDS[case]
-    data = read_squad(write(squad(qa(given))), on_bad_record="mend")
-    assert pairs(data.examples[0]) == [right]
+    data = load_questions(write(squad(qa(given))), on_bad_record="mend")
+    assert pairs(data.items[0]) == [right]
     assert CONTEXT.startswith(right[0], right[1])
-    (mend,) = data.mended
-    assert (mend.before, mend.after, mend.cause) == (given[1], right[1], cause)
-    assert mend.item == "data[0].paragraphs[0].qas[0] id='q1'.answers[0]"
-    assert "1 offsets were mended" in data.lines[0]
+    (mend,) = data.facts["mended"]
+    assert mend["reason"] == f"answer_start {given[1]} became {right[1]} ({cause})"
+    assert mend["place"].endswith(": data[0].paragraphs[0].qas[0] id='q1'.answers[0]")
+    assert "1 offsets were mended" in data.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,15 @@ def test_a_near_offset_is_mended_and_listed(write, case):
 def test_an_offset_with_no_near_place_or_two_is_not_mended_and_no_place_is_named(write, text, start, context):
     assert not context.startswith(text, start)
     path = write(squad(qa((text, start)), qa(("x", len(context)), id="q2"), context=context + "x"))
-    data = read_squad(path, on_bad_record="mend")
+    data = load_questions(path, on_bad_record="mend")
     assert [e.id for e in data] == ["q2"]
-    assert data.mended == ()
+    assert data.facts["mended"] == []
 
 
 def test_a_hint_names_no_occurrence_that_may_be_wrong(write):
     path = write(squad(qa(("the", 40)), context="the cat and the dog, and far from here is nothing of the kind."))
     with pytest.raises(DataError, match="more than once, at no place that is certain") as caught:
-        read_squad(path)
+        load_questions(path)
     assert "occurs at" not in str(caught.value)
 
 
@@ -230,32 +230,32 @@ def test_every_shape_is_known_by_its_content(write, shape, packed):
 def test_mrqa_texts_that_were_detected_nowhere_still_count(write):
     line = SHAPES["MRQA"][0][1]
     question = line["qas"][0] | {"answers": ["Ada", "Countess Ada"]}
-    data = read_squad(write({"header": {}}, line | {"qas": [question]}))
-    assert pairs(data.examples[0]) == [("Ada", 0), ("Countess Ada", None)]
+    data = load_questions(write({"header": {}}, line | {"qas": [question]}))
+    assert pairs(data.items[0]) == [("Ada", 0), ("Countess Ada", None)]
 
 
 def test_a_line_that_was_cut_short_is_one_bad_record(write):
     path = write(*SHAPES["rows, one a line"][0])
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match="line 2: this line is no JSON"):
-        read_squad(path)
-    data = read_squad(path, on_bad_record="skip")
+        load_questions(path)
+    data = load_questions(path, on_bad_record="skip")
     assert [e.id for e in data] == ["1"]
-    assert data.lines[0].startswith("1 of 2 questions were left out")
+    assert data.notes[0].startswith("1 of 2 questions were left out")
 
 
 def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
     row = {"id": "1", "context": "a\u2028b\u0085c", "question": "?", "answers": {"text": ["a"], "answer_start": [0]}}
     lines = [json.dumps(row | {"id": name}, ensure_ascii=False) for name in "12"]
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert len(read_squad(tmp_path / "a.jsonl")) == 2
+    assert len(load_questions(tmp_path / "a.jsonl")) == 2
 
 
 def test_a_field_that_is_given_twice_is_counted(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(squad(qa(("Ada", 0)))).replace('"id"', '"id": "first", "id"'))
-    data = read_squad(path)
-    assert (data.examples[0].id, data.notes) == (
+    data = load_questions(path)
+    assert (data.items[0].id, data.facts["notes"]) == (
         "q1",
         {"objects that name a field twice, of which the last one counts": 1},
     )
@@ -264,7 +264,7 @@ def test_a_field_that_is_given_twice_is_counted(tmp_path):
 def test_the_first_so_many_are_said_to_be_so_many_of_how_many(write):
     path = write(squad(*(qa(("Ada", 0), id=str(number)) for number in range(10))))
     data = load_questions([str(path)], max_examples=3)
-    assert data.lines == ("the first 3 of 10 usable questions are used, as asked for",)
+    assert data.notes == ("the first 3 of 10 usable questions are used, as asked for",)
     assert data.facts["questions_read"] == 10
 
 
@@ -274,7 +274,7 @@ def test_an_answer_without_a_place_is_written_and_read_back(tmp_path):
             id="1", question="?", context="a b a", answers=(Answer(text="c", start=None), Answer(text="b", start=2))
         )
     ]
-    assert list(read_squad(write_squad(made, tmp_path / "a.json"))) == made
+    assert list(load_questions(write_squad(made, tmp_path / "a.json"))) == made
 
 
 def test_a_gzip_bomb_is_refused_after_the_cap_and_the_cap_can_be_raised(tmp_path):
@@ -283,12 +283,12 @@ def test_a_gzip_bomb_is_refused_after_the_cap_and_the_cap_can_be_raised(tmp_path
     path.write_bytes(gzip.compress(raw))
     assert path.stat().st_size < 10_000
     with pytest.raises(DataError, match=r"unpacks to more than 1,000,000 bytes.*gunzip.*max_bytes"):
-        read_squad(path, max_bytes=1_000_000)
-    assert len(read_squad(path, max_bytes=6_000_000)) == 1
+        load_questions(path, max_bytes=1_000_000)
+    assert len(load_questions(path, max_bytes=6_000_000)) == 1
 
 
 def test_a_gzip_bomb_is_not_unpacked_beyond_the_cap(tmp_path, monkeypatch):
-    from regtune.tasks.qa.data import files
+    from regtune.tasks import files
 
     path = tmp_path / "bomb.json.gz"
     with gzip.open(path, "wb") as stream:
@@ -298,7 +298,7 @@ def test_a_gzip_bomb_is_not_unpacked_beyond_the_cap(tmp_path, monkeypatch):
     real = gzip.GzipFile.read
     monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: read.append(size) or real(self, size))
     with pytest.raises(DataError, match="could fill the memory"):
-        read_squad(path, max_bytes=3 * 2**20)
+        load_questions(path, max_bytes=3 * 2**20)
     assert sum(read) <= 3 * 2**20 + 2 * files._CHUNK
 
 
@@ -315,7 +315,7 @@ def test_equal_ids_are_looked_up_a_few_times_each_however_many_there_are(how):
     collector = RecordCollector("skip", how)
     collector._places = Counted()
     for _ in range(500):
-        collector.add(qa(("Ada", 0), context=CONTEXT), file="a", item="b")
+        collector.add(qa(("Ada", 0), context=CONTEXT), "a: b")
     data = collector.finish()
     assert len(data) == (500 if how == "renumber" else 1)
     assert Counted.lookups <= 5 * 500
@@ -326,7 +326,7 @@ def test_equal_ids_are_looked_up_a_few_times_each_however_many_there_are(how):
 def test_twenty_thousand_equal_ids_take_seconds(write, how):
     path = write(squad(*(qa(("Ada", 0)) for _ in range(20_000))))
     began = time.perf_counter()
-    data = read_squad(path, on_bad_record="skip", on_duplicate_id=how)
+    data = load_questions(path, on_bad_record="skip", on_duplicate_id=how)
     assert time.perf_counter() - began < 40
     assert len(data) == (20_000 if how == "renumber" else 1)
 
@@ -337,6 +337,6 @@ def test_three_thousand_wrong_offsets_take_linear_time(write, text):
     assert not context.startswith(text, 50_001)
     path = write(squad(*(qa((text, 50_001), id=str(n)) for n in range(3_000)), qa(("a", 0)), context=context))
     began = time.perf_counter()
-    data = read_squad(path, on_bad_record="mend")
+    data = load_questions(path, on_bad_record="mend")
     assert time.perf_counter() - began < 20
     assert len(data) + len(data.skipped) == 3_001

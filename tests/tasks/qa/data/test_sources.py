@@ -7,7 +7,7 @@ import pytest
 
 from regtune.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
 from regtune.tasks.qa.data.records import RecordCollector
-from regtune.tasks.qa.data.sources import DATASETS, collect_rows, dataset_info, language_of, load_questions
+from regtune.tasks.qa.data.sources import DATASETS, collect_rows, language_of, load_questions
 from regtune.tasks.qa.data.squad import write_squad
 from regtune.tasks.qa.examples import Answer, QAExample
 
@@ -62,7 +62,7 @@ def test_a_hub_name_asks_for_its_repository_and_split(fake_hub, name, call):
     data = load_questions([name])
     assert calls == [call]
     assert [e.id for e in data] == ["finnish-1", "finnish-2"]
-    assert data.examples[0].answers == (Answer(text="Helsinki", start=0),)
+    assert data.items[0].answers == (Answer(text="Helsinki", start=0),)
 
 
 def test_the_language_filter_reads_the_id(fake_hub):
@@ -219,10 +219,9 @@ def test_the_language_of_a_set_is_known(name, language):
 def test_every_set_declares_licence_and_source():
     for prefix, source in DATASETS.items():
         name = ":".join([prefix, *(next(iter(known)) for known in source.parts.values())])
-        info = dataset_info(name)
-        assert info.licence
-        assert info.source
-        assert len(info.language) == 2
+        assert source.licence
+        assert source.source
+        assert len(language_of(name)) == 2
 
 
 def test_the_embedded_set_is_large_enough_and_split_by_passage():

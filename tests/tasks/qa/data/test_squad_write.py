@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from regtune.errors import DataError
-from regtune.tasks.qa.data.squad import read_squad, write_squad
+from regtune.tasks.qa.data.sources import load_questions
+from regtune.tasks.qa.data.squad import write_squad
 from regtune.tasks.qa.examples import Answer, QAExample
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -47,7 +48,7 @@ def build(plain):
 def test_what_is_written_is_read_back(tmp_path, plain, suffix):
     made = build(plain)
     path = write_squad(made, tmp_path / f"round{suffix}")
-    assert list(read_squad(path)) == made
+    assert list(load_questions(path)) == made
     assert [file.name for file in tmp_path.glob(".round*")] == []
 
 
@@ -60,7 +61,7 @@ def test_a_corrupted_file_gives_a_data_error_or_sound_examples(tmp_path, plain, 
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(bytes(raw)[: data.draw(st.integers(len(raw) // 2, len(raw)))])
     try:
-        read = read_squad(path, on_bad_record=data.draw(st.sampled_from(["raise", "skip"])))
+        read = load_questions(path, on_bad_record=data.draw(st.sampled_from(["raise", "skip"])))
     except DataError:
         return
     assert len({example.id for example in read}) == len(read) > 0
@@ -94,7 +95,7 @@ def test_any_value_in_any_place_gives_a_data_error_or_sound_examples(tmp_path, v
     path = tmp_path / "v.json"
     path.write_text(json.dumps(content))
     try:
-        read = read_squad(path)
+        read = load_questions(path)
     except DataError:
         return
     assert all(e.context.startswith(a.text, a.start) for e in read for a in e.answers)
@@ -113,7 +114,7 @@ def test_an_example_that_could_not_be_read_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writing_into_a_missing_folder_is_refused(tmp_path):
+def test_a_path_that_cannot_be_written_is_refused(tmp_path):
     example = QAExample(id="1", question="q", context="c", answers=(Answer(text="c", start=0),))
     with pytest.raises(DataError, match="cannot be written"):
-        write_squad([example], tmp_path / "none" / "a.json")
+        write_squad([example], write_squad([example], tmp_path / "a.json") / "b.json")

@@ -1,21 +1,22 @@
 """One question at a time: the checks that files and hub data sets share, and the account of what they changed.
 
 A question counts as long as one of its answers does. What is harmless is converted (an id that is a number, an offset
-that is text) and counted by kind; what is not is a `BadRecord`.
+that is text) and counted by kind; what is not is left out and listed.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from regtune.errors import ConfigError, DataError, shown
+from regtune.interfaces import Examples
 from regtune.tasks.qa.examples import Answer, QAExample
 
 OnBadRecord = Literal["raise", "skip", "mend"]
@@ -31,92 +32,23 @@ _WORDS_OF_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BadRecord:
-    """A record that was left out: the file (or hub set) it is in, its place there, and what is wrong with it."""
+class RecordNote:
+    """What is wrong with a record, or what was done to it, in words."""
 
-    file: str
-    item: str
+    place: str
+    """The file (or hub set) that it is in, and where there."""
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.item}: {self.reason}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mend:
-    """An offset that `on_bad_record="mend"` moved."""
-
-    file: str
-    item: str
-    before: int
-    after: int
-    cause: str
-    """Why it was wrong: `off by 1`, `it counts UTF-16 units`, …"""
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.item}: answer_start {self.before} became {self.after} ({self.cause})"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SquadData:
-    """Questions in the order of their files, and an account of all that was left out, moved or converted."""
-
-    examples: tuple[QAExample, ...]
-    skipped: tuple[BadRecord, ...] = ()
-    mended: tuple[Mend, ...] = ()
-    notes: Mapping[str, int] = field(default_factory=dict)
-    """What was converted or set aside, in words, to how often; for example `ids that are numbers` to 262."""
-    usable: int | None = None
-    """Questions that could be used; more than `examples` where only the first so many were asked for."""
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __iter__(self) -> Iterator[QAExample]:
-        return iter(self.examples)
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The account for a person, how many of how many; empty where every question was taken as it is."""
-        found, usable = [], len(self.examples) if self.usable is None else self.usable
-        if self.skipped:
-            found.append(
-                f"{len(self.skipped)} of {usable + len(self.skipped)} questions were left out, the first: "
-                f"{self.skipped[0]}"
-            )
-        if usable > len(self.examples):
-            found.append(f"the first {len(self.examples)} of {usable} usable questions are used, as asked for")
-        if self.mended:
-            found.append(f"{len(self.mended)} offsets were mended, the first: {self.mended[0]}")
-        return (*found, *(f"{count} {kind}" for kind, count in self.notes.items()))
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The account for a record: counts, and every skipped and mended item."""
-        usable = len(self.examples) if self.usable is None else self.usable
-        return {
-            "questions": len(self.examples),
-            "questions_read": usable + len(self.skipped),
-            "left_out": len(self.skipped),
-            "skipped": [asdict(record) for record in self.skipped],
-            "mended": [asdict(mend) for mend in self.mended],
-            "notes": dict(self.notes),
-        }
+        return f"{self.place}: {self.reason}"
 
 
 class RecordFaultError(Exception):
-    """What is wrong with one record; `RecordCollector` turns it into a `DataError` or a `BadRecord`."""
+    """What is wrong with one record; `RecordCollector` turns it into a `DataError` or a `RecordNote`."""
 
 
 class RecordCollector:
-    """Takes records one by one, keeps the good ones and raises at, or lists, the bad ones.
-
-    Args:
-        on_bad_record: "raise" stops at the first bad record; "skip" lists it and goes on; "mend" moves an offset to
-            the only near occurrence of its answer, lists that, and skips what stays bad.
-        on_duplicate_id: "refuse" treats a second use of an id as a bad record; "renumber" keeps the question under
-            `id#2`, `id#3` …, for copies of data sets whose ids were cut short.
-        for_training: a question needs an answer whose place is known; otherwise an answer's text is enough.
+    """Takes records one by one, keeps the good ones and raises at, or lists, the bad ones, as `load_questions` says.
 
     Raises:
         ConfigError: one of the two choices is not a known word.
@@ -125,14 +57,18 @@ class RecordCollector:
     def __init__(
         self, on_bad_record: str = "raise", on_duplicate_id: str = "refuse", *, for_training: bool = True
     ) -> None:
-        _require_choice("on_bad_record", on_bad_record, ("raise", "skip", "mend"))
-        _require_choice("on_duplicate_id", on_duplicate_id, ("refuse", "renumber"))
+        for name, value, known in (
+            ("on_bad_record", on_bad_record, OnBadRecord),
+            ("on_duplicate_id", on_duplicate_id, OnDuplicateId),
+        ):
+            if value not in get_args(known):
+                raise ConfigError(f"{name}={value!r} is not one of {', '.join(get_args(known))}.")
         self.on_bad_record = on_bad_record
         self.on_duplicate_id = on_duplicate_id
         self.for_training = for_training
         self.examples: list[QAExample] = []
-        self.skipped: list[BadRecord] = []
-        self.mended: list[Mend] = []
+        self.skipped: list[RecordNote] = []
+        self.mended: list[RecordNote] = []
         self.notes: Counter[str] = Counter()
         self._places: dict[str, str] = {}
         self._numbers: Counter[str] = Counter()
@@ -144,42 +80,36 @@ class RecordCollector:
         """Records seen so far, good and bad."""
         return len(self.examples) + len(self.skipped)
 
-    def note(self, kind: str, count: int = 1) -> None:
-        """Counts something that was converted or set aside."""
-        if count:
-            self.notes[kind] += count
-
-    def add(self, record: Any, *, file: str, item: str, empty_is_impossible: bool = False) -> None:
+    def add(self, record: Any, place: str, *, empty_is_impossible: bool = False) -> None:
         """Checks one question and keeps it.
 
         Args:
             record: a mapping with `id`, `question`, `context`, `answers` (a list of `text` and `answer_start`, a
                 mapping of two such lists, or a list of texts) and optionally `title` and `is_impossible`.
-            file: what the record was read from, for messages.
-            item: the record's place in it, for messages.
+            place: where the record was read from, for messages.
             empty_is_impossible: the source has no `is_impossible` field and marks such questions by empty answers.
 
         Raises:
             DataError: the record is bad and `on_bad_record` is "raise".
         """
         key = _id_key(record)
-        item = item if key is None else f"{item} id={shown(record[key])}"
+        place = place if key is None else f"{place} id={shown(record[key])}"
         draft = _Draft()
         try:
             example = self._example(record, empty_is_impossible, draft)
         except RecordFaultError as fault:
-            self.reject(str(fault), file=file, item=item)
+            self.reject(str(fault), place)
             return
-        self._places[example.id] = f"{file}: {item}"
+        self._places[example.id] = place
         self.examples.append(example)
         self.notes += draft.notes
         for answer, before, found in draft.moved:
-            place = f"{item}.{answer}"
-            self.mended.append(Mend(file=file, item=place, before=before, after=found.start, cause=found.cause))
+            moved = f"answer_start {before} became {found.start} ({found.cause})"
+            self.mended.append(RecordNote(place=f"{place}.{answer}", reason=moved))
 
-    def reject(self, reason: str, *, file: str, item: str) -> None:
+    def reject(self, reason: str, place: str) -> None:
         """Lists a bad record, or raises a `DataError` about it."""
-        bad = BadRecord(file=file, item=item, reason=reason)
+        bad = RecordNote(place=place, reason=reason)
         if self.on_bad_record == "raise":
             raise DataError(
                 f"{bad} Mend it, or leave such records out: --data.on-bad-record skip of `regtune train`, "
@@ -188,8 +118,12 @@ class RecordCollector:
             )
         self.skipped.append(bad)
 
-    def finish(self, max_examples: int | None = None) -> SquadData:
-        """Everything that was collected; `max_examples` keeps only the first so many questions.
+    def finish(self, names: Sequence[str] = (), max_examples: int | None = None) -> Examples:
+        """Everything that was collected, and the account of what was left out, moved or converted.
+
+        Args:
+            names: the sets, as they were named.
+            max_examples: keep only the first so many questions.
 
         Raises:
             DataError: not one question is left.
@@ -197,16 +131,32 @@ class RecordCollector:
         if not self.examples:
             first = f" {len(self.skipped)} were skipped, the first one: {self.skipped[0]}" if self.skipped else ""
             raise DataError(f"There is not one usable question in the data.{first}")
-        return SquadData(
-            examples=tuple(self.examples[:max_examples]),
+        items, usable = tuple(self.examples[:max_examples]), len(self.examples)
+        told, read = [], usable + len(self.skipped)
+        if self.skipped:
+            told.append(f"{len(self.skipped)} of {read} questions were left out, the first: {self.skipped[0]}")
+        if usable > len(items):
+            told.append(f"the first {len(items)} of {usable} usable questions are used, as asked for")
+        if self.mended:
+            told.append(f"{len(self.mended)} offsets were mended, the first: {self.mended[0]}")
+        notes = dict(+self.notes)
+        return Examples(
+            items=items,
+            names=tuple(names),
             skipped=tuple(self.skipped),
-            mended=tuple(self.mended),
-            notes=dict(self.notes),
-            usable=len(self.examples),
+            notes=(*told, *(f"{count} {kind}" for kind, count in notes.items())),
+            facts={
+                "questions": len(items),
+                "questions_read": read,
+                "left_out": len(self.skipped),
+                "skipped": [asdict(record) for record in self.skipped],
+                "mended": [asdict(record) for record in self.mended],
+                "notes": notes,
+            },
         )
 
     def _example(self, record: Any, empty_is_impossible: bool, draft: _Draft) -> QAExample:
-        if not _is_object(record):
+        if not isinstance(record, Mapping):
             raise RecordFaultError(f"a question must be an object, but this is {_kind(record)}.")
         identifier = _identifier(record, draft)
         question = _text(record, next((key for key in _QUESTIONS if key in record), "question"))
@@ -216,7 +166,7 @@ class RecordCollector:
         answers, impossible = self._answers(record, self._context, empty_is_impossible, draft)
         title = record.get("title")
         if title is not None and not (isinstance(title, str) and is_unicode(title)):
-            draft.note("titles that are no text, left empty")
+            draft.notes["titles that are no text, left empty"] += 1
             title = None
         return QAExample(
             id=self._unique(identifier, draft),
@@ -240,7 +190,7 @@ class RecordCollector:
                 raise RecordFaultError(
                     f"is_impossible is true, yet there are answers ({shown(texts[0].text)}); remove one."
                 )
-            draft.note("empty answers of questions without an answer, dropped", len(given))
+            draft.notes["empty answers of questions without an answer, dropped"] += len(given)
             return (), True
         if not given:
             raise RecordFaultError("there is no answer; give one, or set is_impossible to true (SQuAD v2.0).")
@@ -249,12 +199,12 @@ class RecordCollector:
             try:
                 made.append(self._answer(answer, context, draft))
             except RecordFaultError as fault:
-                draft.note("answers without a text beside good ones, left out")
+                draft.notes["answers without a text beside good ones, left out"] += 1
                 faults.append(str(fault))
         placed = any(answer.start is not None for answer in made)
         if not made or (self.for_training and not placed):
             raise RecordFaultError((draft.misplaced or faults)[0])
-        draft.note("answers whose offset is wrong or not known, which count by their text", len(draft.misplaced))
+        draft.notes["answers whose offset is wrong or not known, which count by their text"] += len(draft.misplaced)
         return tuple(made), False
 
     def _answer(self, answer: _Given, context: _Context, draft: _Draft) -> Answer:
@@ -271,7 +221,7 @@ class RecordCollector:
         if start is None or start == -1:
             found = context.only(text) if self._may_search(context) else None
             if found is not None:
-                draft.note("answers without an offset, found where their text occurs the only time")
+                draft.notes["answers without an offset, found where their text occurs the only time"] += 1
                 return Answer(text=text, start=found)
             draft.misplaced.append(
                 f"{answer.place}: answer_start is not given, and the text {shown(text)} does not occur exactly once in "
@@ -318,7 +268,7 @@ class RecordCollector:
         if identifier is not None and identifier not in self._places:
             return identifier
         if identifier is None:
-            draft.note("questions without an id, numbered (unnamed#1, unnamed#2, …)")
+            draft.notes["questions without an id, numbered (unnamed#1, unnamed#2, …)"] += 1
         elif self.on_duplicate_id == "refuse":
             raise RecordFaultError(
                 f"the id {shown(identifier)} was already used by {self._places[identifier]}. Predictions are kept "
@@ -327,7 +277,7 @@ class RecordCollector:
                 "written anew with regtune.write_squad."
             )
         else:
-            draft.note("ids that were used before, numbered anew")
+            draft.notes["ids that were used before, numbered anew"] += 1
         stem, first = (identifier, 2) if identifier is not None else ("unnamed", 1)
         number = max(self._numbers[stem], first)
         while f"{stem}#{number}" in self._places:
@@ -359,10 +309,6 @@ class _Draft:
         self.notes: Counter[str] = Counter()
         self.moved: list[tuple[str, int, _Found]] = []
         self.misplaced: list[str] = []
-
-    def note(self, kind: str, count: int = 1) -> None:
-        if count:
-            self.notes[kind] += count
 
 
 class _Context:
@@ -425,15 +371,6 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _require_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name}={value!r} is not one of {', '.join(known)}.")
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "true/false", type(None): "null"}
     return names.get(type(value), f"a {type(value).__name__}") + ("" if value is None else f" ({shown(value)})")
@@ -463,7 +400,7 @@ def _fault_of_text(name: str, value: Any) -> str:
 
 def _id_key(record: Any) -> str | None:
     """The field that names a record: the first one that is there and not blank."""
-    if not _is_object(record):
+    if not isinstance(record, Mapping):
         return None
     given = ((key, record.get(key)) for key in _IDS)
     return next(
@@ -478,12 +415,12 @@ def _identifier(record: Mapping[str, Any], draft: _Draft) -> str | None:
         return None
     value = record[name]
     if name != "id":
-        draft.note(f"ids that stand under {name!r}")
+        draft.notes[f"ids that stand under {name!r}"] += 1
     number = value if isinstance(value, int) and not isinstance(value, bool) else None
     if isinstance(value, float) and value.is_integer():
         number = int(value)
     if number is not None:
-        draft.note("ids that are numbers, taken as text")
+        draft.notes["ids that are numbers, taken as text"] += 1
         return str(number)
     return _text(record, name)
 
@@ -494,7 +431,7 @@ def _whole_number(value: Any, draft: _Draft) -> int | None:
         return value
     whole = isinstance(value, float) and value.is_integer()
     if whole or (isinstance(value, str) and value.strip().removeprefix("-").isdecimal() and len(value) < 20):
-        draft.note("offsets given as text or as decimal numbers, taken as whole numbers")
+        draft.notes["offsets given as text or as decimal numbers, taken as whole numbers"] += 1
         return int(value)
     return None
 
@@ -505,19 +442,19 @@ def _impossible(record: Mapping[str, Any], draft: _Draft) -> bool | None:
     if "is_impossible" not in record or isinstance(value, bool):
         return value
     if value is None:
-        draft.note("is_impossible given as null, taken as not given")
+        draft.notes["is_impossible given as null, taken as not given"] += 1
         return None
     truth = None
     if isinstance(value, int | float | str):
         truth = _WORDS_OF_TRUTH.get(str(value).strip().lower().removesuffix(".0"))
     if truth is None:
         raise RecordFaultError(f"is_impossible must be true or false, but it is {_kind(value)}.")
-    draft.note("is_impossible given as a number or as text")
+    draft.notes["is_impossible given as a number or as text"] += 1
     return truth
 
 
 def _given_answers(answers: Any) -> list[_Given]:
-    if _is_object(answers):
+    if isinstance(answers, Mapping):
         texts, starts = answers.get("text"), answers.get("answer_start")
         if isinstance(texts, list):
             starts = [None] * len(texts) if starts is None else starts
@@ -539,7 +476,7 @@ def _given_answers(answers: Any) -> list[_Given]:
 def _given_answer(answer: Any, place: str) -> _Given:
     if isinstance(answer, str):
         return _Given(place, answer, None)
-    if not _is_object(answer):
+    if not isinstance(answer, Mapping):
         fault = f"{place} must be an object with text and answer_start, but it is {_kind(answer)}."
         return _Given(place, None, None, fault)
     fault = "" if "text" in answer else f"{place}: the field 'text' is missing."

@@ -14,10 +14,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from regtune.errors import ConfigError, DataError, MissingExtraError, shown, unknown_name
-from regtune.tasks.qa.data.files import MAX_UNPACKED, parse_json
-from regtune.tasks.qa.data.records import OnBadRecord, OnDuplicateId, RecordCollector, SquadData
-from regtune.tasks.qa.data.squad import collect_files, collect_parsed
+from regtune.errors import ConfigError, DataError, shown, unknown_name
+from regtune.interfaces import Examples
+from regtune.tasks.files import MAX_UNPACKED, hub_rows, parse_json, read_bytes
+from regtune.tasks.qa.data.records import OnBadRecord, OnDuplicateId, RecordCollector
+from regtune.tasks.qa.data.squad import collect_parsed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,6 @@ class DataSource:
             parts[part] = known[value]
         return parts
 
-    def language_of(self, parts: Mapping[str, str]) -> str:
-        """The ISO 639-1 code of the contexts and answers."""
-        return self.languages[self.language.format(**parts)]
-
     def load(self, parts: Mapping[str, str], collector: RecordCollector) -> None:
         """Adds every question of the set to the collector.
 
@@ -87,7 +84,7 @@ class DataSource:
             collect_parsed(parse_json(raw, name), name, collector)
             return
         name = f"hub:{self.repository}[{'/'.join(filter(None, (config, split)))}]"
-        rows = _download(name, self.repository, config or None, split, self.revision)
+        rows = hub_rows(name, self.repository, config or None, split=split, revision=self.revision)
         collect_rows(
             collector,
             rows,
@@ -201,77 +198,73 @@ DATASETS: Mapping[str, DataSource] = {
 _LANGUAGES = frozenset({*_TYDIQA.values(), *_MLQA, *_XQUAD})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetInfo:
-    """What tables and records say about a data set. `language` is an ISO 639-1 code, empty where unknown."""
-
-    name: str
-    language: str
-    licence: str
-    source: str
-
-
 def load_questions(
-    names: Sequence[str],
+    names: str | Path | Sequence[str | Path],
     *,
     on_bad_record: OnBadRecord = "raise",
     max_examples: int | None = None,
     on_duplicate_id: OnDuplicateId = "refuse",
     for_training: bool = True,
     max_bytes: int = MAX_UNPACKED,
-) -> SquadData:
-    """Loads the questions of one or several data sets, in order, through the checks of `read_squad`.
+) -> Examples:
+    """Loads the questions of one or several data sets, in order, and checks every question.
+
+    A file is `.json`, `.jsonl` or either with `.gz`; its shape (SQuAD, MRQA, CMRC, rows) is found from the content. A
+    record is bad when a field is missing or of the wrong type, a question or context is empty, no answer is usable, or
+    its id was used before (in any set). An answer is usable when it has a text and, in training, an offset that gives
+    it. Beside a usable one, answers without a text are left out and answers with a wrong offset keep their text alone
+    (`start` is None). Ids and offsets of another type, `is_impossible` as a number or text, and missing ids are
+    converted. All of that is counted. `plausible_answers` and unknown fields are ignored.
 
     Args:
-        names: files of questions as `read_squad` takes them, or names such as `embedded:train`, `tydiqa:train:english`,
-            `tydiqa:dev:finnish`, `xquad:en`, `squad:train`, `squad_v2:validation`, `mlqa:dev:en.de` (the hub's need
-            the extra `hub` and, the first time, a network).
-        on_bad_record: "raise" at the first bad record, "skip" and list it, or "mend" near offsets.
+        names: files, or names such as `embedded:train`, `tydiqa:train:english`, `tydiqa:dev:finnish`, `xquad:en`,
+            `squad:train`, `squad_v2:validation`, `mlqa:dev:en.de` (the hub's need the extra `hub` and, the first time,
+            a network).
+        on_bad_record: "raise" at the first bad record; "skip": leave it out and list it in `skipped`; "mend": move a
+            wrong offset to the only near occurrence of its answer (within 3 characters, or where it counts UTF-16
+            units or UTF-8 bytes; case and kinds of space may differ), list that too, and skip what stays bad.
         max_examples: keep only the first so many questions of all sets together.
-        on_duplicate_id: "refuse" an id that is used twice, within a set or between sets, or "renumber" it.
+        on_duplicate_id: "refuse" a second use of an id, or "renumber" it (`id#2`).
         for_training: False where answers are only compared with: their text is enough then.
         max_bytes: most bytes that a gzip file may unpack to.
+
+    Returns:
+        The questions (`QAExample`), and the account: `notes` in words, `facts` with every record that was left out
+        (`skipped`) or moved (`mended`).
 
     Raises:
         ConfigError: an unknown name (the nearest one is suggested), a name without all its parts, a set named twice,
             or no names at all.
-        DataError: as `read_squad`, and when a hub set cannot be loaded.
+        DataError: a bad record (unless skipped), a file that cannot be read, is broken, is of no known shape or holds
+            no question, or a hub set that cannot be loaded; the message names the place and what to do.
         MissingExtraError: a hub set is named and `datasets` is not installed.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    if not names:
+    asked = [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
+    if not asked:
         raise ConfigError(f"No data set is named. Give a file or one of {_patterns()}.")
     if max_examples is not None and max_examples < 1:
         raise ConfigError(f"max_examples={max_examples} must be at least 1, or unset.")
     collector = RecordCollector(on_bad_record, on_duplicate_id, for_training=for_training)
-    resolved = [_resolve(name) for name in names]
-    _refuse_repeats(names, resolved)
-    for name, (source, parts) in zip(names, resolved, strict=True):
+    resolved = [_resolve(name) for name in asked]
+    _refuse_repeats(asked, resolved)
+    for name, (source, parts) in zip(asked, resolved, strict=True):
         if source is None:
-            collect_files([name], collector, max_bytes)
+            collect_parsed(parse_json(read_bytes(Path(name), max_bytes), name), name, collector)
         else:
             source.load(parts, collector)
-    return collector.finish(max_examples)
+    return collector.finish(asked, max_examples)
 
 
-def dataset_info(name: str) -> DatasetInfo:
-    """Language, licence and source of a data set, without loading it.
+def language_of(name: str) -> str:
+    """The language of a data set's contexts as an ISO 639-1 code, without loading it; empty where unknown.
 
-    A file's language is guessed from its name (`xquad.de.json.gz`, `fi.dev.json`) and empty where that says nothing;
-    in MLQA's names it is the language of the context.
+    A file's is guessed from its name (`xquad.de.json.gz`, `fi.dev.json`).
 
     Raises:
         ConfigError: as `load_questions`.
     """
     source, parts = _resolve(name)
-    if source is None:
-        return DatasetInfo(name=name, language=_language_of_file(name), licence="", source=f"file {Path(name).name}")
-    return DatasetInfo(name=name, language=source.language_of(parts), licence=source.licence, source=source.source)
-
-
-def language_of(name: str) -> str:
-    """The language of a data set's contexts as an ISO 639-1 code; empty where unknown. Raises as `dataset_info`."""
-    return dataset_info(name).language
+    return _language_of_file(name) if source is None else source.languages[source.language.format(**parts)]
 
 
 def _resolve(name: str) -> tuple[DataSource | None, dict[str, str]]:
@@ -329,26 +322,9 @@ def collect_rows(
     for index, row in enumerate(rows):
         last = row.get("id")
         if id_prefix and not isinstance(last, str):
-            collector.reject(f"id must be text, but it is {shown(last)}.", file=name, item=f"row[{index}]")
+            collector.reject(f"id must be text, but it is {shown(last)}.", f"{name}: row[{index}]")
         elif not id_prefix or str(last).startswith(id_prefix):
-            collector.add(row, file=name, item=f"row[{index}]", empty_is_impossible=empty_is_impossible)
+            collector.add(row, f"{name}: row[{index}]", empty_is_impossible=empty_is_impossible)
     if collector.count == before:
         wanted = f" whose id starts with {id_prefix!r} (the last id is {shown(last)})" if id_prefix else ""
         raise DataError(f"{name} holds no question{wanted}. Has the data set changed? Try a file instead.")
-
-
-def _download(name: str, path: str, config: str | None, split: str, revision: str | None) -> Iterable[Any]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "hub", f"Loading {name}") from error
-    try:
-        rows: Iterable[Any] = datasets.load_dataset(path, config, split=split, revision=revision)
-    except Exception as error:
-        # The library raises a dozen kinds of error here, network and format alike; all mean the same to the user.
-        detail = f"{type(error).__name__}: {error}".strip()
-        raise DataError(
-            f"{name} cannot be loaded ({detail}). Check the network (or HF_HUB_OFFLINE and the cache), or "
-            "download the set and give the path of its SQuAD-format .json file instead."
-        ) from error
-    return rows

@@ -1,16 +1,18 @@
-"""From a path to JSON values: every way in which a file can be broken gets a message of its own."""
+"""From a path, or a name on the hub, to records: every way in which a file can be broken gets a message of its own."""
 
 from __future__ import annotations
 
+import csv
 import difflib
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from regtune.errors import ConfigError, DataError, shown
+from regtune.errors import ConfigError, DataError, MissingExtraError, shown
 
 MAX_UNPACKED = 512 * 2**20
 """Most bytes that a gzip file may unpack to (SQuAD v2.0's training set has 42 million)."""
@@ -31,29 +33,15 @@ class Parsed(NamedTuple):
     """Objects in which a field occurs twice; the last one counts."""
 
 
-def read_json(path: Path, max_bytes: int = MAX_UNPACKED) -> Parsed:
-    """The JSON in a `.json`, `.jsonl`, `.json.gz` or `.jsonl.gz` file.
-
-    Args:
-        path: the file.
-        max_bytes: most bytes that a gzip file may unpack to; it is read piece by piece and never unpacked further.
+def read_bytes(path: Path, max_bytes: int = MAX_UNPACKED) -> bytes:
+    """What a file holds, unpacked if it is gzip: piece by piece, and never further than `max_bytes`.
 
     Raises:
         ConfigError: `max_bytes` below 1.
-        DataError: the file is missing, a folder, unreadable, a Git-LFS pointer, broken gzip, too large, not UTF-8 or
-            not JSON.
+        DataError: the file is missing, a folder, unreadable, a Git-LFS pointer, broken gzip or too large.
     """
     if max_bytes < 1:
         raise ConfigError(f"max_bytes={max_bytes} must be at least 1.")
-    return parse_json(read_bytes(path, max_bytes), str(path))
-
-
-def read_bytes(path: Path, max_bytes: int = MAX_UNPACKED) -> bytes:
-    """What a file holds, unpacked if it is gzip.
-
-    Raises:
-        DataError: the file is missing, a folder, unreadable, a Git-LFS pointer, broken gzip or too large.
-    """
     try:
         raw = _unpack(_read_bytes(path), path, max_bytes)
     except MemoryError as error:
@@ -179,7 +167,7 @@ def _unpack(raw: bytes, path: Path, max_bytes: int) -> bytes:
                     raise DataError(
                         f"{path} ({len(raw):,} bytes) unpacks to more than {max_bytes:,} bytes, which is refused: it "
                         "could fill the memory. If you trust it, unpack it yourself (gunzip) and name the .json file, "
-                        "or raise max_bytes in regtune.read_squad."
+                        "or raise max_bytes in regtune.load_questions."
                     )
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is broken gzip: {error}. It was cut short or damaged; download it again.") from error
@@ -189,3 +177,102 @@ def _unpack(raw: bytes, path: Path, max_bytes: int) -> bytes:
 def _refuse_lfs_pointer(raw: bytes, name: str) -> None:
     if raw.startswith(_LFS_POINTER):
         raise DataError(f"{name} is a Git-LFS pointer, not the data itself. Fetch the data with: git lfs pull")
+
+
+def hub_rows(name: str, *place: str | None, **options: Any) -> Any:
+    """A set of the hub, read from its Parquet files by `datasets`; no code from there is run.
+
+    Args:
+        name: how messages call it.
+        place: repository and config.
+        options: `split`, `revision`.
+
+    Raises:
+        MissingExtraError: `datasets` is not installed.
+        DataError: the set cannot be loaded.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "hub", f"Loading {name}") from error
+    try:
+        return datasets.load_dataset(*place, **options)
+    except Exception as error:  # a dozen kinds, network and format alike; all mean the same to the user
+        raise DataError(
+            f"{name} cannot be loaded ({type(error).__name__}: {error}). Check the network (or HF_HUB_OFFLINE and the "
+            "cache), or download the set and give the path of a file."
+        ) from error
+
+
+def records_of(path: Path, *, encoding: str = "auto", header: bool = True) -> Iterator[tuple[str, Any]]:
+    """The records of a `.json`, `.jsonl`, `.csv` or `.tsv` file, or the lines of any other; each may end in `.gz`.
+
+    Args:
+        path: the file.
+        encoding: of tables and lines; `auto` takes UTF-8 or, where it isn't valid, latin-1.
+        header: whether a table has one; otherwise its columns are called `0`, `1`, …
+
+    Yields:
+        Places, and mappings or lines; a `DataError` in place of one says what is wrong with it.
+
+    Raises:
+        DataError: as `read_bytes` and `parse_json`, or an encoding that isn't the file's.
+        ConfigError: no such encoding.
+    """
+    raw, name = read_bytes(path), str(path)
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind in (".json", ".jsonl", ".ndjson"):
+        yield from _objects(parse_json(raw, name), name)
+    elif kind in (".csv", ".tsv"):
+        yield from table(decoded(raw, name, encoding), "," if kind == ".csv" else "\t", name, header=header)
+    else:
+        lines = decoded(raw, name, encoding).replace("\r\n", "\n").removesuffix("\n").split("\n")
+        yield from ((f"{name}, line {number}", line) for number, line in enumerate(lines, start=1))
+
+
+def _objects(parsed: Parsed, name: str) -> Iterator[tuple[str, Any]]:
+    for place, problem in parsed.broken:
+        yield f"{name}, {place}", DataError(f"{name}, {place}: {problem}")
+    for place, value in parsed.values:
+        for index, record in enumerate(value if isinstance(value, list) else [value]):
+            where = f"{name}, {place or f'record {index + 1}'}"
+            wrong = DataError(f"{where}: {shown(record)} is no object with fields.")
+            yield where, record if isinstance(record, dict) else wrong
+
+
+def table(text: str, delimiter: str, name: str, *, header: bool = True) -> Iterator[tuple[str, Any]]:
+    """The rows of a CSV or TSV text as `records_of` gives them; empty ones are left out.
+
+    Raises:
+        DataError: quotes that don't close.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] | None = None if header else []
+    try:
+        for row in reader:
+            place = f"{name}, line {reader.line_num}"
+            if columns is None:
+                columns = [column.strip() for column in row]
+            elif not any(cell.strip() for cell in row):
+                continue
+            elif columns and len(row) != len(columns):
+                yield place, DataError(f"{place}: it has {len(row)} cells where the header has {len(columns)}.")
+            else:
+                yield place, dict(zip(columns or map(str, range(len(row))), row, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{name}, line {reader.line_num}: {error}. Quote cells that hold quotes or breaks.") from error
+
+
+def decoded(raw: bytes, name: str, encoding: str) -> str:
+    """Text in an encoding; raises as `records_of`."""
+    for one in ("utf-8-sig", "latin-1") if encoding == "auto" else (encoding,):
+        try:
+            text = raw.decode(one)
+        except UnicodeDecodeError:
+            continue
+        except LookupError as error:
+            raise ConfigError(f"encoding={encoding!r} is none that Python knows; try utf-8 or latin-1.") from error
+        if not text.strip():
+            raise DataError(f"{name} is empty. Download or write it again.")
+        return text
+    raise DataError(f"{name} is not {encoding} text. Name its encoding, for example --settings.encoding latin-1.")

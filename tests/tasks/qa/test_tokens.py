@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regtune.errors import DataError
-from regtune.tasks.qa.offsets import clean_offsets, token_range
+from regtune.tasks.qa.tokens import clean_offsets, token_range
 
 
 def clean(context, *ranges, blank=()):

@@ -1,1 +1,0 @@
-"""The official metrics of question answering."""
