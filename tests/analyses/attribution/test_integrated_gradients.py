@@ -162,7 +162,7 @@ def test_of_a_linear_model_the_score_is_weight_times_the_change_of_the_input():
     expected = (change[:, 5] @ model.qa_outputs.weight[0].detach()).tolist()
     found = integrated(model, batch)
     assert [one.relevance[5] for one in found] == pytest.approx(expected, rel=1e-6)
-    assert [one.steps for one in found] == [6, 6, 6]
+    assert [one.steps for one in found] == [18, 18, 18]
 
 
 @pytest.mark.parametrize("mode", ["held", "moved"])
@@ -204,7 +204,7 @@ def test_a_text_that_is_its_own_baseline_has_no_scores_and_is_complete():
     (one,) = integrated(calm(), batch, StartLogit(position=2))
     assert abs(one.relevance).max() == 0
     assert one.baseline == pytest.approx(one.value, abs=1e-12)
-    assert (one.steps, one.error) == (6, 0.0)
+    assert (one.steps, one.error) == (18, 0.0)
 
 
 def test_a_tighter_tolerance_takes_more_steps_and_one_that_is_not_reached_is_refused():

@@ -10,14 +10,14 @@ Here the path is cut into pieces. On each a rule of two points is compared with 
   fifteenth of the difference, which is also taken off (Richardson 1911). Completeness alone would not do: errors of
   different tokens cancel in the sum.
 
-The worst piece is split, its halves' scores being the next comparison's first rule, until both errors are small
-enough. Pieces of many texts run in one Captum call.
+The worst piece is split, its halves' scores being the next comparison's first rule, until the sum and every token are
+good enough. Pieces of many texts run in one Captum call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -46,20 +46,17 @@ _FIRST_CUTS = (0.0, 0.19, 0.54, 1.0)
 _POINTS = 2
 """Of the rule on each piece. Both were chosen on curves of F along the path of fine-tuned MiniLM models, where most
 of the change happens in the first half: fewest gradients in total."""
-_WHOLE = 3 * _POINTS
-"""Points of a piece whose error is known: the rule on it, and on each half."""
 _SAFETY = 8.0
 """By how much the estimate of a score's error is raised, to about half the difference between the two rules: on paths
 as wild as random weights make them, the errors don't shrink as they should yet."""
 _CANCELLATION = 4.0
 """How much larger than the allowed error the pieces' errors may be together, if they cancel each other."""
-_STRAIGHT = 0.1
-"""A path whose values at the cuts are within this share of the change of a straight line's starts as one piece."""
+_SHORTEST = 1e-12
+"""Share of the path below which a piece is not cut: there the model's own rounding is all that is left."""
 _SMALLEST_CHANGE = 0.01
 _TOKENS_AT_ONCE = {"cpu": 2048}
 _TOKENS_ON_ACCELERATORS = 65_536
 
-Ends = tuple[float, float]
 Places = Float64[Tensor, " places"]
 """A score for each token and then for each register."""
 
@@ -84,7 +81,7 @@ def integrated_gradients_scores(
         baseline, special_tokens: see `baseline_embeddings`.
         registers: `held` keeps them at their learned value, also at the baseline, so they get no score; `moved`
             takes them on the path, from the zero vector to their learned value, at every depth at which they join.
-        max_steps: a row that needs more points is left with the error it has, which `explain` then refuses.
+        max_steps: a row that needs more points is left with the error it has, which `attribute` then refuses.
         internal_batch_size: points that run together, of all rows; by default as many as make 2,048 tokens on a CPU
             and 65,536 elsewhere.
 
@@ -109,57 +106,64 @@ def integrated_gradients_scores(
         given = stack.enter_context(given_embeddings(batch))
         path = _Path(batch, given, targets, internal_batch_size)
         path.lay(baseline_embeddings(batch, baseline, special_tokens=special_tokens), moved=registers == "moved")
-        rows = [_Row(index, batch.tolerance, max_steps) for index in range(len(targets))]
-        _integrate(path, rows)
-    return _scores(path, rows, values, targets)
+        rows = [
+            _Row(index=index, tolerance=batch.tolerance, known={1.0: value})
+            for index, value in enumerate(values.tolist())
+        ]
+        _integrate(path, rows, max_steps)
+    scores = torch.stack([row.scores for row in rows])
+    starts = values.new_tensor([row.known[0.0] for row in rows])
+    seq = path.starts[0].shape[1]
+    tokens, of_registers = scores[:, :seq], scores[:, seq:]
+    if not of_registers.shape[1] and given.active is not None:  # held: they are there, with nothing to their name
+        of_registers = scores.new_zeros(len(rows), given.active.num_registers)
+    return Scores(
+        targets=targets,
+        values=values,
+        tokens=tokens,
+        registers=of_registers,
+        parts={"baseline": starts},
+        residual=values - starts - scores.sum(1),
+        scale=values.new_tensor([row.scale for row in rows]),
+        steps=[row.steps for row in rows],
+        error=values.new_tensor([row.token_error for row in rows]),
+    )
 
 
 @dataclass(kw_only=True, eq=False)
 class _Piece:
     """A part of one row's path."""
 
-    ends: Ends
-    coarse: Places | None = None
+    start: float
+    end: float
+    coarse: Places
     """Its scores by the rule on it, and by the rule on its halves."""
-    halves: tuple[Places, Places] | None = None
-    change: float = 0.0
-    """F at its end less F at its start."""
+    halves: list[Places] = field(default_factory=list)
 
     @property
-    def cuts(self) -> tuple[Ends, Ends]:
-        start, end = self.ends
-        middle = (start + end) / 2
-        return (start, middle), (middle, end)
+    def cuts(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        middle = (self.start + self.end) / 2
+        return (self.start, middle), (middle, self.end)
 
     @property
     def step(self) -> Places:
         """By how much the scores change on the way from halves to no length at all; also the size of their error."""
-        assert self.coarse is not None
-        if self.halves is None:
-            return torch.full_like(self.coarse, math.inf)
-        return (sum(self.halves) - self.coarse) / 15
+        return (sum(self.halves) - self.coarse) / 15 if self.halves else torch.full_like(self.coarse, math.inf)
 
     @property
     def scores(self) -> Places:
-        assert self.coarse is not None
-        return self.coarse if self.halves is None else sum(self.halves) + self.step
-
-    @property
-    def error(self) -> float:
-        """Of the sum."""
-        return float(self.scores.sum()) - self.change
+        return sum(self.halves) + self.step if self.halves else self.coarse
 
 
-@dataclass(eq=False)
+@dataclass(kw_only=True, eq=False)
 class _Row:
     """One text's path as it stands."""
 
     index: int
     tolerance: float
-    max_steps: int
-    pieces: list[_Piece] = field(default_factory=list)
-    known: dict[float, float] = field(default_factory=dict)
+    known: dict[float, float]
     """F at points of the path, 0 the baseline and 1 the text."""
+    pieces: list[_Piece] = field(default_factory=list)
     steps: int = 0
 
     @property
@@ -178,62 +182,50 @@ class _Row:
         worst, largest = _SAFETY * float(errors.max()), float(self.scores.abs().max())
         return worst / largest if largest else worst
 
-    def first_pieces(self) -> list[_Piece]:
-        """The whole path if F runs along it nearly straight, else what the first cuts make."""
-        start, end = self.known[0.0], self.known[1.0]
-        bends = [abs(self.known[cut] - start - cut * (end - start)) for cut in _FIRST_CUTS]
-        pieces = len(_FIRST_CUTS) - 1
-        if max(bends) <= _STRAIGHT * self.scale or self.max_steps < pieces * _WHOLE:
-            return [_Piece(ends=(0.0, 1.0))]
-        return [_Piece(ends=ends) for ends in pairwise(_FIRST_CUTS)]
+    def lost(self, piece: _Piece) -> float:
+        """The error of a piece's sum."""
+        return float(piece.scores.sum()) - (self.known[piece.end] - self.known[piece.start])
 
-    def is_complete(self) -> bool:
-        errors = [piece.error for piece in self.pieces]
+    @property
+    def unfinished(self) -> bool:
+        lost = [self.lost(piece) for piece in self.pieces]
         allowed = 0.99 * self.tolerance * self.scale
-        sums = abs(sum(errors)) <= allowed and sum(map(abs, errors)) <= _CANCELLATION * allowed
-        return sums and self.token_error <= TOKEN_ERROR * self.tolerance
+        close = abs(sum(lost)) <= allowed and sum(map(abs, lost)) <= _CANCELLATION * allowed
+        return math.isfinite(self.scale) and not (close and self.token_error <= TOKEN_ERROR * self.tolerance)
 
-    def split(self) -> list[_Piece]:
+    def split(self, max_steps: int) -> Iterator[_Piece]:
         """Takes out the pieces whose errors are within a tenth of the largest, and gives their halves."""
-        largest = float(self.scores.abs().max()) or 1.0
-        sizes = [
-            max(abs(piece.error) / self.scale, float(piece.step.abs().max()) / largest / TOKEN_ERROR)
+        largest = TOKEN_ERROR * (float(self.scores.abs().max()) or 1.0)
+        sizes = {
+            piece: max(abs(self.lost(piece)) / self.scale, float(piece.step.abs().max()) / largest)
             for piece in self.pieces
-        ]
-        halves: list[_Piece] = []
-        for piece, size in sorted(zip(self.pieces, sizes, strict=True), key=lambda one: -one[1]):
-            room = self.steps + (len(halves) + 2) * 2 * _POINTS <= self.max_steps
-            if piece.halves is None or not room or size < 0.9 * max(sizes):
-                continue
+            if piece.end - piece.start > _SHORTEST
+        }
+        for piece in sorted(sizes, key=lambda one: -sizes[one]):
+            if sizes[piece] < 0.9 * max(sizes.values()) or self.steps + 4 * _POINTS > max_steps:
+                break
+            self.steps += 4 * _POINTS
             self.pieces.remove(piece)
-            halves += [_Piece(ends=e, coarse=c) for e, c in zip(piece.cuts, piece.halves, strict=True)]
-        return halves
+            for (start, end), scores in zip(piece.cuts, piece.halves, strict=True):
+                yield _Piece(start=start, end=end, coarse=scores)
 
 
-def _integrate(path: _Path, rows: Sequence[_Row]) -> None:
-    path.fill_in([(row, ends) for row in rows for ends in pairwise(_FIRST_CUTS)])
-    new = [(row, piece) for row in rows for piece in row.first_pieces()]
+def _integrate(path: _Path, rows: Sequence[_Row], max_steps: int) -> None:
+    cuts = _FIRST_CUTS if max_steps >= 3 * _POINTS * (len(_FIRST_CUTS) - 1) else (0.0, 1.0)
+    path.look([(row, at) for row in rows for at in cuts])
+    wanted = [(row, start, end) for row in rows for start, end in pairwise(cuts)]
+    for (row, start, end), scores in zip(wanted, path.integrate(wanted), strict=True):
+        row.pieces.append(_Piece(start=start, end=end, coarse=scores))
+        row.steps += _POINTS if max_steps < 3 * _POINTS else 3 * _POINTS
+    new = [] if max_steps < 3 * _POINTS else [(row, piece) for row in rows for piece in row.pieces]
     while new:
-        path.fill_in([(row, piece.ends) for row, piece in new])
-        wanted = [(row, piece, ends) for row, piece in new for ends in _still_to_do(row, piece)]
-        for (row, piece, ends), scores in zip(wanted, path.integrate([(r, e) for r, _, e in wanted]), strict=True):
-            row.steps += _POINTS
-            if ends == piece.ends:
-                piece.coarse = scores
-            else:
-                piece.halves = (scores, scores) if piece.halves is None else (piece.halves[0], scores)
+        halves = iter(path.integrate([(row, *cut) for row, piece in new for cut in piece.cuts]))
+        for _, piece in new:
+            piece.halves = [next(halves), next(halves)]
+        new = [(row, piece) for row in rows if row.unfinished for piece in row.split(max_steps)]
+        path.look([(row, at) for row, piece in new for at in (piece.start, piece.end)])
         for row, piece in new:
-            piece.change = row.known[piece.ends[1]] - row.known[piece.ends[0]]
             row.pieces.append(piece)
-        new = [
-            (row, half) for row in rows if math.isfinite(row.scale) and not row.is_complete() for half in row.split()
-        ]
-
-
-def _still_to_do(row: _Row, piece: _Piece) -> list[Ends]:
-    """On what the rule has still to be used."""
-    whole = [piece.ends] if piece.coarse is None else []
-    return whole if row.max_steps < _WHOLE else [*whole, *piece.cuts]
 
 
 class _Path:
@@ -247,10 +239,10 @@ class _Path:
         self.batch = batch
         self.given = given
         self.targets = targets
-        self.at_once = at_once
         self.lengths = batch.text.sum(1).tolist()
         self.starts: list[Tensor] = []
         self.ends: list[Tensor] = []
+        self.at_once = at_once
         self.captum: Any = IntegratedGradients(self._values)
 
     def lay(self, absent: Tensor, *, moved: bool) -> None:
@@ -262,50 +254,46 @@ class _Path:
                 self.starts.append(torch.zeros_like(whole))
                 self.ends.append(whole)
 
-    def fill_in(self, wanted: Sequence[tuple[_Row, Ends]]) -> None:
-        """Finds F at the ends of the pieces where it isn't known yet."""
-        missing = sorted({(row.index, end) for row, ends in wanted for end in ends if end not in row.known})
-        rows = {row.index: row for row, _ in wanted}
+    def look(self, wanted: Sequence[tuple[_Row, float]]) -> None:
+        """Finds F at points of rows' paths where it isn't known yet."""
+        missing = list(dict.fromkeys((row, at) for row, at in wanted if at not in row.known))
         with torch.no_grad():
-            for places in self._groups([index for index, _ in missing], points=1):
-                part = [missing[place] for place in places]
-                index = torch.tensor([row for row, _ in part], device=self.starts[0].device)
-                at = self._at(index, [where for _, where in part])
-                for (row, where), value in zip(part, self._values(*at, index).tolist(), strict=True):
-                    rows[row].known[where] = value
+            for part in self._groups([row.index for row, _ in missing], points=1):
+                rows, places = zip(*(missing[number] for number in part), strict=True)
+                index = torch.tensor([row.index for row in rows], device=self.starts[0].device)
+                for row, at, value in zip(rows, places, self._values(*self._at(index, places), index), strict=True):
+                    row.known[at] = float(value)
 
-    def integrate(self, wanted: Sequence[tuple[_Row, Ends]]) -> list[Places]:
+    def integrate(self, wanted: Sequence[tuple[_Row, float, float]]) -> list[Places]:
         """The scores of pieces, by Captum."""
         found: dict[int, Places] = {}
-        for places in self._groups([row.index for row, _ in wanted], points=_POINTS):
-            part = [wanted[place] for place in places]
-            index = torch.tensor([row.index for row, _ in part], device=self.starts[0].device)
+        for part in self._groups([row.index for row, _, _ in wanted], points=_POINTS):
+            rows, starts, ends = zip(*(wanted[place] for place in part), strict=True)
+            index = torch.tensor([row.index for row in rows], device=self.starts[0].device)
             scores = self.captum.attribute(
-                inputs=self._at(index, [end for _, (_, end) in part]),
-                baselines=self._at(index, [start for _, (start, _) in part]),
+                inputs=self._at(index, ends),
+                baselines=self._at(index, starts),
                 additional_forward_args=(index,),
                 n_steps=_POINTS,
                 method="gausslegendre",
-                internal_batch_size=max(len(part), self._rows_at_once(max(self.lengths[i] for i in index.tolist()))),
+                internal_batch_size=max(len(part), self._size(max(self.lengths[row.index] for row in rows))),
             )
-            tokens, *registers = [part.sum(-1, dtype=torch.float64) for part in scores]
-            whole = tokens.new_zeros(len(tokens), self.starts[0].shape[1])
-            whole[:, : tokens.shape[1]] = tokens
+            tokens, *registers = [one.sum(-1, dtype=torch.float64) for one in scores]
+            whole = torch.nn.functional.pad(tokens, (0, self.starts[0].shape[1] - tokens.shape[1]))
             together = torch.cat([whole, torch.stack(registers).sum(0)], 1) if registers else whole
-            found |= dict(zip(places, together, strict=True))
+            found |= dict(zip(part, together, strict=True))
         return [found[place] for place in range(len(wanted))]
 
-    def _groups(self, rows: Sequence[int], *, points: int) -> list[list[int]]:
+    def _groups(self, rows: Sequence[int], *, points: int) -> Iterator[list[int]]:
         """Numbers of the given rows, sorted by length and in groups that may run at once."""
         order = sorted(range(len(rows)), key=lambda place: -self.lengths[rows[place]])
-        groups: list[list[int]] = []
         while order:
-            size = max(1, self._rows_at_once(self.lengths[rows[order[0]]]) // points)
-            groups.append(order[:size])
+            size = max(1, self._size(self.lengths[rows[order[0]]]) // points)
+            yield order[:size]
             order = order[size:]
-        return groups
 
-    def _rows_at_once(self, length: int) -> int:
+    def _size(self, length: int) -> int:
+        """Points of so many tokens that run together."""
         tokens = _TOKENS_AT_ONCE.get(self.starts[0].device.type, _TOKENS_ON_ACCELERATORS)
         return max(1, tokens // length) if self.at_once is None else self.at_once
 
@@ -313,13 +301,9 @@ class _Path:
         """Points of the path, a share of the way for each row; text cut to the longest of them."""
         length = max(self.lengths[row] for row in index.tolist())
         share = torch.tensor(where, dtype=torch.float64, device=index.device).view(-1, 1, 1)
-        found = []
-        for start, end in zip(self.starts, self.ends, strict=True):
-            first, last = start[index], end[index]
-            if start is self.starts[0]:
-                first, last = first[:, :length], last[:, :length]
-            found.append(first + share.to(first.dtype) * (last - first))
-        return tuple(found)
+        ends = [(start[index], end[index]) for start, end in zip(self.starts, self.ends, strict=True)]
+        ends[0] = (ends[0][0][:, :length], ends[0][1][:, :length])
+        return tuple(first + share.to(first.dtype) * (last - first) for first, last in ends)
 
     def _values(self, words: Tensor, *rest: Tensor) -> Tensor:
         """F of rows at points of their paths: word embeddings, registers of each depth, and the rows' numbers."""
@@ -327,23 +311,3 @@ class _Path:
         self.given.words, self.given.registers = words, registers
         outputs = self.batch.run_rows(index, words.shape[1])
         return values_of(outputs, [self.targets[row] for row in index.tolist()])
-
-
-def _scores(path: _Path, rows: Sequence[_Row], values: Tensor, targets: Sequence[Resolved]) -> Scores:
-    scores = torch.stack([row.scores for row in rows])
-    seq = path.starts[0].shape[1]
-    tokens, registers = scores[:, :seq], scores[:, seq:]
-    if not registers.shape[1] and path.given.active is not None:  # held: they are there, with nothing to their name
-        registers = scores.new_zeros(len(rows), path.given.active.num_registers)
-    starts, scales, errors = values.new_tensor([(row.known[0.0], row.scale, row.token_error) for row in rows]).unbind(1)
-    return Scores(
-        targets=targets,
-        values=values,
-        tokens=tokens,
-        registers=registers,
-        parts={"baseline": starts},
-        residual=values - starts - scores.sum(1),
-        scale=scales,
-        steps=[row.steps for row in rows],
-        error=errors,
-    )
