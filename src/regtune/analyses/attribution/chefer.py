@@ -13,14 +13,13 @@ where autograd would hand it a gradient, and returns the relevance of its inputs
 only move relevance, so autograd's own backward of them is right. The sum is kept by every rule.
 """
 
-# Every rule set has every rule's signature, and autograd functions have torch's.
-# ruff: noqa: ARG002, ARG004
+# Every rule set has every rule's signature.
+# ruff: noqa: ARG002
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -30,7 +29,7 @@ from regtune.analyses.attribution.attribution import Scores
 from regtune.analyses.attribution.batch import Batch
 from regtune.analyses.attribution.lrp import STATES, relevance_rules
 from regtune.analyses.attribution.rollout import fresh_rows, read_from, registers_of
-from regtune.analyses.attribution.rules import Ledger, PlainGradient, Unary, run
+from regtune.analyses.attribution.rules import Ledger, Rules, Unary, given
 from regtune.analyses.reversible import masked
 from regtune.errors import ConfigError
 from regtune.targets import Resolved, values_of
@@ -91,24 +90,22 @@ def _roll_out(
     batch: Batch, rows: Tensor, sides: list[Resolved], start_layer: int
 ) -> tuple[Float64[Tensor, "sides total total"], Float64[Tensor, " sides"], Float64[Tensor, " sides"]]:
     """The product of the blocks' maps, the sum of relevance at the embeddings, and that of its sizes."""
-    plain, plain_ledger = PlainGradient(), Ledger()
-    with relevance_rules(batch.model, plain, plain_ledger, inputs=STATES):
-        values = values_of(batch.run_rows(rows), sides)
-        gradients = torch.autograd.grad(values.sum(), plain.weights, materialize_grads=True)
-    rules, ledger = CheferRules(), Ledger()
-    with relevance_rules(batch.model, rules, ledger, inputs=STATES):
-        shares = values_of(batch.run_rows(rows), sides)
-        leaves = [leaf for kind in ledger.leaves.values() for leaf in kind]
-        found = torch.autograd.grad(shares.sum(), [*rules.weights, *leaves], materialize_grads=True)
-    count = len(rules.weights)
+    found = []
+    for rules in (_Weights(), CheferRules()):
+        ledger = Ledger()
+        with relevance_rules(batch.model, rules, ledger, inputs=STATES):
+            values = values_of(batch.run_rows(rows), sides)
+            leaves = [leaf for kind in ledger.leaves.values() for leaf in kind]
+            found.append(torch.autograd.grad(values.sum(), [*rules.weights, *leaves], materialize_grads=True))
+    (gradients, relevances), count = found, len(rules.weights)
     if not 0 <= start_layer < count:
         raise ConfigError(f"start_layer={start_layer} doesn't exist; this model has blocks 0 to {count - 1}.")
-    maps = [_block_map(gradient, relevance) for gradient, relevance in zip(gradients, found[:count], strict=True)]
+    maps = [_block_map(*pair) for pair in zip(gradients[:count], relevances[:count], strict=True)]
     registers = registers_of(batch, rows)
     joint = maps[start_layer]
     for later in maps[start_layer + 1 :]:
         joint = later @ fresh_rows(joint, registers)
-    at_leaves = [part.flatten(1).double() for part in found[count:]]
+    at_leaves = [part.flatten(1).double() for part in relevances[count:]]
     arrived, sizes = (torch.stack([part.sum(1) for part in parts]).sum(0) for parts in (at_leaves, map(abs, at_leaves)))
     return joint, arrived, sizes
 
@@ -120,117 +117,84 @@ def _block_map(gradient: Tensor, relevance: Tensor) -> Tensor:
     return mixed / mixed.sum(-1, keepdim=True)
 
 
-class CheferRules:
-    """Rules of the relevance pass. `weights[i]` is the i-th attention map that the forward pass made."""
-
-    whole_model = True
+class _Weights(Rules):
+    """The plain gradient. `weights[i]` is the i-th attention map that the forward pass made."""
 
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
 
     def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """Product rule for the scores; scaling, mask and softmax pass relevance through, and the mask gets none."""
-        raw = run(_Product, query, key.transpose(-1, -2))
-        weights = masked(raw.detach() * scaling, mask).softmax(-1)
-        self.weights.append(run(_PassThrough, raw, weights))
+        """Keeps them."""
+        self.weights.append(super().attention_weights(query, key, mask, scaling))
+        return self.weights[-1]
+
+
+class CheferRules(_Weights):
+    """Rules of the relevance pass; scaling, mask, softmax, activations and LayerNorms pass relevance through."""
+
+    whole_model = True
+
+    def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """Product rule for the scores; the mask gets none."""
+        raw = self.product(torch.matmul, query, key.transpose(-1, -2))
+        self.weights.append(
+            given(masked(raw.detach() * scaling, mask).softmax(-1), lambda relevance: (relevance,), raw)
+        )
         return self.weights[-1]
 
     def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
-        """Matrix product: x·grad·(R/Z) to each factor, halved."""
+        """Z = A B; R_A = A * (R/Z B^T) / 2 and R_B = B * (A^T R/Z) / 2."""
         if function.__name__ not in ("matmul", "__matmul__", "bmm"):
             raise NotImplementedError("Chefer's method has no rule for gated units.")
-        return run(_Product, a, b)
+        left, right = a.detach(), b.detach()
+        z = left @ right
+
+        def back(relevance: Tensor) -> tuple[Tensor, Tensor]:
+            share = divide(relevance, z)
+            return left * (share @ right.transpose(-1, -2)) / 2, right * (left.transpose(-1, -2) @ share) / 2
+
+        return given(z, back, a, b)
 
     def total(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
-        """Skip connection: shares |sum a| : |sum b| of the relevance."""
-        return run(_Shares, a, b)
+        """Skip connection: each summand gets x·R/Z elementwise, rescaled row by row to its share |sum a| : |sum b|."""
+        first, second = a.detach(), b.detach()
 
-    def softmax(self, scores: Tensor, function: Unary) -> Tensor:
-        """Passes through."""
-        return run(_PassThrough, scores, function(scores.detach()))
+        def back(relevance: Tensor) -> tuple[Tensor, ...]:
+            share = divide(relevance, first + second)
+            parts = [first * share, second * share]
+            every = tuple(range(1, a.dim()))
+            sums = [part.sum(every, keepdim=True) for part in parts]
+            whole = relevance.sum(every, keepdim=True)
+            weight = sums[0].abs() + sums[1].abs()
+            pairs = zip(parts, sums, strict=True)
+            return tuple(part * divide(divide(total.abs() * whole, weight), total) for part, total in pairs)
+
+        return given(first + second, back, a, b)
 
     def activation(self, x: Tensor, function: Unary) -> Tensor:
         """Passes through."""
-        return run(_PassThrough, x, function(x.detach()))
+        return given(function(x.detach()), lambda relevance: (relevance,), x)
 
-    rms_norm = activation
+    softmax = rms_norm = activation
 
     def layer_norm(self, module: nn.LayerNorm, x: Tensor, function: Unary) -> Tensor:
         """Passes through."""
-        return run(_PassThrough, x, function(x.detach()))
+        return self.activation(x, function)
 
     def linear(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Alpha = 1: only products of equal sign count, the bias gets nothing."""
+        """Alpha = 1: R_j = sum over k of (x+ w+ + x- w-)_jk / sum over j of the same, times R_k; no bias."""
         if not isinstance(module, nn.Linear) or not x.requires_grad:
             return y
-        return run(_PositiveLinear, x, module.weight, y.detach())
+        value, weight = x.detach(), module.weight.detach()
+
+        def back(relevance: Tensor) -> tuple[Tensor]:
+            (x_plus, x_minus), (w_plus, w_minus) = ((one.clamp(min=0), one.clamp(max=0)) for one in (value, weight))
+            share = divide(relevance, x_plus @ w_plus.T + x_minus @ w_minus.T)
+            return (x_plus * (share @ w_plus) + x_minus * (share @ w_minus),)
+
+        return given(y, back, x)
 
 
 def divide(relevance: Tensor, total: Tensor) -> Tensor:
     """R/Z, and 0 where Z is 0."""
     return torch.where(total == 0, torch.zeros_like(relevance), relevance / torch.where(total == 0, 1.0, total))
-
-
-class _PassThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *relevances: Tensor) -> tuple[Tensor, None]:
-        return relevances[0], None
-
-
-class _PositiveLinear(torch.autograd.Function):
-    """R_j = sum over k of (x+ w+ + x- w-)_jk / sum over j of the same, times R_k."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *relevances: Tensor) -> tuple[Tensor, None, None]:
-        x, weight = ctx.saved_tensors
-        parts = ((x.clamp(min=0), weight.clamp(min=0)), (x.clamp(max=0), weight.clamp(max=0)))
-        share = divide(relevances[0], sum(part @ w.T for part, w in parts))
-        return sum(part * (share @ w) for part, w in parts), None, None
-
-
-class _Product(torch.autograd.Function):
-    """Z = A B; R_A = A * (R/Z B^T) / 2 and R_B = B * (A^T R/Z) / 2."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        z = torch.matmul(a, b)
-        ctx.save_for_backward(a, b, z)
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, *relevances: Tensor) -> tuple[Tensor, Tensor]:
-        a, b, z = ctx.saved_tensors
-        share = divide(relevances[0], z)
-        return a * (share @ b.transpose(-1, -2)) / 2, b * (a.transpose(-1, -2) @ share) / 2
-
-
-class _Shares(torch.autograd.Function):
-    """Each summand gets x·R/Z elementwise, rescaled row by row so that it holds its share of the row's relevance."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
-        return a + b
-
-    @staticmethod
-    def backward(ctx: Any, *relevances: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = ctx.saved_tensors
-        share = divide(relevances[0], a + b)
-        parts = [a * share, b * share]
-        every = tuple(range(1, a.dim()))
-        sums = [part.sum(every, keepdim=True) for part in parts]
-        whole = relevances[0].sum(every, keepdim=True)
-        weight = sums[0].abs() + sums[1].abs()
-        first, second = (
-            part * divide(divide(total.abs() * whole, weight), total) for part, total in zip(parts, sums, strict=True)
-        )
-        return first, second

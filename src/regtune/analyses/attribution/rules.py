@@ -15,7 +15,7 @@ attention weights fixed, so queries and keys get nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,49 +104,56 @@ RULES = ("activation", "attention", "layer_norm", "product", "rms_norm")
 """Rules of AttnLRP that a test may leave out to see that the ledger notices."""
 Unary = Callable[[Tensor], Tensor]
 _ONE_OPERAND_ACTIVATIONS = frozenset({"tanh", "gelu", "relu", "silu", "elu", "mish", "hardswish", "leaky_relu"})
-_PRODUCTS = frozenset({"mul", "__mul__", "__rmul__", "multiply", "matmul", "__matmul__", "bmm"})
+_ELEMENTWISE = frozenset({"mul", "__mul__", "__rmul__", "multiply"})
+_PRODUCTS = _ELEMENTWISE | {"matmul", "__matmul__", "bmm"}
 _SUMS = frozenset({"add", "__add__", "__radd__"})
 
 
-@runtime_checkable
-class Rules(Protocol):
-    """What happens to relevance at each kind of operation.
+class Rules:
+    """What happens to relevance at each kind of operation; as it stands here, nothing: the derivative as it is.
 
     `x` is the input, `function` the untouched forward computation.
     """
 
-    whole_model: bool
+    whole_model = False
     """Whether operations outside the declared modules count as well (sums at skip connections)."""
 
     def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """Softmax of the scaled and masked scores, `[batch, heads, query, key]`."""
+        """Softmax of the scaled and masked scores, `[batch, heads, query, key]`; the mask carries no relevance."""
+        raw = self.product(torch.matmul, query, key.transpose(-1, -2))
+        return self.softmax(masked(raw * scaling, mask), lambda scores: scores.softmax(-1))
 
     def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
         """A product (elementwise or of matrices) of two tensors that both carry relevance."""
+        return function(a, b)
 
     def total(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
         """A sum of two tensors that both carry relevance."""
+        return function(a, b)
 
-    def softmax(self, scores: Tensor, function: Unary) -> Tensor:
-        """A softmax that a module calls itself."""
+    def softmax(self, x: Tensor, function: Unary) -> Tensor:
+        """A softmax."""
+        return function(x)
 
     def activation(self, x: Tensor, function: Unary) -> Tensor:
         """An elementwise non-linearity."""
+        return function(x)
 
     def layer_norm(self, module: nn.LayerNorm, x: Tensor, function: Unary) -> Tensor:
         """A LayerNorm."""
+        return function(x)
 
     def rms_norm(self, x: Tensor, function: Unary) -> Tensor:
         """An RMSNorm."""
+        return function(x)
 
     def linear(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """A linear layer or a convolution; here `y` still carries its gradient."""
+        return y
 
 
-class AttnLRP:
+class AttnLRP(Rules):
     """The rules of AttnLRP, or of CP-LRP with `constant_attention`, writing to a ledger."""
-
-    whole_model = False
 
     def __init__(
         self, ledger: Ledger, *, constant_attention: bool = False, without: frozenset[str] = frozenset()
@@ -155,29 +162,20 @@ class AttnLRP:
         self.constant_attention = constant_attention
         self.without = without
 
-    def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """Scores from halved queries and keys; the mask carries no relevance."""
-        raw = self.product(torch.matmul, query, key.transpose(-1, -2))
-        return self.softmax(masked(raw * scaling, mask), lambda scores: scores.softmax(-1))
-
     def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
         """Uniform rule: each factor gets half. A product with a constant is linear and gets all."""
-        rule = "product" if function.__name__ in ("mul", "__mul__", "__rmul__", "multiply") else "attention"
+        rule = "product" if function.__name__ in _ELEMENTWISE else "attention"
         if rule in self.without or not (a.requires_grad and b.requires_grad):
             return function(a, b)
-        return function(run(_Half, a), run(_Half, b))
+        return function(*(given(one, lambda gradient: (gradient / 2,), one) for one in (a, b)))
 
-    def total(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
-        """Sums pass the gradient on."""
-        return function(a, b)
-
-    def softmax(self, scores: Tensor, function: Unary) -> Tensor:
+    def softmax(self, x: Tensor, function: Unary) -> Tensor:
         """The plain gradient is the rule; what it absorbs goes to the ledger. CP-LRP: a constant."""
         if self.constant_attention:
-            return function(scores.detach())
-        weights = function(scores)
+            return function(x.detach())
+        weights = function(x)
         self.ledger.watch(SOFTMAX, weights)
-        self.ledger.watch(SOFTMAX, scores, -1.0)
+        self.ledger.watch(SOFTMAX, x, -1.0)
         return weights
 
     def activation(self, x: Tensor, function: Unary) -> Tensor:
@@ -187,16 +185,16 @@ class AttnLRP:
     def layer_norm(self, module: nn.LayerNorm, x: Tensor, function: Unary) -> Tensor:
         """Linear in x with the standard deviation fixed; its bias goes to the ledger."""
         if "layer_norm" in self.without:
-            output = function(x)
-        else:
-            wide = x.detach().to(_wide(x.dtype))
-            deviation = torch.rsqrt(wide.var(-1, unbiased=False, keepdim=True) + module.eps)
-            scale = deviation if module.weight is None else deviation * module.weight
-            output = run(_Centred, x, function(x.detach()), scale.to(x.dtype))
-        bias = bias_of(module)
-        if bias is not None:
-            self.ledger.watch_bias(output, *bias)
-        return output
+            return self.linear(module, x, function(x))
+        wide = x.detach().to(_wide(x.dtype))
+        deviation = torch.rsqrt(wide.var(-1, unbiased=False, keepdim=True) + module.eps)
+        scale = (deviation if module.weight is None else deviation * module.weight.detach()).to(x.dtype)
+
+        def back(gradient: Tensor) -> tuple[Tensor]:
+            scaled = gradient * scale
+            return (scaled - scaled.mean(-1, keepdim=True),)
+
+        return self.linear(module, x, given(function(x.detach()), back, x))
 
     def rms_norm(self, x: Tensor, function: Unary) -> Tensor:
         """Identity rule, which holds the root mean square fixed."""
@@ -207,44 +205,6 @@ class AttnLRP:
         bias = bias_of(module)
         if bias is not None:
             self.ledger.watch_bias(y, *bias)
-        return y
-
-
-class PlainGradient:
-    """No rules at all: the derivative as it is. Chefer's method needs it of the attention weights."""
-
-    whole_model = False
-
-    def __init__(self) -> None:
-        self.weights: list[Tensor] = []
-
-    def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """Keeps the weights, whose gradient is wanted."""
-        self.weights.append(masked(torch.matmul(query, key.transpose(-1, -2)) * scaling, mask).softmax(-1))
-        return self.weights[-1]
-
-    def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
-        """As it is."""
-        return function(a, b)
-
-    total = product
-
-    def softmax(self, scores: Tensor, function: Unary) -> Tensor:
-        """As it is."""
-        return function(scores)
-
-    def activation(self, x: Tensor, function: Unary) -> Tensor:
-        """As it is."""
-        return function(x)
-
-    rms_norm = activation
-
-    def layer_norm(self, module: nn.LayerNorm, x: Tensor, function: Unary) -> Tensor:
-        """As it is."""
-        return function(x)
-
-    def linear(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """As it is."""
         return y
 
 
@@ -276,12 +236,6 @@ class RuleScope(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def run(function: Any, *arguments: Tensor) -> Tensor:
-    """Applies a custom autograd function (torch leaves `apply` untyped)."""
-    output: Tensor = function.apply(*arguments)
-    return output
-
-
 def _carries(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
@@ -293,45 +247,21 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _with_slope(x: Tensor, y: Tensor) -> Tensor:
     wide = _wide(x.dtype)
     slope = torch.where(x == 0, torch.zeros_like(y, dtype=wide), y.to(wide) / x.detach().to(wide))
-    return run(_Slope, x, y, slope)
+    return given(y, lambda gradient: ((gradient * slope).to(gradient.dtype),), x)
 
 
-class _Half(torch.autograd.Function):
-    """y = x; the gradient is halved."""
+def given(y: Tensor, back: Callable[[Tensor], tuple[Tensor, ...]], *inputs: Tensor) -> Tensor:
+    """The value y, whose gradient `back` makes into those of the inputs."""
+    output: Tensor = _Given.apply(back, y.detach(), *inputs)  # type: ignore[no-untyped-call]
+    return output
 
+
+class _Given(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] / 2
-
-
-class _Slope(torch.autograd.Function):
-    """The given value; the gradient is multiplied by the given slope, elementwise."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
+    def forward(ctx: Any, back: Callable[[Tensor], tuple[Tensor, ...]], y: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.back = back
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return (gradients[0] * slope).to(gradients[0].dtype), None, None
-
-
-class _Centred(torch.autograd.Function):
-    """The given value; the gradient is that of scale · (x - mean x)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(scale)
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (scale,) = ctx.saved_tensors
-        scaled = gradients[0] * scale
-        return scaled - scaled.mean(-1, keepdim=True), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.back(gradients[0])
