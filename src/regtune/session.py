@@ -245,7 +245,7 @@ def open(  # noqa: A001 - `regtune.open`
         chosen = TASKS.get(config.task)
     else:
         chosen = task_for(architectures)
-    head = _own_head(architectures) if chosen is None else chosen.head
+    head = own_head(target.model) if chosen is None else chosen.head
     model = load_model(head, target.model, attention=attention, trust_remote_code=trust_remote_code)
     if dtype != "auto":
         model.to(getattr(torch, dtype))
@@ -280,11 +280,15 @@ def task_for(architectures: Sequence[str]) -> Task | None:
     return next((each for each in tasks if any(has_head(one, each.head) for one in architectures)), None)
 
 
-def _own_head(architectures: Sequence[str]) -> str:
-    """The class that a model was saved from, which has its head, where transformers knows it."""
+def own_head(name: str) -> str:
+    """The class that a model was saved from, which has its head, where transformers knows it.
+
+    Raises:
+        CheckpointError: no such model.
+    """
     import transformers
 
-    known = (getattr(transformers, one, None) for one in architectures)
+    known = (getattr(transformers, one, None) for one in _architectures(name))
     model = (one for one in known if isinstance(one, type) and issubclass(one, transformers.PreTrainedModel))
     return next((one.__name__ for one in model), "AutoModel")
 
@@ -425,15 +429,14 @@ def load_model(
     Raises:
         CheckpointError: the model can't be found or read.
         MissingExtraError: `minilm` without the `demo` extra.
-        ValueError: transformers has no such head for the architecture.
     """
     import transformers
 
-    folder = resolve_model(name)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if facts:
         options |= {**facts, "ignore_mismatched_sizes": True}
     options["trust_remote_code"] = trust_remote_code
+    folder = resolve_model(name)
     with quiet_transformers():  # the report on the new head's weights is expected, not news
         if (Path(folder) / "adapter_config.json").is_file():
             from regtune.registers.in_peft import load_adapted

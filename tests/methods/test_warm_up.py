@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2Model
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
-from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError
+from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
 from regtune.methods.warm_up import WARM_UP_FILE, WarmUpSettings, cut_passages, mask_tokens, masked_lm_on, warm_up
 from regtune.registers.surgery import backbone_of, num_registers, register_parameters
 from regtune.sweeps.run import build_session, run_experiment
@@ -156,6 +157,13 @@ def test_the_masked_model_has_the_very_same_backbone_and_a_tied_decoder(tmp_path
     assert backbone_of(masked) is backbone_of(model)
     assert masked.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert register_parameters(masked) == register_parameters(model)
+
+
+def test_a_model_without_a_masked_lm_head_is_refused(tmp_path):
+    model = build_session(config_for(tmp_path)).model
+    GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UnsupportedModelError, match=r"gpt2 can't be warmed up: no masked-LM model .*GPT2Config"):
+        masked_lm_on(model, dataclasses.replace(config_for(tmp_path), model=str(tmp_path / "gpt2")))
 
 
 def test_masks_follow_the_stated_shares_and_spare_special_tokens():

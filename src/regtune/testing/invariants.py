@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -16,17 +18,27 @@ from torch import Tensor
 from regtune.errors import RegtuneError
 from regtune.families import family_of
 from regtune.families._family import submodule
+from regtune.progress import begin_stage
 from regtune.registers.saving import from_pretrained, load_registers, save_registers
-from regtune.registers.surgery import backbone_of, disable_registers, find_registers, mask_registers, remove_registers
+from regtune.registers.surgery import (
+    CONFIG_KEY,
+    backbone_of,
+    disable_registers,
+    find_registers,
+    mask_registers,
+    remove_registers,
+)
 from regtune.testing.subject import BrokenInvariantError, Subject, distance
 
 MASKED_TOLERANCE = 1e-6
-"""Largest difference, for logits of size 1 in float32, where the same sums are taken in the same order."""
+"""Largest difference, for outputs of size 1 in float32, where the same sums are taken in the same order."""
 REORDERED_TOLERANCE = 1e-4
 """The same where another kernel or another padding adds in another order."""
 GRADIENT_TOLERANCE = 1e-5
 """Largest difference of two gradients, relative to the largest gradient."""
 _ROUNDS = 4
+_PATIENCE = 60.0
+"""Seconds that a thread waits for the others."""
 
 
 class NotApplicableError(RegtuneError):
@@ -37,69 +49,69 @@ def disabled_is_plain(subject: Subject) -> str:
     """1: switched off, they leave the outputs bit-identical."""
     plain = subject.without()
     with disable_registers(subject.model):
-        difference = distance(subject.logits(), plain)
-    effect = distance(subject.logits(), plain)
+        difference = distance(subject.outputs(), plain)
+    effect = distance(subject.outputs(), plain)
     if difference != 0:
         raise BrokenInvariantError(
-            f"with registers switched off, logits differ from the plain model's by {difference:.1e}; must be 0"
+            f"with registers switched off, outputs differ from the plain model's by {difference:.1e}; must be 0"
         )
     if effect == 0:
         raise BrokenInvariantError(
             "switched on, the registers change nothing at all (difference 0), so they are not in the sequence"
         )
-    return f"switched off: difference 0, bit for bit; switched on, they move logits by up to {effect:.1e}"
+    return f"switched off: difference 0, bit for bit; switched on, they move outputs by up to {effect:.1e}"
 
 
 def masked_is_plain(subject: Subject) -> str:
     """2: masked out, they leave the outputs unchanged."""
     plain = subject.without()
     with mask_registers(subject.model):
-        masked = subject.logits()
-    words = "hidden from attention, they change logits by"
+        masked = subject.outputs()
+    words = "hidden from attention, they change outputs by"
     return _within(words, masked, plain, MASKED_TOLERANCE, rounding=2 * subject.rounding())
 
 
 def text_length_kept(subject: Subject) -> str:
     """3: they never leave the model."""
-    ids = subject.inputs["input_ids"]
-    rows, length = ids.shape
-    last = torch.full((rows,), int(subject.inputs["attention_mask"].sum(1).min()) - 1)
-    pooled: list[tuple[Any, Tensor]] = []
-    backbone = backbone_of(subject.model)
-    handle = backbone.register_forward_hook(lambda _, __, output: pooled.append((output, output[0])))
-    try:
-        with torch.no_grad():
-            output = subject.model(
-                **subject.inputs, start_positions=last, end_positions=last, output_hidden_states=True
-            )
-    finally:
-        handle.remove()
-    shapes = {"start logits": output.start_logits, "end logits": output.end_logits, "last_hidden_state": pooled[0][1]}
-    shapes |= {f"hidden_states[{index}]": state for index, state in enumerate(output.hidden_states)}
-    for name, value in shapes.items():
-        if tuple(value.shape[:2]) != (rows, length):
-            raise BrokenInvariantError(f"{name} has shape {tuple(value.shape)} for a text of {rows} x {length} tokens")
-    if not torch.isfinite(output.loss):
-        raise BrokenInvariantError(f"the loss for labels on the last token is {float(output.loss)}")
-    return f"logits, labels and all {len(output.hidden_states)} hidden states keep the text's length of {length} tokens"
+    with disable_registers(subject.model):
+        expected = _shapes(subject)
+    found = _shapes(subject)
+    for name, shape in expected.items():
+        if found.get(name) != shape:
+            raise BrokenInvariantError(f"{name} has shape {found.get(name)}; without registers it is {shape}")
+    length = subject.inputs["input_ids"].shape[1]
+    return f"all {len(found)} outputs and hidden states keep their shapes for a text of {length} tokens"
+
+
+def _shapes(subject: Subject) -> dict[str, tuple[int, ...]]:
+    """Of everything that the model and its backbone return but attentions."""
+    shapes = {}
+    with torch.no_grad():
+        for part in (subject.model, backbone_of(subject.model)):
+            output = part(**subject.inputs, output_hidden_states=True)
+            states = {f"hidden_states[{index}]": state for index, state in enumerate(output.hidden_states)}
+            for name, value in {**output, **states}.items():
+                if isinstance(value, Tensor):
+                    shapes[f"{name} of {type(part).__name__}"] = tuple(value.shape)
+    return shapes
 
 
 def saved_and_loaded(subject: Subject) -> str:
-    """4: save and load give the same logits, for the whole model and for the registers' own file."""
-    model, expected = subject.model, subject.logits()
+    """4: save and load give the same outputs, for the whole model and for the registers' own file."""
+    model, expected = subject.model, subject.outputs()
     attention = model.config._attn_implementation
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded: Any = from_pretrained(type(model), folder, attn_implementation=attention)
-        whole = distance(subject.logits(loaded.float().eval()), expected)
+        whole = distance(subject.outputs(loaded.float().eval()), expected)
         small_folder = Path(folder) / "registers"
         save_registers(model, small_folder)
         size = sum(file.stat().st_size for file in small_folder.iterdir())
         remove_registers(loaded)
-        small = distance(subject.logits(load_registers(loaded, small_folder)), expected)
+        small = distance(subject.outputs(load_registers(loaded, small_folder)), expected)
     if whole != 0 or small != 0:
         raise BrokenInvariantError(
-            f"after loading, logits differ by {whole:.1e} (whole model) and {small:.1e} (registers' file); must be 0"
+            f"after loading, outputs differ by {whole:.1e} (whole model) and {small:.1e} (registers' file); must be 0"
         )
     return f"whole model and registers' own file ({size / 1000:.1f} kB): difference 0, bit for bit"
 
@@ -112,8 +124,8 @@ def removable(subject: Subject) -> str:
         save_registers(model, folder)
         remove_registers(model)
         try:
-            keys, difference = set(model.state_dict()), distance(subject.logits(), plain)
-            left = [key for key in keys if "registers." in key]
+            keys, difference = set(model.state_dict()), distance(subject.outputs(), plain)
+            left = [key for key in keys if "registers." in key] + ["config.json"] * hasattr(model.config, CONFIG_KEY)
         finally:
             load_registers(model, folder)
     extra = before - keys
@@ -134,7 +146,7 @@ def attention_agrees(subject: Subject) -> str:
     try:
         for attention in ("eager", "sdpa"):
             model.set_attn_implementation(attention)
-            found[attention] = subject.logits()
+            found[attention] = subject.outputs()
     finally:
         model.set_attn_implementation(before)
     return _within("eager and SDPA attention differ by", found["eager"], found["sdpa"], REORDERED_TOLERANCE)
@@ -145,16 +157,10 @@ def padding_agrees(subject: Subject) -> str:
     family = family_of(backbone_of(subject.model).config)
     if family.mixing and any(_has(subject.model, path) for path in family.mixing):
         raise NotApplicableError(f"this {family.name} has a convolution, which sees padding with or without registers")
-    right = subject.logits()
-    left = subject.logits(**subject.left_padded())
+    right, left = subject.states(), subject.states(**subject.left_padded())
     mask = subject.inputs["attention_mask"].bool()
-    alone = torch.cat(
-        [
-            subject.logits(**{name: value[row : row + 1, mask[row]] for name, value in subject.inputs.items()})
-            for row in range(len(mask))
-        ],
-        dim=1,
-    )
+    rows = ({n: value[row : row + 1, mask[row]] for n, value in subject.inputs.items()} for row in range(len(mask)))
+    alone = torch.cat([subject.states(**row) for row in rows])
     worst = max((left, alone), key=lambda other: distance(other, right))
     return _within("right-padded, left-padded and unpadded texts differ by", worst, right, REORDERED_TOLERANCE)
 
@@ -193,21 +199,49 @@ def gradients_reach_registers(subject: Subject) -> str:
     return f"each of the {registers.num_registers} registers gets one; the smallest norm is {min(sizes):.1e}{frozen}"
 
 
+@torch.no_grad()
+def causality_kept(subject: Subject) -> str:
+    """8: no token's state depends on a later token, and a cache holds what came before."""
+    backbone = backbone_of(subject.model)
+    family = family_of(backbone.config)
+    if not family.causal:
+        raise NotApplicableError(f"{family.name} reads the whole text at once")
+    mask = subject.inputs["attention_mask"].bool()
+    text = {name: value[:1, mask[0]] for name, value in subject.inputs.items()}
+    before = {name: value[:, :-1] for name, value in text.items()}
+    whole, earlier = subject.states(**text), subject.states(**before)
+    told = _within("without the last token, earlier ones differ by", earlier, whole[:-1], REORDERED_TOLERANCE)
+    cache = backbone(**before, use_cache=True).past_key_values
+    last = backbone(text["input_ids"][:, -1:], attention_mask=text["attention_mask"], past_key_values=cache)[0]
+    return f"{told}; {_within('read from a cache, the last differs by', last[0], whole[-1:], REORDERED_TOLERANCE)}"
+
+
 def passes_are_their_own(subject: Subject) -> str:
     """9: threads, a call inside a call, and layers run again after another pass give what each gives alone."""
     model, left = subject.model, subject.left_padded()
-    alone, moved = subject.logits(), subject.logits(**left)
+    alone, moved = subject.outputs(), subject.outputs(**left)
     with disable_registers(model):
-        without = subject.logits()
+        without = subject.outputs()
 
     def switched_off() -> Tensor:
         with disable_registers(model):
-            return subject.logits()
+            return subject.outputs()
 
-    jobs = ((subject.logits, alone), (lambda: subject.logits(**left), moved), (switched_off, without))
-    with _often_switched(), ThreadPoolExecutor(len(jobs)) as pool:
-        runs = [(pool.submit(run), expected) for _ in range(_ROUNDS) for run, expected in jobs]
-        worst = [(run.result(), expected) for run, expected in runs]
+    backbone = backbone_of(model)
+    embeddings = backbone.get_submodule(family_of(backbone.config).embeddings)
+    jobs = ((subject.outputs, alone), (lambda: subject.outputs(**left), moved), (switched_off, without))
+    gate = Barrier(len(jobs), timeout=_PATIENCE)
+
+    def meet(*_: Any) -> None:
+        gate.wait()  # all passes are open now
+
+    handle = embeddings.register_forward_hook(meet)
+    try:
+        with _often_switched(), ThreadPoolExecutor(len(jobs)) as pool:
+            runs = [[pool.submit(run) for run, _ in jobs] for _ in range(_ROUNDS)]
+            worst = [(run.result(), right) for row in runs for run, (_, right) in zip(row, jobs, strict=True)]
+    finally:
+        handle.remove()
     inner: list[Tensor] = []
     calls: list[None] = []
 
@@ -216,11 +250,9 @@ def passes_are_their_own(subject: Subject) -> str:
         if len(calls) == 1:
             inner.append(switched_off())
 
-    backbone = backbone_of(model)
-    embeddings = backbone.get_submodule(family_of(backbone.config).embeddings)
     handle = embeddings.register_forward_hook(call_again)
     try:
-        worst.append((subject.logits(**left), moved))
+        worst.append((subject.outputs(**left), moved))
     finally:
         handle.remove()
     worst.append((inner[0], without))
@@ -249,9 +281,38 @@ INVARIANTS: tuple[tuple[str, Callable[[Subject], str]], ...] = (
     ("6 padding", padding_agrees),
     ("6 checkpointing", checkpointing_agrees),
     ("7 gradients", gradients_reach_registers),
+    ("8 causality and cache", causality_kept),
     ("9 passes of their own", passes_are_their_own),
 )
 """Name and proof of each, in the order in which they are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found."""
+
+    name: str
+    passed: bool | None
+    """None: only told, or not applicable to this model."""
+    text: str
+    """What was measured, in plain words."""
+
+
+def prove(subject: Subject) -> list[Finding]:
+    """Checks every invariant; a check that breaks off is a finding too."""
+    findings = []
+    for name, check in INVARIANTS:
+        begin_stage(f"proving {name}")
+        try:
+            passed, text = True, check(subject)
+        except NotApplicableError as reason:
+            passed, text = None, str(reason)
+        except BrokenInvariantError as reason:
+            passed, text = False, str(reason)
+        except Exception as error:  # a broken model can break in any way
+            passed, text = False, f"the check broke off with {type(error).__name__}: {error}"
+        findings.append(Finding(name=name, passed=passed, text=text))
+    return findings
 
 
 @contextmanager

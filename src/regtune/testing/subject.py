@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from regtune.config import RegisterConfig
 from regtune.errors import RegtuneError
 from regtune.families import family_of
 from regtune.registers.saving import load_registers, save_registers
 from regtune.registers.surgery import (
+    add_registers,
     backbone_of,
     disable_registers,
     max_text_length,
@@ -22,35 +24,47 @@ from regtune.registers.surgery import (
     remove_registers,
 )
 
+_LONGEST = 48
+
 
 class BrokenInvariantError(RegtuneError):
-    """An invariant that doesn't hold, with the number that was measured."""
+    """A promise that isn't kept, with what was measured."""
 
 
 @dataclass
 class Subject:
-    """A question-answering model with registers, in evaluation mode, and a padded batch for it."""
+    """A model with registers, with any head or none, in evaluation mode, and a padded batch for it."""
 
     model: Any
     inputs: dict[str, Tensor]
     plain: Tensor | None = None
-    """Logits before registers were added, where they were added here."""
+    """Outputs before registers were added, where they were added here."""
+
+    def add(self, config: RegisterConfig, **ids: int | None) -> None:
+        """Adds registers and remembers what the model gave without them."""
+        self.plain = self.outputs()
+        add_registers(self.model, config, **ids)
 
     @torch.no_grad()
-    def logits(self, model: Any = None, **changes: Tensor) -> Tensor:
-        """Start and end logits of the real tokens, `[2, tokens]`."""
+    def outputs(self, model: Any = None, **changes: Tensor) -> Tensor:
+        """Every number that the model gives for the real tokens, row after row, in one dimension."""
+        return values_of(self.model if model is None else model, self.inputs | changes)
+
+    @torch.no_grad()
+    def states(self, **changes: Tensor) -> Tensor:
+        """The backbone's last hidden states of the real tokens, `[tokens, hidden]`."""
         batch = self.inputs | changes
-        output = (self.model if model is None else model)(**batch)
-        return torch.stack([output.start_logits, output.end_logits])[:, batch["attention_mask"].bool()]
+        found: Tensor = backbone_of(self.model)(**batch)[0][batch["attention_mask"].bool()]
+        return found
 
     def without(self) -> Tensor:
-        """Logits of the model without its registers, which are put back (checked bit for bit by invariant 4)."""
+        """Outputs of the model without its registers, which are put back (checked bit for bit by invariant 4)."""
         if self.plain is None:
             with tempfile.TemporaryDirectory() as folder:
                 save_registers(self.model, folder)
                 remove_registers(self.model)
                 try:
-                    self.plain = self.logits()
+                    self.plain = self.outputs()
                 finally:
                     load_registers(self.model, folder)
         return self.plain
@@ -70,7 +84,7 @@ class Subject:
         return moved
 
     def rounding(self) -> float:
-        """How far N columns of padding, which are as hidden, move the plain model's logits; deep models round more."""
+        """How far N columns of padding, which are as hidden, move the plain model's outputs; deep models round more."""
         model, ids = self.model, self.inputs["input_ids"]
         n, limit = num_registers(model), max_text_length(model)
         if limit is not None and ids.shape[1] + n > limit:
@@ -80,10 +94,10 @@ class Subject:
             "attention_mask": torch.nn.functional.pad(self.inputs["attention_mask"], (0, n)),
         }
         with disable_registers(model):
-            return distance(self.logits(**longer), self.without())
+            return distance(self.outputs(**longer), self.without())
 
     def gradients(self, between: Callable[[], object] = lambda: None) -> dict[str, Tensor]:
-        """Every parameter's gradient of the loss in training mode; the seed fixes the dropout.
+        """Every parameter's gradient of the mean square of the outputs in training mode; the seed fixes the dropout.
 
         Args:
             between: called between the forward and the backward pass; random numbers that it draws are put back.
@@ -91,13 +105,50 @@ class Subject:
         model = self.model
         with _training(model):
             torch.manual_seed(0)
-            rows = len(self.inputs["input_ids"])
-            positions = {"start_positions": torch.full((rows,), 2), "end_positions": torch.full((rows,), 3)}
-            loss = model(**self.inputs, **positions).loss
+            loss: Any = values_of(model, self.inputs).square().mean()
             with torch.random.fork_rng(devices=[]):
                 between()
             loss.backward()
             return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def values_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Every number that a model gives for the real tokens of a batch, row after row, in one dimension."""
+    mask = batch["attention_mask"].bool()
+    found = [value for value in model(**batch).values() if isinstance(value, Tensor) and value.is_floating_point()]
+    return torch.cat(
+        [
+            (value[row, mask[row]] if value.dim() > 1 and value.shape[1] == mask.shape[1] else value[row]).flatten()
+            for row in range(len(mask))
+            for value in found
+        ]
+    )
+
+
+def make_inputs(
+    model: Any, tokenizer: Any = None, texts: tuple[tuple[str, ...], ...] = (), *, seed: int = 0
+) -> tuple[dict[str, Tensor], str]:
+    """A padded batch `[3, seq]` of real text, or of random tokens without a (fitting) tokenizer; and which it is."""
+    limit = min(_LONGEST, max_text_length(model) or _LONGEST)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    rows: list[list[int]] = []
+    origin = "random token ids, because there is no tokenizer"
+    if tokenizer is not None:
+        rows = [tokenizer(*text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+        origin = f"{len(rows)} texts, up to {max(map(len, rows))} tokens"
+        if max(map(max, rows)) >= vocabulary:
+            rows, origin = [], "random token ids, because the tokenizer has tokens that the model has no embedding for"
+    if not rows:
+        generator = torch.Generator().manual_seed(seed)
+        special = {v for k, v in model.config.to_dict().items() if k.endswith("_token_id") and isinstance(v, int)}
+        usable = torch.tensor([token for token in range(vocabulary) if token not in special])
+        lengths = (limit, max(4, limit // 2), max(4, limit - 3))
+        rows = [usable[torch.randint(len(usable), (length,), generator=generator)].tolist() for length in lengths]
+    pad = model.config.pad_token_id or 0
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}, origin
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
