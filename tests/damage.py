@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-MUTANTS = (None, True, -1, 10**40, 1e308, "NaN", "x\ud800", "../../x", [], {}, [[]], {"": None})
+MUTANTS = (None, True, -1, 10**40, 10**400, 1e308, "NaN", "x\ud800", "../../x", [], {}, [[]], {"": None})
 
 
 def mutated(content, random):

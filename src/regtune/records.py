@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from regtune.errors import CheckpointError, DataError, RegtuneError, shown
-from regtune.typed import typed
+from regtune.typed import Range, typed
 
 _LARGEST = 1 << 30
 
@@ -28,6 +28,22 @@ SCHEMA_VERSION = 2
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
 CURVE_FILE = "curve.json"
+Size = Annotated[int, Range(0, 2**62)]
+_FACTS: Mapping[str, Any] = {
+    "steps": Size,
+    "seconds": float,
+    "text_tokens": Size,
+    "tokens_per_second": float,
+    "peak_memory_bytes": Size,
+    "memory_bytes": Size,
+    "device": str,
+    "precision": str,
+    "examples": Size,
+    "questions": Size,
+    "questions_read": Size,
+    "lines": list[str],
+}
+"""What others compute with or show, of a record's `training`, `data` and `machine`."""
 _DRAWING = frozenset({"cli", "report", "explorer"})
 """Rooms that draw what others computed: no result depends on them."""
 
@@ -42,9 +58,9 @@ class RunRecord:
     """Evaluation set to metric to value."""
     training: dict[str, Any]
     """Steps, times, text tokens and tokens per second, peak memory, best step, precision."""
-    data: dict[str, Any]
+    data: dict[str, dict[str, Any]]
     """Questions, windows, what was skipped or truncated; one entry for each set."""
-    parameters: dict[str, int]
+    parameters: dict[str, Size]
     versions: dict[str, str]
     machine: dict[str, Any]
     predictions: dict[str, str] = field(default_factory=dict)
@@ -169,6 +185,11 @@ def load_record(run_dir: Path) -> RunRecord:
         for metric, value in values.items():
             if not math.isfinite(value):
                 raise CheckpointError(f"{path}: metrics.{name}.{metric} is {value}, which is no score. {AGAIN}")
+    parts = {"training": record.training, "machine": record.machine}
+    for part, facts in (parts | {f"data.{name}": facts for name, facts in record.data.items()}).items():
+        for name, value in facts.items():
+            if name in _FACTS and value is not None:
+                typed(_FACTS[name], value, f"{path}: {part}.{name}", wrong=CheckpointError, remedy=AGAIN)
     for name in (*record.predictions.values(), *record.files):
         inside(run_dir, name)
     return record

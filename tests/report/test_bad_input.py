@@ -237,6 +237,22 @@ def test_a_damaged_file_of_the_sweep_is_listed_and_the_cells_are_reported(small,
     assert build_report(found, settings=FAST).skipped
 
 
+def test_a_run_with_other_questions_than_its_arm_is_listed_and_the_others_are_compared(small):
+    folder = cells(small, 4, 1)
+    write_json(folder / PREDICTIONS, [row | {"id": f"z{row['id']}"} for row in read_json(folder / PREDICTIONS)])
+    found = collect(small)
+    (skipped,) = found.skipped
+    assert skipped.folder == folder
+    assert (
+        skipped.reason
+        == f"on dev it has other examples than runs of its arm: q0, q1, q10, q11, q12 and 75 more. {AGAIN}"
+    )
+    assert [row[0] for row in build_report(found, settings=FAST).sections[0].arms[0].rows] == [
+        "baseline",
+        "registers, N = 4",
+    ]
+
+
 def test_a_second_run_of_the_same_arm_and_seed_is_listed_not_counted(small):
     config = config_of("registers", 4, 2, sets=("dev.json",))
     changed = dataclasses.replace(config, training=dataclasses.replace(config.training, data_seed=77))

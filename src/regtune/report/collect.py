@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from regtune.recipes import config_from_dict
 from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve, read_json
 from regtune.report.arms import BASELINE, REGISTERS, Arm, arm_of, seed_of, told_apart, trained_on
 from regtune.report.tasks import reported
+from regtune.stats.scores import some
 from regtune.sweeps.answers import Answers, answers
 from regtune.sweeps.cell_run import failure
 from regtune.sweeps.search import read_search
@@ -283,7 +285,9 @@ def collect(folder: Path) -> Sweep:
             cells.append(open_cell(path))
         except RegtuneError as error:
             skipped.append(Skipped(folder=path, reason=_why(path, error)))
+    cells, odd = _alike(cells)
     cells, doubles = _without_doubles(cells)
+    skipped += odd
     if not cells:
         raise DataError(_nothing(folder, skipped))
     single = (folder / RUN_FILE).is_file()
@@ -350,6 +354,32 @@ def _why(path: Path, error: RegtuneError) -> str:
         return str(error)
     failed = failure(path)
     return f"failed: {failed}" if failed else f"not finished ({RUN_FILE} is missing)"
+
+
+def _alike(cells: list[Cell]) -> tuple[list[Cell], list[Skipped]]:
+    """The cells that have the examples and columns that most runs of their arm have, set by set; and the others."""
+
+    def what(cell: Cell, name: str) -> tuple[frozenset[str], frozenset[str]]:
+        found = cell.answers(name)
+        return frozenset(found), frozenset(found.columns)
+
+    seen: dict[tuple[Arm, str], Counter[tuple[frozenset[str], frozenset[str]]]] = {}
+    for cell in cells:
+        for name in cell.record.predictions:
+            seen.setdefault((cell.arm, name), Counter())[what(cell, name)] += 1
+    usual = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
+    kept, odd = [], []
+    for cell in cells:
+        other = next((name for name in cell.record.predictions if what(cell, name) != usual[cell.arm, name]), None)
+        if other is None:
+            kept.append(cell)
+            continue
+        different = {
+            one for mine, theirs in zip(what(cell, other), usual[cell.arm, other], strict=True) for one in mine ^ theirs
+        }
+        reason = f"on {other} it has other examples than runs of its arm: {some(sorted(different))}. {AGAIN}"
+        odd.append(Skipped(folder=cell.folder, reason=reason))
+    return kept, odd
 
 
 def _without_doubles(cells: list[Cell]) -> tuple[list[Cell], list[Skipped]]:

@@ -7,29 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regtune.errors import DataError
 from regtune.interfaces import Metric
 from regtune.report.arms import BASELINE, REGISTERS, Arm
 from regtune.report.collect import Cell, Group, seed_list
 from regtune.stats.comparison import Comparison, compare
-from regtune.stats.scores import ArmScores, some
+from regtune.stats.scores import ArmScores
 from regtune.sweeps.answers import columns_of
 
 
 def arm_scores(cells: Sequence[Cell], name: str, metric: Metric) -> ArmScores:
-    """Scores of an arm's runs on one set, shape [seeds, questions], in the first run's order of questions.
-
-    Raises:
-        DataError: the runs don't have the same questions; the ids are named.
-    """
+    """Scores of an arm's runs on one set, shape [seeds, questions], in the first run's order of questions."""
     first, *others = [cell.answers(name) for cell in cells]
-    for cell, found in zip(cells[1:], others, strict=True):
-        different = found.keys() ^ first.keys()
-        if different:
-            raise DataError(
-                f"{cell.folder} and {cells[0].folder} were evaluated on different questions of {name!r}; only one of "
-                f"them has {some(sorted(different))}. Evaluate both on the same file."
-            )
     names = columns_of([metric], first.columns)
     rows = [np.stack([found.columns[name] for name in names], -1)[found.like(first)] for found in (first, *others)]
     return ArmScores(

@@ -60,11 +60,7 @@ class Section:
 
 
 def make_section(group: Group, settings: Settings) -> Section:
-    """Makes everything that the page shows of one group.
-
-    Raises:
-        DataError: runs of an arm that were evaluated on different examples; the runs and the ids are named.
-    """
+    """Makes everything that the page shows of one group."""
     trained = " + ".join(Path(name).name for name in group.train)
     named_so = f"{group.train_name}: " if group.train_name else ""
     what = "" if group.task == "qa" else f", {reported(group.task).title}"

@@ -101,9 +101,9 @@ def _answers(run_dir: Path, record: RunRecord, name: str, changed: int) -> Answe
     index = _index(tuple(str(row["id"]) for row in rows))
     if len(index) != len(rows):
         raise DataError(f"{path} answers some examples twice ({len(rows)} rows, {len(index)} ids). {AGAIN}")
-    facts = record.data.get(name)
-    expected = facts.get("examples", facts.get("questions")) if isinstance(facts, dict) else None
-    if isinstance(expected, int) and len(rows) < expected:
+    facts = record.data.get(name, {})
+    expected = facts.get("examples", facts.get("questions"))
+    if expected is not None and len(rows) < expected:
         raise DataError(
             f"{path} covers {len(rows):,} of {expected:,} examples. A report on some of them would be wrong. {AGAIN}"
         )

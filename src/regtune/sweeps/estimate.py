@@ -60,7 +60,7 @@ def estimate(cell: Cell, finished: Sequence[tuple[Cell, RunRecord]]) -> float | 
 def _seconds(record: RunRecord) -> float:
     training = record.training
     tokens, speed = (training.get(name) for name in ("text_tokens", "tokens_per_second"))
-    if not isinstance(tokens, (int, float)) or not isinstance(speed, (int, float)):
+    if tokens is None or speed is None:
         return record.seconds
     steps = tokens / max(speed, 1e-9)
     if training.get("resumed_from") is not None:  # the record's own time is that of the last part alone

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regtune.errors import ConfigError, DataError, TrainingError
+from regtune.errors import ConfigError, DataError, TrainingError, shown
 from regtune.interfaces import Examples, Metric, Task
 from regtune.locks import locked
 from regtune.progress import begin_stage, stages
@@ -94,6 +94,10 @@ def read_search(path: Path) -> SearchFile:
         DataError: it is missing, broken or of another shape.
     """
     found: SearchFile = read_typed(path, SearchFile, remedy=_AGAIN)
+    for number, row in enumerate(found.rows):
+        for name, value in row.items():
+            if isinstance(value, str) and name not in ("arm", "key"):
+                raise DataError(f"{path}: rows[{number}].{name} is {shown(value)}, which is no number. {_AGAIN}")
     return found
 
 

@@ -1,0 +1,80 @@
+"""Whatever happens to a file of a sweep's: the report is made without it and says so, or ends in a sentence."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+
+from damage import flipped, mutated
+from regtune.errors import RegtuneError
+from regtune.records import read_json, write_json
+from regtune.report.collect import collect
+from regtune.report.page import build_report, page
+from regtune.report.scores import Settings
+from regtune.sweeps.cell_run import record_failure
+from report.synthetic import write_sweep
+
+
+def sweep(folder):
+    """Two arms, two seeds, a plan with a cell that failed and one that has not begun, and a search."""
+    write_sweep(folder, counts=(0, 4), seeds=(0, 1), sets=("dev.json",), questions=12)
+    keys = ("key", "arm", "num_registers", "seed", "training_set")
+    planned = [("failed", "registers", 4, 2), ("new", "registers", 4, 3)]
+    cells = [dict(zip(keys, (*cell, "t"), strict=True)) for cell in planned]
+    content = {"training_sets": {"t": ["en.train.json.gz"]}, "at_best": ["sep_copies"]}
+    write_json(folder / "sweep.json", {"sweep": content, "cells": cells, "best_num_registers": {"t": 4}})
+    rates = {"learning_rate": 2e-4, "register_learning_rate": 1e-3}
+    rows = [{"arm": "registers", "num_registers": 4, "f1": f1, **rates, "seed": 0, "epochs": 1.0} for f1 in (0.5, 0.6)]
+    write_json(folder / "search.json", {"best": {"registers": rates}, "rows": rows, "questions": 12, "epochs": 1.0})
+    write_json(folder / "failed" / "config.json", {"registers": {}, "training": {}})
+    record_failure(folder / "failed", ValueError("no"))
+    return folder
+
+
+def damage_everything(folder, rounds):
+    """How many times a file was listed, and how many times the report was refused; a raw error fails the test."""
+    random, listed, refused = Random(11), 0, 0
+    sweep(folder)
+    cell = next(iter(sorted(folder.glob("*/run.json")))).parent
+    files = [cell / name for name in ("run.json", "curve.json", "predictions/dev.json.gz")]
+    files += [folder / name for name in ("sweep.json", "search.json", "failed/config.json", "failed/error.json")]
+    usual = len(collect(folder).skipped)
+    for path in files:
+        whole = path.read_bytes()
+        for number in range(rounds):
+            if number % 3:
+                write_json(path, mutated(read_json(path), random))
+            else:
+                path.write_bytes(flipped(whole, random))
+            said = ""
+            try:
+                found = collect(folder)
+                listed += len(found.skipped) != usual
+                if len(found.skipped) == usual:  # the damage went unnoticed: whatever is drawn of it has to hold
+                    page(build_report(found, settings=Settings(resamples=100)))
+            except RegtuneError as error:
+                refused += 1
+                said = str(error)
+            except Exception as error:
+                text = json.dumps(read_json(path))[:3000] if number % 3 else path.read_bytes()
+                raise AssertionError(f"{path}, round {number}: {error!r}\n{text}") from error
+            assert not said or (str(folder) in said and len(said) < 5_000)
+            path.write_bytes(whole)
+    return listed, refused
+
+
+def test_no_damage_to_a_sweep_escapes_from_the_report(tmp_path, monkeypatch):
+    def blank(drawing, stream, **_):
+        stream.write('<svg viewBox="0 0 1 1"></svg>')  # laying out takes most of the time
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)
+    listed, refused = damage_everything(tmp_path, 6)
+    assert listed > 15
+    assert refused < 10
+
+
+@pytest.mark.slow
+def test_no_damage_to_a_sweep_escapes_from_the_report_in_a_long_run(tmp_path):
+    damage_everything(tmp_path, 400)
