@@ -1,10 +1,14 @@
 """Messages are bounded and act on no terminal, whatever a value holds."""
 
 import json
+import unicodedata
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from regtune.errors import ConfigError, DataError, RegtuneError, printable, shown, unknown_name
+from regtune import errors
+from regtune.errors import ConfigError, DataError, MissingExtraError, RegtuneError, printable, shown, unknown_name
 
 WICKED = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "a\rb", "\u202eevil", "\u2066", "\u2028", "\x00", "\x7f", "\ud83d"]
 QUIET = "Überbau 日本 ที่นี่ می‌خواهم 👩‍👩‍👧 plain\ttext\n"
@@ -67,3 +71,20 @@ def test_a_value_whose_repr_fails_is_shown_by_its_kind():
 
 def test_an_error_without_a_text_stays():
     assert RegtuneError().args == ()
+
+
+def every_error(kind=RegtuneError):
+    return [kind, *(below for each in kind.__subclasses__() for below in every_error(each))]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(), st.integers(0, 6_000))
+@example("\x1b]0;\u202e\ud800\r", 6_000)
+def test_no_error_of_regtune_acts_on_a_terminal_or_fills_it(text, times):
+    kinds = set(every_error())
+    assert {each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)} <= kinds
+    for kind in kinds:
+        made = kind(text * times, text, text) if kind is MissingExtraError else kind(text * times)
+        said = str(made)
+        assert len(said) < 4_100
+        assert not [sign for sign in said if unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t"]

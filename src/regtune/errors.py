@@ -53,10 +53,12 @@ def _acts(sign: str) -> bool:
 
 def bounded(text: str) -> str:
     """A message whose middle is left out where it is too long: its start says what was wrong, its end what to do."""
-    if len(text) <= _LONGEST_MESSAGE:
-        return printable(text)
-    start, end = printable(text[: _LONGEST_MESSAGE * 3 // 4]), printable(text[-_LONGEST_MESSAGE // 4 :])
-    return f"{start} … ({len(text) - _LONGEST_MESSAGE} characters left out) … {end}"
+    whole = printable(text[: _LONGEST_MESSAGE + 1])
+    if len(text) <= _LONGEST_MESSAGE >= len(whole):
+        return whole
+    start, end = _LONGEST_MESSAGE * 3 // 4, _LONGEST_MESSAGE // 4
+    left_out = f" … ({max(len(text), len(whole)) - _LONGEST_MESSAGE} characters left out) … "
+    return whole[:start] + left_out + printable(text[-end:])[-end:]
 
 
 class RegtuneError(Exception):

@@ -210,6 +210,33 @@ def test_nothing_in_a_text_acts_on_the_terminal(run, finished, tmp_path):
         assert not set(out + err) & set("\x1b\u202e"), more
 
 
+WICKED = "\x1b[2J\x9b31m\u202e\x07\ud83d"
+
+
+def test_nothing_in_a_data_set_acts_on_the_terminal(run, finished, tmp_path):
+    content = json.loads(save_questions(tmp_path / "q.json").read_text())
+    for paragraph in content["data"][0]["paragraphs"]:
+        for question in paragraph["qas"]:
+            question |= {"id": question["id"] + WICKED[:-1], "question": question["question"] + WICKED[:-1]}
+    content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = WICKED
+    (tmp_path / "q.json").write_text(json.dumps(content))
+    (tmp_path / "q.jsonl").write_text(
+        json.dumps({"question": f"who{WICKED[:-1]}?", "context": f"Ann{WICKED[:-1]} lives."})
+    )
+    evaluated = ["evaluate", finished, "--data", tmp_path / "q.json", "--output-dir", tmp_path / "out"]
+    for arguments, code in (
+        (evaluated, 1),
+        ([*evaluated, "--on-bad-record", "skip"], 0),
+        (["predict", finished, "--file", tmp_path / "q.jsonl"], 0),
+        (["explain", finished, "--file", tmp_path / "q.jsonl", "--methods", "random"], 0),
+        (["explain", finished, "--file", tmp_path / "q.jsonl", "--methods", "random", "--json"], 0),
+        (["info", tmp_path / f"folder{WICKED[:-1]}"], 1),
+    ):
+        found, out, err = run(*arguments)
+        assert (found, bool(set(out + err) & set(WICKED) - set("[2J31m"))) == (code, False), (arguments, out, err)
+        assert len(err) < 6_000
+
+
 def test_a_long_question_is_cut_and_said_so(run, finished):
     arguments = ["ask", finished, "--question", "who built the bridge " * 200, "--context", "ada built it"]
     code, _, err = run(*arguments)

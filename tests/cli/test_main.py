@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import signal
@@ -10,10 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import example as always
+from hypothesis import strategies as st
 
+import regtune
 from command_line import invoke, prepare, train
 from regtune.cli.main import COMMANDS, main
-from regtune.cli.parsing import parse
+from regtune.cli.parsing import parse, say
 from regtune.registry import ANALYSES, FAMILIES, METHODS, TASKS
 from tiny_tokenizer import save_tiny, tiny_tokenizer
 
@@ -299,3 +304,30 @@ def test_a_signal_says_what_ctrl_c_says(monkeypatch, capsys, name, code):
     assert main(["train"]) == code
     assert "Interrupted. The same command continues the run." in capsys.readouterr().err
     assert signal.getsignal(number) is before
+
+
+# What is printed
+
+
+def test_everything_is_printed_by_the_one_function_that_lets_nothing_act():
+    """`print`, `sys.stdout` and `sys.stderr` stand nowhere else; how far a command is has a stream of its own."""
+    own, found = {"cli/parsing.py", "progress.py"}, set()
+    source = Path(regtune.__file__).parent
+    for file in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            text = ast.unparse(node) if isinstance(node, (ast.Call, ast.Attribute)) else ""
+            if text.startswith("print(") or re.fullmatch(r"sys\.(stdout|stderr)(\.write.*)?", text):
+                found.add(file.relative_to(source).as_posix())
+    assert found - own <= {"cli/main.py", "report/overlays/terminal.py"}  # a closed pipe, and whether it is a terminal
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+@given(st.text(), st.booleans())
+@always("\x1b[31mred\x1b[0m \x1b[2J\x1b]0;title\x07\r\u202e\ud800", True)
+@always("\x1b[31mred\x1b[0m", False)
+def test_what_is_said_acts_on_no_terminal(capsys, text, colours):
+    say(text, colours=colours)
+    said = capsys.readouterr().out
+    if colours:
+        said = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", said)

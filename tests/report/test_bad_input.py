@@ -206,7 +206,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_a_damaged_cell_is_listed_with_a_remedy_and_left_out(small, kind):
+def test_a_damaged_cell_is_listed_with_a_remedy_and_left_out(small, kind, capsys):
     damage, reason = DAMAGED[kind]
     folder = cells(small, 4, 1)
     damage(folder)
@@ -216,6 +216,7 @@ def test_a_damaged_cell_is_listed_with_a_remedy_and_left_out(small, kind):
     assert re.search(reason, skipped.reason)
     assert skipped.reason.endswith(AGAIN)
     assert f"<code>{folder.name}</code>" in write_report(small, resamples=200).read_text(encoding="utf-8")
+    assert f"1 of 6 are not used, the first: {folder.name}: " in capsys.readouterr().err
     with pytest.raises(RegtuneError, match=reason):
         open_cell(folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, context_of, parse, quiet
-from regtune.errors import printable
+from regtune.cli.parsing import CommandHelp, context_of, parse, quiet, say
 
 HELP = CommandHelp(
     name="ask",
@@ -55,7 +53,6 @@ def run(argv: Sequence[str]) -> int:
         warnings.simplefilter("ignore")
         prediction = put_question(args.target, args.question, context, top_k=args.top_k)
     if prediction.question_cut:
-        print("note: the question was too long for the model's windows and was cut.", file=sys.stderr)
-    text = json.dumps(prediction.to_json(), ensure_ascii=False) if args.json else answers_text(prediction)
-    print(printable(text))
+        say("note: the question was too long for the model's windows and was cut.", error=True)
+    say(json.dumps(prediction.to_json(), ensure_ascii=False) if args.json else answers_text(prediction))
     return 0

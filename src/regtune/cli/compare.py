@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, parse
+from regtune.cli.parsing import CommandHelp, parse, say
 
 HELP = CommandHelp(
     name="compare",
@@ -44,5 +44,5 @@ def run(argv: Sequence[str]) -> int:
     from regtune.report.compare import compare_two, comparison_text
 
     found = compare_two(args.run_a, args.run_b, delta=args.delta, resamples=args.resamples)
-    print(comparison_text(found, shown=args.flips))
+    say(comparison_text(found, shown=args.flips))
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regtune.cli.parsing import CommandHelp, parse, quiet
+from regtune.cli.parsing import CommandHelp, parse, quiet, say
 
 HELP = CommandHelp(
     name="demo",
@@ -33,5 +33,5 @@ def run(argv: Sequence[str]) -> int:
     quiet()
     from regtune.sweeps.demo import demo_text, run_demo
 
-    print(demo_text(run_demo(args.output_dir)))
+    say(demo_text(run_demo(args.output_dir)))
     return 0

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, parse, quiet
+from regtune.cli.parsing import CommandHelp, parse, quiet, say
 from regtune.config import RegisterConfig
 
 HELP = CommandHelp(
@@ -41,5 +41,5 @@ def run(argv: Sequence[str]) -> int:
     from regtune.testing.doctor import examine, report_text
 
     report = examine(args.model, args.registers)
-    print(report_text(report))
+    say(report_text(report))
     return 0 if report.healthy else 1

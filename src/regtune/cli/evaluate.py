@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet
+from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet, say
 from regtune.config import AnswerConfig
 from regtune.errors import ConfigError
 from regtune.registry import TASKS
@@ -91,6 +91,5 @@ def run(argv: Sequence[str]) -> int:
     training = dataclasses.replace(base.training, precision=args.precision)
     config = dataclasses.replace(base, data=data, training=training, answers=args.answers)
     found, path = run_evaluation(args.target, args.data, config=config, output_dir=args.output_dir)
-    print(evaluation_text(found))
-    print(f"Details: {path}")
+    say(f"{evaluation_text(found)}\nDetails: {path}")
     return 0

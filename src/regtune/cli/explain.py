@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, context_of, parse, quiet, require_there
+from regtune.cli.parsing import CommandHelp, context_of, parse, quiet, require_there, say
 from regtune.errors import ConfigError
 
 HELP = CommandHelp(
@@ -134,10 +133,10 @@ def run(argv: Sequence[str]) -> int:
                 **options,
             )
             json_ = made.to_json()
-            print(json.dumps(json_, ensure_ascii=False) if args.json else overlay_text(json_, palette=args.palette))
-            sys.stdout.flush()
+            text = json.dumps(json_, ensure_ascii=False) if args.json else overlay_text(json_, palette=args.palette)
+            say(text, colours=not args.json)
             found += [json_] if args.html is not None else []
     if args.html is not None:
         path = write_overlay(args.html, found, palette=args.palette)
-        print(f"Page: {path}", file=sys.stderr if args.json else sys.stdout)
+        say(f"Page: {path}", error=args.json)
     return 0

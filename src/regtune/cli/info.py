@@ -10,8 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, parse, quiet
-from regtune.errors import printable
+from regtune.cli.parsing import CommandHelp, parse, quiet, say
 
 HELP = CommandHelp(
     name="info",
@@ -40,5 +39,5 @@ def run(argv: Sequence[str]) -> int:
     from regtune.sweeps.describe import describe, describe_text
 
     facts = describe(args.target)
-    print(printable(json.dumps(facts, ensure_ascii=False, indent=1) if args.json else describe_text(facts)))
+    say(json.dumps(facts, ensure_ascii=False, indent=1) if args.json else describe_text(facts))
     return 0

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet, require_there
+from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet, require_there, say
 from regtune.errors import ConfigError
 from regtune.recipes import plain_value
 
@@ -70,8 +70,7 @@ def run(argv: Sequence[str]) -> int:
         settings=settings,
         output_dir=args.output_dir,
     )
-    print(found)
-    print(f"\nRecords: {found.folder}")
+    say(f"{found}\n\nRecords: {found.folder}")
     return 0
 
 
@@ -143,6 +142,5 @@ def run_faithfulness(argv: Sequence[str]) -> int:
         settings={"faithfulness": args.settings},
         output_dir=args.output_dir,
     )
-    print(found)
-    print(f"\nRecord: {found.folder / 'faithfulness.json'}")
+    say(f"{found}\n\nRecord: {found.folder / 'faithfulness.json'}")
     return 0

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from regtune.cli import ask, compare, demo, doctor, evaluate, explain, info, inspect, predict, report, sweep, train
+from regtune.cli.parsing import say
 from regtune.errors import ConfigError, RegtuneError, bounded, unknown_name
 from regtune.tables import Table
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(_load_plugins(arguments))
     except KeyboardInterrupt as stop:
         resume = " The same command continues the run." if arguments[:1] in (["train"], ["demo"], ["sweep"]) else ""
-        print(f"\nInterrupted.{resume}", file=sys.stderr)
+        say(f"\nInterrupted.{resume}", error=True)
         return stop.args[0] if isinstance(stop, _Stopped) else 130
     except BrokenPipeError:  # the reader of our output has seen enough (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(_message(error), file=sys.stderr)
+        say(_message(error), error=True)
         return 2 if isinstance(error, ConfigError) else 1
 
 
@@ -109,12 +110,12 @@ def _load_plugins(arguments: list[str]) -> list[str]:
 def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
-        print(_overview())
+        say(_overview())
         return 0 if arguments else 2
     if name in ("--version", "-V"):
         from importlib.metadata import version
 
-        print(f"regtune {version('regtune')}")
+        say(f"regtune {version('regtune')}")
         return 0
     if name not in COMMANDS:
         options = ("--help", "--version", "--debug", "--plugin")
@@ -140,7 +141,7 @@ def _listed(rows: Sequence[tuple[str, str]]) -> str:
 
 def _message(error: Exception) -> str:
     if isinstance(error, RegtuneError):
-        return f"error: {error}"
+        return f"error: {bounded(str(error))}"
     kind, text = type(error).__name__, bounded(str(error))
     if isinstance(error, OSError) and error.strerror:
         return f"error: {error.strerror}: {bounded(str(error.filename or kind))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import tyro
 
 from regtune.config import AnswerConfig, DataConfig, RunConfig
-from regtune.errors import CheckpointError, ConfigError, unknown_name
+from regtune.errors import CheckpointError, ConfigError, printable, unknown_name
 from regtune.recipes import plain_value
 from regtune.records import is_local
 from regtune.registry import TASKS
@@ -38,9 +39,21 @@ def parse(help_: CommandHelp, kind: type[ArgsT], argv: Sequence[str], default: A
         return tyro.cli(kind, prog=prog, args=list(argv), default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
-            print("Examples:")
-            print("\n".join(f"  {example}" for example in help_.examples))
+            say("\n".join(["Examples:", *(f"  {example}" for example in help_.examples)]))
         raise
+
+
+def say(text: object, *, error: bool = False, colours: bool = False) -> None:
+    """Prints what a command found, the only way that one does: nothing in a text acts on the terminal.
+
+    Args:
+        text: what to say; JSON stays the same JSON.
+        error: on standard error.
+        colours: leave sequences that choose a colour.
+    """
+    parts = re.split(r"(\x1b\[[0-9;]*m)", str(text)) if colours else [str(text)]
+    shown = "".join(part if number % 2 else printable(part) for number, part in enumerate(parts))
+    print(shown, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def first_argument(argv: Sequence[str]) -> str | None:

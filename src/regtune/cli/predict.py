@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, parse, quiet
+from regtune.cli.parsing import CommandHelp, parse, quiet, say
 from regtune.errors import ConfigError
 
 HELP = CommandHelp(
@@ -45,5 +45,5 @@ def run(argv: Sequence[str]) -> int:
     from regtune.sweeps.predict import predict
 
     for found in predict(args.target, args.file or [{"text": text} for text in args.text], progress=True):
-        print(json.dumps(found, ensure_ascii=False))
+        say(json.dumps(found, ensure_ascii=False))
     return 0

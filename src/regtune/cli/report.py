@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, parse
+from regtune.cli.parsing import CommandHelp, parse, say
 
 HELP = CommandHelp(
     name="report",
@@ -46,5 +46,5 @@ def run(argv: Sequence[str]) -> int:
     from regtune.report.page import write_report
 
     page = write_report(args.folder, output=args.output_dir, delta=args.delta, resamples=args.resamples)
-    print(f"Report: {page}")
+    say(f"Report: {page}")
     return 0

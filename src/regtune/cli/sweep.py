@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, parse, quiet
+from regtune.cli.parsing import CommandHelp, parse, quiet, say
 from regtune.sweeps.ray import ClusterConfig
 
 HELP = CommandHelp(
@@ -57,5 +57,5 @@ def run(argv: Sequence[str]) -> int:
     from regtune.sweeps.sweep_actions import carry_out
 
     report = carry_out(**{field.name: getattr(args, field.name) for field in dataclasses.fields(args)})
-    print(report.text)
+    say(report.text)
     return 0 if report.healthy else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet, with_settings, without_types
+from regtune.cli.parsing import CommandHelp, first_argument, parse, quiet, say, with_settings, without_types
 from regtune.config import RunConfig
 from regtune.errors import ConfigError
 
@@ -59,13 +58,11 @@ def run(argv: Sequence[str]) -> int:
     if args.recipe != recipe:
         raise ConfigError(f"Put the recipe first: regtune train {args.recipe} ...")
     quiet()
-    from regtune.errors import printable
     from regtune.sweeps.describe import scores_text
     from regtune.sweeps.run import data_lines, run_experiment
 
     record = run_experiment(without_types(args.config))
     for line in data_lines(record.data):
-        print(printable(f"note: {line}", keep=""), file=sys.stderr)
-    print(scores_text(record.metrics))
-    print(f"Run directory: {args.config.output_dir}")
+        say(f"note: {line}", error=True)
+    say(f"{scores_text(record.metrics)}\nRun directory: {args.config.output_dir}")
     return 0

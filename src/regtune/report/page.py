@@ -81,12 +81,20 @@ def write_report(
         begin_stage(f"reading the records in {folder}")
         report = _records_alone(folder)
         sweep = None if report is not None else collect(folder)
-        begin_stage("comparing")
+        begin_stage(f"comparing{_unused(sweep)}")
         if sweep is not None:
             report = build_report(sweep, settings=Settings(delta=delta, resamples=resamples))
         assert report is not None
         begin_stage(f"writing {len(report.tables)} tables, figures and the page")
         return _write(report, output if output is not None else folder / "report")
+
+
+def _unused(sweep: Sweep | None) -> str:
+    """What is left out, of how many, for the terminal; the page lists all of it."""
+    if sweep is None or not sweep.skipped:
+        return ""
+    first, found = sweep.skipped[0], len(sweep.skipped)
+    return f"; {found} of {len(sweep.cells) + found} are not used, the first: {first.folder.name}: {first.reason}"
 
 
 def _write(report: Report, place: Path) -> Path:
