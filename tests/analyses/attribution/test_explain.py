@@ -211,6 +211,25 @@ def test_the_scores_of_a_words_pieces_add_up(moods):
     assert [text[slice(*span)] for span in other.offsets[1:-1]] == list(other.tokens[1:-1])
 
 
+@pytest.mark.parametrize("by", ["layer", "head", "neuron"])
+def test_what_layers_heads_and_neurons_carried_is_handed_out_and_shown(moods, by, tmp_path, capsys):
+    page = tmp_path / "why.html"
+    assert main(["explain", moods, TEXT, "--methods", "attnlrp", "--by", by, "--html", str(page)]) == 0
+    shown = capsys.readouterr().out
+    (one,) = explain(moods, TEXT, method="attnlrp", by=by).attributions
+    assert one.by == by
+    assert one.inner.shape == {"layer": (4, 8), "head": (3, 4, 8), "neuron": (3, 48)}[by]
+    what = {"layer": "depth", "head": "head", "neuron": "layer"}[by]
+    assert f"What each {what} carried" in shown
+    assert f"What each {what} carried" in page.read_text()
+    if by == "head":
+        for layer in one.inner.sum(-1):
+            for total in layer:
+                assert f"{total:+.3g}" in shown
+    strongest = abs(one.inner[0] if by != "head" else one.inner[0][abs(one.inner[0].sum(-1)).argmax()]).argmax()
+    assert f"{strongest if by == 'neuron' else one.tokens[strongest]} " in shown.split("strongest")[1].splitlines()[1]
+
+
 def test_words_of_two_texts_stay_apart(plain):
     (model,) = explain(plain, QUESTION, CONTEXT, words=True, **LEDGER).models
     found = model.attributions[0]

@@ -18,6 +18,7 @@ from typing import Any
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.errors import DataError
 from regtune.report.overlays.words import Piece, Token, joined_pieces, text_pieces
+from regtune.tables import Column, Table
 
 SCHEMA_VERSION = 1
 LEDGER = ("attnlrp", "cp-lrp")
@@ -38,6 +39,8 @@ METHOD_WORDS = {
 }
 _OWN_SHARE = 0.5
 """Share from which on the explained token itself is left out of Chefer's picture."""
+_STRONGEST = 5
+"""Tokens or neurons that are named of a layer or head."""
 SHARES = ("attention", "chefer", "rollout")
 """Methods whose scores are shares, not logits."""
 
@@ -63,6 +66,8 @@ class Panel:
     """Name and amount of each part that the method has; `residual` last, where there is a law that it could break."""
     how: str
     """The method's options, steps and error, in words."""
+    inside: Table | None = None
+    """What layers, heads or neurons carried, where that was asked for."""
     left_out: float = 0.0
     """The share of the explained token itself, where it is so large that the picture is drawn without it."""
     size: float
@@ -252,6 +257,7 @@ def _panel(
         registers=tuple(found.registers.tolist()),
         ledger=tuple(_ledger(found)),
         how=how(found),
+        inside=_inside(found),
         left_out=left_out,
         size=size,
     )
@@ -273,6 +279,39 @@ def how(found: Attribution) -> str:
     if found.error is not None:
         said.append(f"scores exact to {100 * found.error:.2g} % of the largest")
     return ", ".join(said)
+
+
+def _inside(found: Attribution) -> Table | None:
+    """Relevance by layer, head or neuron: sums, and the strongest tokens or neurons behind them."""
+    if found.inner is None:
+        return None
+    names = [*(f"r{index}" for index in range(len(found.registers))), *found.tokens]
+
+    def strongest(scores: Any, called: Sequence[str] | None = None) -> str:
+        best = sorted(range(len(scores)), key=lambda place: -abs(scores[place]))[:_STRONGEST]
+        return ", ".join(f"{called[n] if called else n} {scores[n]:+.3g}" for n in best)
+
+    notes = (
+        "Positive speaks for the explained logit. The largest share that a depth loses is "
+        f"{abs(found.inner_residual).max() if found.inner_residual is not None else 0:.1g} logits.",
+    )
+    if found.by == "head":
+        columns: tuple[str | Column, ...] = (
+            "layer",
+            *(Column(f"head {head}", "+.3g") for head in range(found.inner.shape[1])),
+            "strongest",
+        )
+        rows = []
+        for layer, heads in enumerate(found.inner):
+            sums = heads.sum(-1)
+            first = int(abs(sums).argmax())
+            rows.append((str(layer), *sums.tolist(), f"head {first}: {strongest(heads[first], names)}"))
+        return Table(columns=columns, rows=tuple(rows), caption="What each head carried", notes=notes)
+    called = None if found.by == "neuron" else names
+    what = ("depth", "tokens and registers") if found.by == "layer" else ("layer", "neurons")
+    lines = tuple((str(n), float(row.sum()), strongest(row, called)) for n, row in enumerate(found.inner))
+    columns = (what[0], Column(f"all {what[1]}", "+.3g"), "strongest")
+    return Table(columns=columns, rows=lines, caption=f"What each {what[0]} carried", notes=notes)
 
 
 def _cut(context: str, own: Sequence[Token]) -> tuple[bool, bool]:

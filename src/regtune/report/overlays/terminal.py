@@ -101,6 +101,7 @@ class _Painter:
                 yield from self._strip(panel, name, scores)
         parts = "  ".join(f"{name} {signed(amount)}" for name, amount in panel.ledger)
         yield from self._plain(f"{parts}{f'  = logit {signed(panel.value)}' if panel.has_law else ''}")
+        yield from panel.inside.text.splitlines() if panel.inside is not None else ()
 
     def _strip(self, panel: Panel, name: str, scores: Sequence[tuple[str, float]]) -> Iterator[str]:
         cells = [(f"{name}:", f"{name}:")]
