@@ -291,8 +291,10 @@ def test_a_record_of_other_types_is_refused_with_file_and_field(inspected, tmp_p
 
 def test_parts_and_settings_are_chosen_on_the_command_line(tmp_path, capsys, model, questions):
     command = ("inspect", model, "--data", questions, "--parts", "attention", "artefacts", "--output-dir", tmp_path)
-    code, out, _ = invoke(capsys, (*command, "--set", "attention.queries=content", "artefacts.probes=false"))
+    code, out, err = invoke(capsys, (*command, "--set", "attention.queries=content", "artefacts.probes=false"))
     assert code == 0
+    for line in (f"1/3 opening {model}", f"2/3 attention of {COUNT} examples", f"3/3 artefacts of {COUNT} examples"):
+        assert line in err, "a line a stage, also where there is no terminal"
     assert str(tmp_path) in out
     assert {path.stem for path in tmp_path.glob("*.json")} == {"attention", "artefacts"}
     assert read_record(tmp_path / "attention.json").settings["queries"] == "content"

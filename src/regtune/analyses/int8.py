@@ -265,7 +265,7 @@ def _rounded(
     weight = module.weight.detach().T if transposed else module.weight.detach()
     size = weight.abs()
     rounded = round_symmetric(weight, size.amax() if weights == "tensor" else size.amax(dim=1, keepdim=True))
-    end = None if largest is None else torch.tensor(largest, dtype=weight.dtype, device=weight.device)
+    end = None if largest is None else weight.new_full((), largest)
 
     def make(_forward: Callable[..., Any]) -> Callable[..., Any]:
         def forward(x: Tensor) -> Tensor:

@@ -73,9 +73,12 @@ def replace_forward(
     stack.callback(restore)
 
 
-def route_attention(
-    backbone: Any, family: Family, attend: Callable[..., tuple[Tensor, Tensor]], stack: ExitStack
-) -> None:
+Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, "Tensor | None", float], tuple[Tensor, Tensor]]
+"""`attend(module, query, key, value, mask, scale)`: `[batch, heads, total, head_dim]`, grouped keys repeated, causality
+in the mask; gives the output in the same shape and the weights."""
+
+
+def route_attention(backbone: Any, family: Family, attend: Attend, stack: ExitStack) -> None:
     """Lets `attend` do the attention of a family whose attention goes through transformers' table.
 
     Raises:
@@ -89,8 +92,29 @@ def route_attention(
             f"attn_implementation={implementation!r} can't be explained: its masks are not the ones the rules "
             "read. Call model.set_attn_implementation('sdpa') first."
         )
+
+    def function(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+        if mask is None and causal:
+            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        output, weights = attend(module, query, key, value, mask, scale)
+        return output.transpose(1, 2).contiguous(), weights
+
     name = f"regtune_{id(stack)}"
-    ALL_ATTENTION_FUNCTIONS[name] = attend
+    ALL_ATTENTION_FUNCTIONS[name] = function
     stack.callback(ALL_ATTENTION_FUNCTIONS.__delitem__, name)
     config = copy.copy(backbone.config)
     config._attn_implementation_internal = name  # the public setter would reach through to shared sub-configs
@@ -98,25 +122,6 @@ def route_attention(
         original = module.config
         module.config = config
         stack.callback(setattr, module, "config", original)
-
-
-def attention_operands(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, float]:
-    """Keys, values, mask and scale of an attention function's call, with grouped keys repeated and causality a mask."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
-    if attention_mask is None and causal:
-        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    return key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
 def masked(scores: Tensor, mask: Tensor | None) -> Tensor:

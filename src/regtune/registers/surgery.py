@@ -255,8 +255,10 @@ def register_parameters(model: nn.Module) -> list[nn.Parameter]:
 def register_positions(model: nn.Module) -> int:
     """Places of the model's position range that its registers use up: N with rotary positions of their own, else 0."""
     registers = find_registers(model)
+    if registers is None:  # the architecture may be an unknown one
+        return 0
     rotary = family_of(backbone_of(model).config).positions == "rotary"
-    return num_registers(model) if rotary and (registers is None or registers.config.rotary == "before") else 0
+    return num_registers(model) if rotary and registers.config.rotary == "before" else 0
 
 
 def max_text_length(model: nn.Module) -> int | None:

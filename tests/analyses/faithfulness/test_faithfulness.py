@@ -20,7 +20,8 @@ from analyses.attribution.bag_of_words import (
     random_scores,
 )
 from analyses.attribution.explained import encoder
-from regtune.analyses.faithfulness.faithfulness import (
+from regtune.analyses.faithfulness.model import PerturbedModel, perturbable_texts, perturbed
+from regtune.analyses.faithfulness.orders import (
     ERASER_FRACTIONS,
     Grid,
     count_of,
@@ -28,7 +29,6 @@ from regtune.analyses.faithfulness.faithfulness import (
     order_of,
     orders_of,
 )
-from regtune.analyses.faithfulness.model import PerturbedModel, perturbable_texts, perturbed
 from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from regtune.interfaces import Examples
 from regtune.session import Session

@@ -8,17 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyses.attribution.bag_of_words import MASK, PAD, BagOfWords, batch_of, oracle, random_scores
-from regtune.analyses.faithfulness.faithfulness import METRICS, measure_orders, orders_of
-from regtune.analyses.faithfulness.limits import (
+from regtune.analyses.faithfulness.model import PerturbedModel, perturbable_texts
+from regtune.analyses.faithfulness.orders import (
+    METRICS,
     beam_order,
     best_known,
     groups_of,
     measure_beam,
+    measure_orders,
     normalised,
+    orders_of,
     random_orders,
     single_effects,
 )
-from regtune.analyses.faithfulness.model import PerturbedModel, perturbable_texts
 from regtune.errors import ConfigError
 
 RANDOM = np.random.default_rng(2)

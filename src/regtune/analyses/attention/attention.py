@@ -270,7 +270,7 @@ class AttentionAnalysis:
             **{name: found.means[name] for name in (*SINGLE, "column_deviation")},
             "register_share": np.moveaxis(found.means["register_share"], -1, 0),
             "register_attention_out": _by_class(np.moveaxis(found.means["register_attention_out"], 2, 0)),
-            "verdicts": [_sinks(found), _idle(found)],
+            "verdicts": attention_verdicts(found),
             "measures": {
                 f"attention.{name}": dict(zip(found.examples.tolist(), _by_window(found, name), strict=True))
                 for name in measured
@@ -375,6 +375,11 @@ _MAPS = {
     "sink_rate": "Windows in which the head has a sink, in %",
     "idle": "Windows in which the head is idle, in %",
 }
+
+
+def attention_verdicts(found: AttentionStatistics) -> list[Verdict]:
+    """The verdicts that attention gives."""
+    return [_sinks(found), _idle(found)]
 
 
 def _sinks(found: AttentionStatistics) -> Verdict:

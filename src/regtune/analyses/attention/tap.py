@@ -14,14 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from regtune.analyses.reversible import (
-    attention_operands,
-    masked,
-    only_reader,
-    replace_forward,
-    require_eval_mode,
-    route_attention,
-)
+from regtune.analyses.reversible import masked, only_reader, replace_forward, require_eval_mode, route_attention
 from regtune.families import family_of
 from regtune.families._family import modules_at
 from regtune.registers.registers import Registers
@@ -101,23 +94,14 @@ class _Tap:
         self.layer += 1
 
     def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        is_causal: bool | None = None,
-        **_: Any,
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """An attention function as transformers calls it."""
-        key, value, mask, scaling = attention_operands(module, query, key, value, attention_mask, scaling, is_causal)
-        scores = masked(torch.matmul(query, key.transpose(-1, -2)) * scaling, mask)
+        """See `regtune.analyses.reversible.Attend`."""
+        scores = masked(torch.matmul(query, key.transpose(-1, -2)) * scale, mask)
         wide = torch.promote_types(scores.dtype, torch.float32)
         weights = scores.softmax(-1, dtype=wide).to(query.dtype)
         self.tell(weights, value, module)
-        return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+        return torch.matmul(weights, value), weights
 
 
 class _Listener(TorchFunctionMode):

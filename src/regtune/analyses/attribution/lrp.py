@@ -39,7 +39,7 @@ from regtune.analyses.attribution.rules import (
     bias_of,
     relevance_of,
 )
-from regtune.analyses.reversible import attention_operands, freeze, only_reader, replace_forward, route_attention
+from regtune.analyses.reversible import freeze, only_reader, replace_forward, route_attention
 from regtune.errors import unknown_name
 from regtune.families import family_of
 from regtune.families._family import Family, modules_at
@@ -269,21 +269,11 @@ class _Session:
             replace_forward(module, self._scoped, self.stack)
 
     def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        is_causal: bool | None = None,
-        **_: Any,
+        self, _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """An attention function as transformers calls it; heads second, grouped keys are repeated."""
-        key, value, mask, scaling = attention_operands(module, query, key, value, attention_mask, scaling, is_causal)
-        weights = self.rules.attention_weights(query, key, mask, scaling)
-        output = self.rules.product(torch.matmul, weights, value)
-        return output.transpose(1, 2).contiguous(), weights
+        """See `regtune.analyses.reversible.Attend`."""
+        weights = self.rules.attention_weights(query, key, mask, scale)
+        return self.rules.product(torch.matmul, weights, value), weights
 
     # Layers of a known type
 

@@ -1,9 +1,9 @@
 """The part `faithfulness`: are explanations true to the model, and do they agree with what people marked?
 
 Each method ranks the tokens of each text; tokens are taken away in that order, and the probability of what the model
-said of the whole text is watched (`regtune.analyses.faithfulness.faithfulness`). Raw figures of two models differ for
+said of the whole text is watched (`regtune.analyses.faithfulness.orders`). Raw figures of two models differ for
 reasons that have nothing to do with explanations, so they are placed between random orders (0) and the best order known
-(1), for as many texts as limits are searched for (`regtune.analyses.faithfulness.limits`).
+(1), for as many texts as limits are searched for.
 
 `random` is no single draw but the mean of many random orders; its interval is the spread of *single* draws' means: a
 method inside it does no better than one throw of the dice.
@@ -19,6 +19,7 @@ groups. How many went through is in the record.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -35,21 +36,24 @@ from jaxtyping import Bool, Float64
 
 from regtune.analyses.attribution.attribute import METHODS, attribute
 from regtune.analyses.attribution.attribution import Attribution
-from regtune.analyses.faithfulness.faithfulness import (
-    CURVE,
-    ERASER_FRACTIONS,
-    HIGHER_IS_BETTER,
-    Grid,
-    measure_orders,
-    orders_of,
-)
-from regtune.analyses.faithfulness.limits import best_known, measure_beam, normalised, random_orders
 from regtune.analyses.faithfulness.model import (
     How,
     PerturbableText,
     PerturbedModel,
     explained_target,
     perturbable_texts,
+)
+from regtune.analyses.faithfulness.orders import (
+    CURVE,
+    ERASER_FRACTIONS,
+    HIGHER_IS_BETTER,
+    Grid,
+    best_known,
+    measure_beam,
+    measure_orders,
+    normalised,
+    orders_of,
+    random_orders,
 )
 from regtune.analyses.faithfulness.rationales import AGREEMENTS, Rationale, agreement, read_rationales, words_to_tokens
 from regtune.analyses.outcomes import some
@@ -76,20 +80,12 @@ from regtune.typed import Checked, Range
 Values = Float64[np.ndarray, " _"]
 Draws = Float64[np.ndarray, "draws _"]
 Marks = Bool[np.ndarray, " tokens"]
+Mark = tuple[str, Marks, Marks]
+"""What is marked, the marked tokens of a row, and those among which they are looked for."""
 _LONG = 128
 """Tokens; longer texts get a coarser curve and fewer limits unless the settings say otherwise."""
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*\s+|\n+")
 _Count = Annotated[int, Range(1, 1_000_000)]
-PUBLISHED_SST2: dict[str, dict[str, float]] = {
-    "random": {"deletion": 0.079, "deletion-lerf": 0.083},
-    "gradient-input": {"deletion": 0.109, "deletion-lerf": 0.032},
-    "attention": {"deletion": 0.095, "deletion-lerf": 0.051},
-    "integrated-gradients": {"deletion": 0.125, "deletion-lerf": 0.022},
-    "decompx": {"deletion": 0.346, "deletion-lerf": -0.030},
-    "beam limit": {"deletion": 0.595, "deletion-lerf": -0.050},
-}
-"""Raw values for bert-base on SST-2 (arXiv 2408.08137), called comprehensiveness and sufficiency there. The paper (so
-its released code) masks tokens one by one and averages over *every* step, which here are the two areas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +205,7 @@ class _Run:
         numbers = [one.example for one in self.texts]
         marks = [list(self._marks(one)) for one in self.texts]
         values: dict[str, Mapping[str, Values]] = {}
-        agreed: dict[str, dict[str, ByExample]] = {}
+        agreed: dict[str, dict[str, dict[Any, float]]] = {}
         curves = {}
         methods = [method for method in settings.methods if method != "random"]  # which has draws of its own
         for method in each(methods, "methods"):
@@ -218,13 +214,11 @@ class _Run:
             except UnknownNameError as error:
                 self.notes.append(f"{method} is left out: {error}")
                 continue
-            scores = [text.scores(one) for text, one in zip(self.texts, attributions, strict=True)]
+            scores = [owner.scores(one) for owner, one in zip(self.texts, attributions, strict=True)]
             measured = measure_orders(self.scorer, orders_of(scores, seed=settings.seed), grid=grid)
             values[method] = measured.values
-            curves[method] = {
-                "deletion_morf": measured.morf.mean(axis=0).round(6),
-                "deletion_lerf": measured.lerf.mean(axis=0).round(6),
-            }
+            both = {"deletion_morf": measured.morf, "deletion_lerf": measured.lerf}
+            curves[method] = {name: probabilities.mean(axis=0).round(6) for name, probabilities in both.items()}
             agreed[method] = _agreements(numbers, marks, attributions)
         orders = random_orders(self.scorer, count=settings.random_draws, seed=settings.seed)
         draws = [measure_orders(self.scorer, one, grid=grid).values for one in each(orders, "random orders")]
@@ -233,23 +227,25 @@ class _Run:
         ends = self._limits(values, random, limited)
         rows, measures = _rows(values, random, ends, limited, numbers)
         for method, kinds in agreed.items():
-            for metric, found in kinds.items():
-                measures[f"faithfulness.{method}.{metric}"] = found
-                rows.append(_row(method, metric, np.array(list(found.values()), dtype=np.float64)))
+            measures |= {f"faithfulness.{method}.{name}": kinds[name] for name in _scored(kinds)}
         shares: dict[str, list[float]] = {}
         for kind, marked, among in itertools.chain(*marks):
             shares.setdefault(kind, []).append(float(marked[among].mean()))
+        right = [
+            one.label == int(self.batches[one.place[0]]["labels"][one.place[1]])
+            for one in self.texts
+            if one.label is not None and "labels" in self.batches[one.place[0]]
+        ]
         facts = {"texts": len(numbers), "texts_left_out": self.left_out, "copies": self.scorer.forwarded}
         return {
-            "rows": rows,
+            "rows": rows + _agreement_rows(agreed),
             "limits": {
                 metric: {name: mean_interval(one) for name, one in found.items()} for metric, found in ends.items()
             },
             "curves": curves,
             "curve": grid.curve,
-            "facts": facts | self._accuracy(),
+            "facts": facts | ({"accuracy": float(np.mean(right))} if right else {}),
             "prevalence": {kind: float(np.mean(one)) for kind, one in shares.items()},
-            "published": PUBLISHED_SST2 if any("sst" in name.lower() for name in self.examples.names) else {},
             "measures": measures,
         }
 
@@ -281,11 +277,8 @@ class _Run:
                 found |= dict(zip(here, _explained(self.session, rows, targets, method, self.notes), strict=True))
         return [found[number] for number in range(len(self.texts))]
 
-    def _marks(self, of: PerturbableText) -> Iterator[tuple[str, Marks, Marks]]:
-        """Kind of mark, the marked tokens, and those of the context, among which they are looked for.
-
-        Marked are the gold answer and its sentence; nothing where there is none.
-        """
+    def _marks(self, of: PerturbableText) -> Iterator[Mark]:
+        """The gold answer and its sentence; nothing where there is none."""
         batch = {name: value[of.place[1]] for name, value in self.batches[of.place[0]].items()}
         if "start_positions" not in batch or int(batch["start_positions"]) < int(batch["context_start"]):
             return
@@ -296,22 +289,13 @@ class _Run:
         among[:first] = False
         answer, sentence = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
         answer[start : end + 1] = True
-        offsets = [tuple(pair) for pair in batch["offset_mapping"][first:last].tolist()]
+        offsets = batch["offset_mapping"][first:last].numpy()
         context = self.examples.items[of.example].context
-        span = sentence_of(context, offsets[start - first][0], offsets[end - first][1])
+        span = sentence_of(context, int(offsets[start - first, 0]), int(offsets[end - first, 1]))
         sentence[first:last] = words_to_tokens(offsets, [span])
         if (answer & among).any():
             yield "answer", answer, among
             yield "sentence", sentence, among
-
-    def _accuracy(self) -> dict[str, float]:
-        """Share of right predictions among the measured texts, where classes are predicted."""
-        right = [
-            one.label == int(self.batches[one.place[0]]["labels"][one.place[1]])
-            for one in self.texts
-            if one.label is not None and "labels" in self.batches[one.place[0]]
-        ]
-        return {"accuracy": float(np.mean(right))} if right else {}
 
 
 def _explained(
@@ -327,16 +311,30 @@ def _explained(
 
 
 def _agreements(
-    numbers: Sequence[int], marks: Sequence[Sequence[tuple[str, Marks, Marks]]], attributions: Sequence[Attribution]
-) -> dict[str, ByExample]:
-    """Agreement with what is marked in each text: measure to example to value."""
-    found: dict[str, dict[int, float]] = {}
-    for number, kinds, one in zip(numbers, marks, attributions, strict=True):
+    keys: Sequence[Any], marks: Sequence[Sequence[Mark]], attributions: Sequence[Attribution]
+) -> dict[str, dict[Any, float]]:
+    """Agreement with what is marked: measure to key (of an example, a document) to the mean over its rows."""
+    found: dict[str, dict[Any, list[float]]] = {}
+    for key, kinds, one in zip(keys, marks, attributions, strict=True):
         for kind, marked, among in kinds:
-            scored = agreement(np.asarray(one.relevance, dtype=np.float64)[among], marked[among])
-            for name in AGREEMENTS:
-                found.setdefault(f"{kind} {name}", {})[number] = scored[name]
-    return dict(found)
+            if marked[among].any():
+                scores = np.asarray(one.relevance, dtype=np.float64)[among]
+                for name, value in agreement(scores, marked[among]).items():
+                    found.setdefault(f"{kind} {name}", {}).setdefault(key, []).append(value)
+    return {name: {key: float(np.mean(one)) for key, one in by_key.items()} for name, by_key in found.items()}
+
+
+def _scored(agreed: Mapping[str, Any]) -> list[str]:
+    """Those of the measures that a method can be better or worse in."""
+    return [name for name in agreed if name.rpartition(" ")[2] in AGREEMENTS]
+
+
+def _agreement_rows(agreed: Mapping[str, Mapping[str, Mapping[Any, float]]]) -> list[dict[str, Any]]:
+    return [
+        _row(method, name, np.array(list(kinds[name].values()), dtype=np.float64))
+        for method, kinds in agreed.items()
+        for name in _scored(kinds)
+    ]
 
 
 # From values to rows
@@ -415,41 +413,31 @@ def _reviews(session: Session, settings: FaithfulnessSettings, notes: list[str])
     if not windows:
         raise DataError(f"None of the {len(documents)} documents of {settings.rationales} has a marked word.")
     labels = [_label_of(document, session.model.config.label2id or {}) for document in documents]
-    values: dict[str, dict[str, dict[str, list[float]]]] = {}
     order = sorted(windows, key=lambda window: -len(window.row.input_ids))
-    for first in each(range(0, len(order), 16), "batches of reviews"):
-        part = order[first : first + 16]
-        batch = window_batch(part, session.reader)
-        targets = [explained_target(labels[one.document], int(session.model.config.num_labels)) for one in part]
-        for method in (*settings.methods, "random"):
-            try:
-                found = _explained(session, batch, targets, method, notes)
-            except UnknownNameError:
-                continue
-            for window, classes, one in zip(part, batch["token_classes"], found, strict=True):
-                among = is_content(classes[: len(window.marks)]).numpy()
-                if window.marks[among].any():
-                    scores = np.asarray(one.relevance, dtype=np.float64)[among]
-                    for name, value in agreement(scores, window.marks[among]).items():
-                        by_document = values.setdefault(method, {}).setdefault(name, {})
-                        by_document.setdefault(documents[window.document].id, []).append(value)
-    means = {
-        method: {name: {key: float(np.mean(one)) for key, one in found.items()} for name, found in names.items()}
-        for method, names in values.items()
-    }
-    prevalence = list(next(iter(means.values())).get("prevalence", {}).values())
+    parts = [order[first : first + 16] for first in range(0, len(order), 16)]
+    batches = [window_batch(part, session.reader) for part in parts]
+    classes = [row for batch in batches for row in batch["token_classes"]]
+    marks = [
+        [("evidence", one.marks, is_content(row[: len(one.marks)]).numpy())]
+        for one, row in zip(order, classes, strict=True)
+    ]
+    count = int(session.model.config.num_labels)
+    targets = [[explained_target(labels[one.document], count) for one in part] for part in parts]
+    agreed: dict[str, dict[str, dict[Any, float]]] = {}
+    for method in each((*settings.methods, "random"), "methods on reviews"):
+        with contextlib.suppress(UnknownNameError):
+            pairs = zip(batches, targets, strict=True)
+            found = [one for pair in pairs for one in _explained(session, *pair, method, notes)]
+            agreed[method] = _agreements([documents[one.document].id for one in order], marks, found)
+    prevalence = list(next(iter(agreed.values())).get("evidence prevalence", {}).values())
     return {
         "folder": settings.rationales,
         "documents": len(documents),
         "windows": len(windows),
         "windows_without_evidence": dropped,
         "prevalence": float(np.mean(prevalence)) if prevalence else None,
-        "rows": [
-            _row(method, f"evidence {name}", np.array(list(names[name].values()), dtype=np.float64))
-            for method, names in means.items()
-            for name in AGREEMENTS
-        ],
-        "per_document": means,
+        "rows": _agreement_rows(agreed),
+        "per_document": agreed,
     }
 
 
@@ -475,7 +463,7 @@ def review_windows(documents: Sequence[Rationale], tokenizer: Any, max_length: i
         coded = tokenizer([document.text], return_overflowing_tokens=True, **options)
         for row, ids in enumerate(coded["input_ids"]):
             offsets = np.asarray(coded["offset_mapping"][row], dtype=np.int32)
-            marks = words_to_tokens(offsets.tolist(), document.spans)
+            marks = words_to_tokens(offsets, document.spans)
             types = coded["token_type_ids"][row] if "token_type_ids" in coded else None
             made = TextRow(
                 input_ids=np.asarray(ids, dtype=np.int32),
@@ -562,14 +550,4 @@ def _blocks(content: Mapping[str, Any]) -> Iterator[Block]:
                 for metric, ends in content["limits"].items()
             ],
             "Means over the texts with limits: what random orders reach, what the search found, the best known.",
-        )
-    if content["published"]:
-        yield table(
-            "Published for bert-base on SST-2",
-            ("method", "deletion ↑", "deletion-lerf ↓"),
-            [
-                (method, f"{one['deletion']:.3f}", f"{one['deletion-lerf']:.3f}")
-                for method, one in content["published"].items()
-            ],
-            "arXiv 2408.08137, another model: for orientation alone.",
         )

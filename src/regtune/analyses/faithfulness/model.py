@@ -8,7 +8,7 @@ the texts it was trained on, each in its own way, so a finding that holds for on
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -92,11 +92,16 @@ def perturbable_texts(model: nn.Module, batches: Iterable[Batch]) -> list[Pertur
     for number, batch in enumerate(batches):
         outputs = run(model, batch)
         logits = {name: outputs[name].double().cpu().numpy() for name in (START, END, LOGITS) if name in outputs}
-        _check_head(model, logits)
-        found += [
-            _text(batch, (number, row), {name: value[row] for name, value in logits.items()})
-            for row in range(len(batch["input_ids"]))
-        ]
+        classes = LOGITS in logits and logits[LOGITS].ndim == 2 and logits[LOGITS].shape[1] > 1
+        if not classes and not (START in logits and END in logits):
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in logits.items()) or "no logits"
+            raise UnsupportedModelError(
+                f"{type(model).__name__} gives {shapes}; faithfulness is measured on class probabilities "
+                "(logits [batch, classes]) or on answers (start_logits and end_logits)."
+            )
+        for row in range(len(batch["input_ids"])):
+            one = {name: value[row] for name, value in batch.items()}
+            found.append(_text(one, (number, row), {name: value[row] for name, value in logits.items()}))
     return [text for text in found if text is not None]
 
 
@@ -108,58 +113,39 @@ def explained_target(label: int, classes: int) -> ClassLogit:
     return ClassLogit(label=label, minus=1 - label if classes == 2 else None)
 
 
-def _check_head(model: nn.Module, logits: Mapping[str, np.ndarray]) -> None:
-    classes = LOGITS in logits and logits[LOGITS].ndim == 2 and logits[LOGITS].shape[1] > 1
-    if not classes and not (START in logits and END in logits):
-        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in logits.items()) or "no logits"
-        raise UnsupportedModelError(
-            f"{type(model).__name__} gives {shapes}; faithfulness is measured on class probabilities "
-            "(logits [batch, classes]) or on answers (start_logits and end_logits)."
-        )
-
-
-def _text(batch: Batch, place: tuple[int, int], logits: Mapping[str, np.ndarray]) -> PerturbableText | None:
-    row = place[1]
-    mask = batch["attention_mask"][row].bool()
+def _text(row: Batch, place: tuple[int, int], logits: Mapping[str, np.ndarray]) -> PerturbableText | None:
+    mask = row["attention_mask"].bool().numpy()
     size = int(mask.sum())
     if not mask[:size].all():
-        raise DataError(f"row {row} has padding before its end, which moves positions; pad on the right.")
-    content = is_content(batch["token_classes"][row]).numpy()[:size].copy()
-    types = batch.get("token_type_ids")
+        raise DataError(f"row {place[1]} has padding before its end, which moves positions; pad on the right.")
+    content = is_content(row["token_classes"]).numpy()[:size].copy()
     label: int | None = None
     span: tuple[int, int] | None = None
     target: Target
-    if START in logits:
-        span, target = _answer(batch, row, logits, mask.numpy())
+    if START in logits:  # the best span inside the context, whatever the model thinks of "no answer"
+        if "context_start" not in row or "context_end" not in row:
+            raise TargetError("A question-answering batch needs context_start and context_end.")
+        context = (int(row["context_start"]), int(row["context_end"]))
+        terms = Answer(context=context).resolve(Row(logits=dict(logits), text=mask)).terms
+        span = (terms[0].position, terms[1].position)
+        target = Answer(start=span[0], end=span[1])
         content[span[0] : span[1] + 1] = False
     else:
         label = int(logits[LOGITS].argmax())
         target = explained_target(label, len(logits[LOGITS]))
-    features = np.flatnonzero(content)
-    if not len(features):
+    if not content.any():
         return None
+    types = row.get("token_type_ids")
     return PerturbableText(
-        example=int(batch["example"][row]),
+        example=int(row["example"]),
         place=place,
-        input_ids=batch["input_ids"][row, :size].numpy().astype(np.int64),
-        token_type_ids=None if types is None else types[row, :size].numpy().astype(np.int64),
-        features=features.astype(np.int64),
+        input_ids=row["input_ids"][:size].numpy().astype(np.int64),
+        token_type_ids=None if types is None else types[:size].numpy().astype(np.int64),
+        features=np.flatnonzero(content).astype(np.int64),
         label=label,
         span=span,
         target=target,
     )
-
-
-def _answer(
-    batch: Batch, row: int, logits: Mapping[str, np.ndarray], text: np.ndarray
-) -> tuple[tuple[int, int], Answer]:
-    """The model's best span inside the context, whatever it thinks of "no answer"."""
-    if "context_start" not in batch or "context_end" not in batch:
-        raise TargetError("A question-answering batch needs context_start and context_end.")
-    context = (int(batch["context_start"][row]), int(batch["context_end"][row]))
-    terms = Answer(context=context).resolve(Row(logits=dict(logits), text=text)).terms
-    start, end = terms[0].position, terms[1].position
-    return (start, end), Answer(start=start, end=end)
 
 
 class PerturbedModel:
@@ -201,12 +187,8 @@ class PerturbedModel:
         if batch_tokens < 1:
             raise ConfigError(f"batch_tokens={batch_tokens} must be at least 1.")
         require_eval_mode(model)
-        self.model = model
-        self.texts = list(texts)
-        self.how = how
-        self.mask_token_id = mask_token_id
-        self.pad_token_id = pad_token_id
-        self.batch_tokens = batch_tokens
+        self.model, self.texts, self.how = model, list(texts), how
+        self.mask_token_id, self.pad_token_id, self.batch_tokens = mask_token_id, pad_token_id, batch_tokens
         self.forwarded = 0
         """Copies that went through the model so far."""
         self._known: dict[tuple[int, bytes], float] = {}
@@ -218,15 +200,17 @@ class PerturbedModel:
             ConfigError: a set that doesn't fit its text's features.
         """
         keys = [self._key(text, gone) for text, gone in requests]
-        missing: dict[tuple[int, bytes], Request] = {}
-        for key, request in zip(keys, requests, strict=True):
-            if key not in self._known:
-                missing.setdefault(key, request)
-        names = list(missing)
-        for rows, copies in self._batches(list(missing.values())):
-            for row, probability in zip(rows, self._forward(copies), strict=True):
-                self._known[names[row]] = float(probability)
-            self.forwarded += len(rows)
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._known}
+        copies = {
+            key: perturbed(self.texts[t], gone, self.how, self.mask_token_id) for key, (t, gone) in missing.items()
+        }
+        waiting = sorted(copies, key=lambda key: -len(copies[key].input_ids))  # of like length together, longest first
+        while waiting:
+            room = max(1, self.batch_tokens // len(copies[waiting[0]].input_ids))
+            part, waiting = waiting[:room], waiting[room:]
+            found = self._forward([copies[key] for key in part])
+            self._known |= dict(zip(part, found.tolist(), strict=True))
+            self.forwarded += len(part)
         return np.array([self._known[key] for key in keys], dtype=np.float64)
 
     def whole(self) -> Float64[np.ndarray, " texts"]:
@@ -238,17 +222,6 @@ class PerturbedModel:
         if gone.shape != (features,) or gone.dtype != np.bool_:
             raise ConfigError(f"text {text} has {features} features; the set that is gone has shape {gone.shape}.")
         return text, np.packbits(gone).tobytes()
-
-    def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], list[PerturbableText]]]:
-        """Copies of like length together, the longest first."""
-        copies = [perturbed(self.texts[text], gone, self.how, self.mask_token_id) for text, gone in requests]
-        order = sorted(range(len(copies)), key=lambda row: -len(copies[row].input_ids))
-        first = 0
-        while first < len(order):
-            room = max(1, self.batch_tokens // len(copies[order[first]].input_ids))
-            rows = order[first : first + room]
-            yield rows, [copies[row] for row in rows]
-            first += room
 
     @torch.inference_mode()
     def _forward(self, copies: Sequence[PerturbableText]) -> Float64[np.ndarray, " copies"]:
@@ -262,8 +235,7 @@ class PerturbedModel:
         product = torch.ones(len(copies), dtype=torch.float64)
         for name, end in ((START, 0), (END, 1)):
             logits = outputs[name].double().cpu().masked_fill(batch["attention_mask"] == 0, -torch.inf)
-            places = torch.tensor([copy.span[end] for copy in copies if copy.span is not None])
-            product *= logits.softmax(dim=-1)[rows, places]
+            product *= logits.softmax(dim=-1)[rows, torch.tensor([copy.span[end] for copy in copies if copy.span])]
         return np.asarray(product, dtype=np.float64)
 
 
@@ -276,9 +248,10 @@ def perturbed(text: PerturbableText, gone: np.ndarray, how: str, mask_token_id: 
         return dataclasses.replace(text, input_ids=ids)
     kept = np.ones(len(text.input_ids), dtype=bool)
     kept[places] = False
-    span = text.span
-    if span is not None:
-        before = np.cumsum(kept) - 1
-        span = (int(before[span[0]]), int(before[span[1]]))
-    types = None if text.token_type_ids is None else text.token_type_ids[kept]
-    return dataclasses.replace(text, input_ids=text.input_ids[kept], token_type_ids=types, span=span)
+    before = np.cumsum(kept) - 1
+    return dataclasses.replace(
+        text,
+        input_ids=text.input_ids[kept],
+        token_type_ids=None if text.token_type_ids is None else text.token_type_ids[kept],
+        span=None if text.span is None else (int(before[text.span[0]]), int(before[text.span[1]])),
+    )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Bool, Float64
 
 from regtune.errors import ConfigError, DataError
@@ -82,17 +83,15 @@ def _top_share(scores: np.ndarray, marked: np.ndarray, size: int) -> float:
     return (int(marked[above].sum()) + places * float(marked[tied].mean())) / size
 
 
-def words_to_tokens(
-    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
-) -> Bool[np.ndarray, " tokens"]:
+def words_to_tokens(offsets: npt.ArrayLike, spans: Sequence[tuple[int, int]]) -> Bool[np.ndarray, " tokens"]:
     """Which tokens share a character with any of the marked spans.
 
     Args:
-        offsets: half-open character ranges of the tokens; an empty one (a special token) is never marked.
+        offsets: half-open character ranges of the tokens, `[tokens, 2]`; empty ones (special tokens) are never marked.
         spans: half-open character ranges that are marked.
     """
-    marked = np.zeros(len(offsets), dtype=bool)
     ranges = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    marked = np.zeros(len(ranges), dtype=bool)
     for start, end in spans:
         marked |= (ranges[:, 0] < end) & (ranges[:, 1] > start) & (ranges[:, 1] > ranges[:, 0])
     return marked

@@ -105,7 +105,8 @@ class RegisterAnalysis:
         if settings.constants_dir is not None and states.constant():
             held = KnockOut(how="mean", registers=states.constant())
             (lost,) = effects(untouched, {held: scorer(held)}, resamples=settings.resamples, seed=settings.seed)
-            error = {"registers": states.constant(), "how": "mean", **lost.changes}
+            error: dict[str, Any] = {name: one and vars(one) for name, one in lost.changes.items()}
+            error |= {"registers": states.constant(), "how": "mean"}
             export_constant_registers(session.model, states, settings.constants_dir, batch=batches[0], error=error)
         names = [f"registers.{main}.{'all' if chosen is None else chosen[0]}" for chosen in which]
         before, out = untouched.outcomes, attention.means["register_attention_out"].mean(axis=1, dtype=np.float64)
@@ -184,7 +185,7 @@ def effects(
     for one in knocked:
         groups.setdefault((one.how, one.registers is None), []).append(one)
     for group in groups.values():
-        draws = max(resamples, math.ceil(4 * len(group) / ALPHA))
+        draws = max(100, resamples, math.ceil(4 * len(group) / ALPHA))
         scores = {"loss": (untouched.change, {one: knocked[one].change for one in group})}
         if before.score is not None:
             scores["score"] = (before.score, {one: np.asarray(knocked[one].outcomes.score) for one in group})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ RESOLUTION = 1e-4
 _DEALS = 2_000
 """Random rearrangements of a permutation test."""
 _TIE = 1e-9
+Changes = Float64[np.ndarray, "questions registers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,9 @@ class Change:
     p_value: float | None = None
     p_adjusted: float = 1.0
     """After Holm's correction over all registers that were knocked out alone in this way."""
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ class Roles:
     """Largest minus smallest mean change in loss, in nats."""
     spread_high: float
     """97.5 % quantile of its bootstrap distribution."""
-    verdict: str
+    verdict: str = ""
     """One sentence."""
 
 
@@ -93,14 +97,14 @@ class Roles:
 class RankCorrelation:
     """Spearman's rank correlation between relevance and knock-out effect, over registers."""
 
-    rho: float | None
+    rho: float | None = None
     """None with fewer than three registers, or where all relevances or all effects are equal."""
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
     """95 % of bootstrap draws of the questions; it says nothing about other registers."""
-    p_value: float | None
+    p_value: float | None = None
     """Two-sided, by permuting registers."""
-    needed: float | None
+    needed: float | None = None
     """The smallest |rho| that so few registers let stand out (p <= 0.05); above 1 is impossible and stands as None."""
     registers: int
     questions: int
@@ -108,7 +112,7 @@ class RankCorrelation:
     @property
     def sentence(self) -> str:
         """What it says, and how little with so few registers."""
-        if self.rho is None or self.low is None or self.high is None:
+        if self.rho is None:
             return f"No rank correlation between relevance and effect can be given for {self.registers} register(s)."
         need = "no value could stand out" if self.needed is None else f"only |rho| >= {self.needed:.2f} would stand out"
         return (
@@ -117,13 +121,7 @@ class RankCorrelation:
         )
 
 
-def judge_roles(
-    changes: Float64[np.ndarray, "questions registers"],
-    effects: Sequence[Effect],
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Roles:
+def judge_roles(changes: Changes, effects: Sequence[Effect], *, resamples: int = 10_000, seed: int = 0) -> Roles:
     """The verdict on one way of knocking out (see this module).
 
     Args:
@@ -132,25 +130,24 @@ def judge_roles(
         resamples: bootstrap draws.
         seed: of all random draws.
     """
-    questions, count = changes.shape
-    single = [effect for effect in effects if effect.register is not None]
-    real = [effect for effect in single if effect.loss.p_adjusted <= ALPHA]
+    single = {effect.register: effect.loss for effect in effects if effect.register is not None}
+    real = {register: loss.difference for register, loss in single.items() if loss.p_adjusted <= ALPHA}
     means = resampled_means(np.ascontiguousarray(changes.T), resamples=resamples, seed=seed)
     averages = changes.mean(axis=0)
-    roles: dict[str, Any] = {
-        "how": single[0].knock_out.how,
-        "questions": questions,
-        "p_value": equal_roles_p(changes, seed=seed) if count > 1 else None,
-        "matter": tuple(e.register for e in real if e.register is not None and e.loss.difference > RESOLUTION),
-        "in_the_way": tuple(e.register for e in real if e.register is not None and e.loss.difference < -RESOLUTION),
-        "spread": float(averages.max() - averages.min()),
-        "spread_high": float(np.quantile(means.max(axis=0) - means.min(axis=0), 0.975)),
-    }
-    together = next((effect for effect in effects if effect.register is None), None)
-    return Roles(**roles, verdict=_sentence(roles, single, together))
+    roles = Roles(
+        how=effects[0].knock_out.how,
+        questions=len(changes),
+        p_value=equal_roles_p(changes, seed=seed) if len(single) > 1 else None,
+        matter=tuple(register for register, difference in real.items() if difference > RESOLUTION),
+        in_the_way=tuple(register for register, difference in real.items() if difference < -RESOLUTION),
+        spread=float(averages.max() - averages.min()),
+        spread_high=float(np.quantile(means.max(axis=0) - means.min(axis=0), 0.975)),
+    )
+    together = next((effect.loss for effect in effects if effect.register is None), None)
+    return replace(roles, verdict=_sentence(roles, single, together))
 
 
-def equal_roles_p(changes: Float64[np.ndarray, "questions registers"], *, seed: int = 0) -> float:
+def equal_roles_p(changes: Changes, *, seed: int = 0) -> float:
     """p-value of Friedman's test by permutation within questions (see this module)."""
     ranks = stats.rankdata(np.round(changes / RESOLUTION), axis=1)
     rng = np.random.default_rng(seed)
@@ -163,13 +160,7 @@ def equal_roles_p(changes: Float64[np.ndarray, "questions registers"], *, seed: 
     return (1 + extreme) / (1 + _DEALS)
 
 
-def rank_correlation(
-    relevance: Float64[np.ndarray, "questions registers"],
-    changes: Float64[np.ndarray, "questions registers"],
-    *,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> RankCorrelation:
+def rank_correlation(relevance: Changes, changes: Changes, *, resamples: int = 2_000, seed: int = 0) -> RankCorrelation:
     """Spearman's rho of the registers' mean |relevance| and mean change in loss.
 
     Args:
@@ -179,20 +170,18 @@ def rank_correlation(
         seed: of all random draws.
     """
     questions, count = changes.shape
-    rho = _spearman(relevance.mean(axis=0)[None], changes.mean(axis=0)[None])[0]
+    mine, theirs = relevance.mean(axis=0), changes.mean(axis=0)
+    rho = float(_spearman(mine, theirs))
     if count < 3 or math.isnan(rho):
-        empty = dict.fromkeys(("rho", "low", "high", "p_value", "needed"))
-        return RankCorrelation(**empty, registers=count, questions=questions)
+        return RankCorrelation(registers=count, questions=questions)
     pair = (np.ascontiguousarray(part.T) for part in (relevance, changes))
     drawn = [resampled_means(part, resamples=resamples, seed=seed).T for part in pair]
     low, high = np.nanquantile(_spearman(*drawn), [0.025, 0.975])
     rng = np.random.default_rng(seed)
-    effects = np.tile(changes.mean(axis=0), (_DEALS, 1))
-    dealt = np.abs(_spearman(np.tile(relevance.mean(axis=0), (_DEALS, 1)), rng.permuted(effects, axis=1)))
-    values = np.unique(dealt.round(9))
-    stand_out = [value for value in values if np.mean(dealt >= value - _TIE) <= ALPHA]
+    dealt = np.abs(_spearman(np.tile(mine, (_DEALS, 1)), rng.permuted(np.tile(theirs, (_DEALS, 1)), axis=1)))
+    stand_out = [value for value in np.unique(dealt.round(9)) if np.mean(dealt >= value - _TIE) <= ALPHA]
     return RankCorrelation(
-        rho=float(rho),
+        rho=rho,
         low=float(low),
         high=float(high),
         p_value=float((1 + np.count_nonzero(dealt >= abs(rho) - _TIE)) / (1 + _DEALS)),
@@ -202,23 +191,18 @@ def rank_correlation(
     )
 
 
-def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Row by row, `[rows, registers]` each; NaN where a row is constant."""
-    ranks = [stats.rankdata(part, axis=1) for part in (first, second)]
-    centred = [part - part.mean(axis=1, keepdims=True) for part in ranks]
-    scale = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
+def _spearman(first: np.ndarray, second: np.ndarray) -> Any:
+    """Over the last axis; NaN where one of the two is constant."""
+    ranks = [stats.rankdata(part, axis=-1) for part in (first, second)]
+    centred = [part - part.mean(axis=-1, keepdims=True) for part in ranks]
+    scale = np.sqrt((centred[0] ** 2).sum(axis=-1) * (centred[1] ** 2).sum(axis=-1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        rho: np.ndarray = (centred[0] * centred[1]).sum(axis=1) / scale
-    return rho
+        return (centred[0] * centred[1]).sum(axis=-1) / scale
 
 
-def _sentence(roles: dict[str, Any], single: Sequence[Effect], together: Effect | None) -> str:
-    p_value, count = roles["p_value"], len(single)
-    tested = (
-        ""
-        if p_value is None
-        else f" (Friedman permutation test over {roles['questions']} questions: p = {p_value:.3g})"
-    )
+def _sentence(roles: Roles, single: dict[int, Change], together: Change | None) -> str:
+    p_value, count = roles.p_value, len(single)
+    tested = f" (Friedman permutation test over {roles.questions} questions: p = {p_value:.3g})" if p_value else ""
     if p_value is None:
         opening = "The model has a single register"
     elif p_value <= ALPHA:
@@ -226,27 +210,17 @@ def _sentence(roles: dict[str, Any], single: Sequence[Effect], together: Effect 
     else:
         opening = (
             f"There is no evidence that the {count} registers play unequal roles{tested}; their mean effects on the "
-            f"loss differ by {roles['spread']:.4f} nats, by {roles['spread_high']:.4f} at most"
+            f"loss differ by {roles.spread:.4f} nats, by {roles.spread_high:.4f} at most"
         )
-    named = {effect.register: effect for effect in single}
     parts = []
-    if roles["matter"]:
-        parts.append(f"without {_listed(roles['matter'], named)} the loss rises")
-    if roles["in_the_way"]:
-        parts.append(f"without {_listed(roles['in_the_way'], named)} it falls")
+    for which, words in ((roles.matter, "the loss rises"), (roles.in_the_way, "it falls")):
+        ordered = sorted(which, key=lambda index: -abs(single[index].difference))
+        more = f" and {len(ordered) - 4} more" if len(ordered) > 4 else ""
+        if ordered:
+            named = ", ".join(f"register {index} ({single[index]})" for index in ordered[:4])
+            parts.append(f"without {named}{more} {words}")
     if not parts:
         parts.append("no register by itself is shown to change the loss" if count > 1 else "its effect isn't shown")
     if together is not None and count > 1:
-        parts.append(f"all together change it by {_number(together)}")
-    return f"{opening}: knocked out by {roles['how']!r}, {'; '.join(parts)}."
-
-
-def _listed(indices: Sequence[int], effects: dict[int | None, Effect]) -> str:
-    ordered = sorted(indices, key=lambda index: -abs(effects[index].loss.difference))
-    shown = ", ".join(f"register {index} ({_number(effects[index])})" for index in ordered[:4])
-    return shown + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
-
-
-def _number(effect: Effect) -> str:
-    loss = effect.loss
-    return f"{loss.difference:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]"
+        parts.append(f"all together change it by {together}")
+    return f"{opening}: knocked out by {roles.how!r}, {'; '.join(parts)}."
