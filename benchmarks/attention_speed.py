@@ -13,32 +13,19 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from minilm_windows import TYDIQA, minilm
+from minilm_windows import TYDIQA, minilm, question_batches
 from record import write_result
 
 from regtune.analyses.attention.attention import attention_statistics
-from regtune.analyses.batches import Batch, question_batches
-from regtune.models.loading import MINILM, load_tokenizer
+from regtune.interfaces import Batch
 from regtune.models.precision import best_device
-from regtune.tasks.qa.data.sources import load_questions
 
 BATCH = 16
-
-
-def real_batches(data: Path, windows: int, length: int) -> list[Batch]:
-    """Batches of so many windows, one for each question."""
-    if not data.is_file():
-        sys.exit(f"{data} is missing; name a SQuAD-format training file with --data.")
-    examples = load_questions(data).items
-    return question_batches(
-        examples, load_tokenizer(MINILM), max_length=length, stride=128, batch_size=BATCH, limit=windows
-    )
 
 
 def plain(model: Any, batches: list[Batch]) -> float:
@@ -105,7 +92,7 @@ def main() -> None:
     parser.add_argument("--registers", type=int, default=8)
     parser.add_argument("--length", type=int, default=384)
     asked = parser.parse_args()
-    batches = real_batches(asked.data, asked.windows, asked.length)
+    batches = question_batches(asked.data, asked.windows, max_length=asked.length, batch_size=BATCH)
     size = max(1, asked.block // BATCH)
     # Batches are sorted by length; every block gets long and short ones.
     blocks = [batches[start :: max(1, len(batches) // size)] for start in range(max(1, len(batches) // size))]

@@ -30,15 +30,13 @@ import torch
 from record import write_result
 from torch import Tensor
 
+import regtune
 from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given_embeddings, make_batch, word_embeddings
-from regtune.analyses.batches import question_batches
 from regtune.families import family_of
-from regtune.models.loading import load_tokenizer
 from regtune.registers.surgery import num_registers
-from regtune.session import load_model
 from regtune.targets import values_of
-from regtune.tasks.qa.data.sources import load_questions
+from regtune.tasks.qa.task import QASettings
 
 TYDIQA = Path("../shared/data/tydiqa-goldp/en.dev.json.gz")
 NAMES = ("input_ids", "attention_mask", "token_type_ids", "token_classes")
@@ -245,14 +243,11 @@ def main() -> None:
         asked.questions, asked.length, asked.rounds, asked.exact = 2, 128, 1, 1
     if not asked.data.is_file():
         sys.exit(f"{asked.data} is missing; name a SQuAD-format file with --data.")
-    tokenizer = load_tokenizer(asked.run / "model")
-    model = load_model("AutoModelForQuestionAnswering", asked.run / "model").eval()
-    examples = load_questions(asked.data).items
-    spread = examples[:: max(1, len(examples) // asked.questions)][: asked.questions]
-    stride = min(128, asked.length // 3)
-    found = question_batches(
-        spread, tokenizer, max_length=asked.length, stride=stride, batch_size=min(8, asked.questions)
-    )
+    session = regtune.open(asked.run)
+    session.task_settings = QASettings(max_length=asked.length, stride=min(128, asked.length // 3))
+    rows = session.rows(session.sample((str(asked.data),), asked.questions))
+    found = session.batches(rows.one_each(), batch_size=min(8, asked.questions))
+    model, tokenizer = session.model, session.reader
     batches = [{name: batch[name] for name in NAMES if name in batch} for batch in found]
     result = {
         "registers": num_registers(model),

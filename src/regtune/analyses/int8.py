@@ -68,7 +68,7 @@ class Int8Settings(Checked, section="int8"):
 def round_symmetric(x: Float[Tensor, "*shape"], largest: Float[Tensor, "*range"]) -> Float[Tensor, "*shape"]:
     """`x` on the grid of 255 values between −largest and largest; what lies outside is cut; 0 where that is 0."""
     step = largest / LEVELS
-    return (x / torch.where(step > 0, step, 1)).round().clamp(-LEVELS, LEVELS) * step
+    return x.div(torch.where(step > 0, step, 1)).round_().clamp_(-LEVELS, LEVELS).mul_(step)
 
 
 def round_asymmetric(x: Float[Tensor, "*shape"], between: Range) -> Float[Tensor, "*shape"]:
@@ -78,7 +78,7 @@ def round_asymmetric(x: Float[Tensor, "*shape"], between: Range) -> Float[Tensor
     if step == 0:
         return torch.zeros_like(x)
     zero = round(-low / step)
-    return ((x / step).round() + zero).clamp(0, 255).sub(zero) * step
+    return x.div(step).round_().add_(zero).clamp_(0, 255).sub_(zero).mul_(step)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -156,22 +156,22 @@ class _Extremes:
         self.mask = torch.empty(0, dtype=torch.bool)
 
     def see(self, site: str, x: Tensor) -> Tensor:
-        seen = self._counted(x)
-        if seen.numel():
-            low, high = float(seen.amin()), float(seen.amax())
-            if not (abs(low) < float("inf") and abs(high) < float("inf")):
-                raise UnsupportedModelError(f"{site} has values that are not finite, so they have no range.")
-            before = self.ranges.get(site, (low, high))
-            self.ranges[site] = (min(low, before[0]), max(high, before[1]))
+        counted, inf = self._counted(x), float("inf")
+        ends = (x.amin(), x.amax()) if counted is None else _ends(x, counted)
+        low, high = map(float, ends)
+        if not (abs(low) < inf and abs(high) < inf):
+            raise UnsupportedModelError(f"{site} has values that are not finite, so they have no range.")
+        before = self.ranges.get(site, (low, high))
+        self.ranges[site] = (min(low, before[0]), max(high, before[1]))
         return x
 
-    def _counted(self, x: Tensor) -> Tensor:
-        """The entries that aren't padding's; of attention scores those of queries and keys that aren't."""
+    def _counted(self, x: Tensor) -> Tensor | None:
+        """Which entries aren't padding's; of attention scores those of queries and keys that aren't; None for all."""
         if x.dim() == 4 and (kept := self._kept(x.shape[-1])) is not None:
-            return x[(x > _MASKED) & kept[:, None, :, None] & kept[:, None, None, :]]
+            return (x > _MASKED) & kept[:, None, :, None] & kept[:, None, None, :]
         if x.dim() == 3 and (kept := self._kept(x.shape[1])) is not None and len(x) in (1, len(kept)):
-            return x[kept if len(x) == len(kept) else kept.any(0, keepdim=True)]  # one row of positions for all
-        return x
+            return (kept if len(x) == len(kept) else kept.any(0, keepdim=True)).unsqueeze(-1)  # one row of positions
+        return None
 
     def _kept(self, length: int) -> Tensor | None:
         """Where there are registers or text, `[rows, length]`; None if that is no length of theirs."""
@@ -182,6 +182,11 @@ class _Extremes:
             return None
         ones = torch.ones(len(self.mask), registers.num_registers, dtype=torch.bool, device=self.mask.device)
         return registers.insert(ones, self.mask)
+
+
+def _ends(x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest of the counted entries; cheaper than taking them out."""
+    return x.masked_fill(~counted, torch.inf).amin(), x.masked_fill(~counted, -torch.inf).amax()
 
 
 @torch.inference_mode()

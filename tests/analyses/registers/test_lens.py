@@ -81,8 +81,8 @@ def test_a_head_that_is_not_there_or_does_not_fit_is_refused(tmp_path):
     model = encoder("bert")
     with pytest.raises(CheckpointError, match="BertForQuestionAnswering has no language-model head"):
         borrowed_head(model, encoder("bert"))
-    save_tiny(tmp_path / "qa", tokenizer=False)
-    with pytest.raises(CheckpointError, match="BertForQuestionAnswering: it was saved without"):
+    save_tiny(tmp_path / "qa")
+    with pytest.raises(CheckpointError, match=r"BertForQuestionAnswering has no language-model head \(.*qa\)"):
         borrowed_head(model, tmp_path / "qa")
     with pytest.raises(ConfigError, match="hidden_size 16, but this one has 32"):
         borrowed_head(model, tiny_model("bert", "masked-lm", hidden_size=16))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from regtune.errors import CheckpointError, ConfigError
 from regtune.families import family_of
 from regtune.registers.surgery import backbone_of
+from regtune.session import open as open_session
 
 
 class NearToken(NamedTuple):
@@ -186,11 +187,12 @@ def borrowed_head(model: nn.Module, source: nn.Module | str | Path) -> LanguageH
         CheckpointError: the source was saved without such a head, so its words would be random.
         ConfigError: a source of another hidden size or vocabulary.
     """
-    other = source if isinstance(source, nn.Module) else _load_head(source)
+    other: nn.Module = source if isinstance(source, nn.Module) else open_session(source, device="cpu").model
     head = language_head(other)
     if head is None:
+        where = "" if other is source else f" ({source})"
         raise CheckpointError(
-            f"{type(other).__name__} has no language-model head. Name a masked or causal language model."
+            f"{type(other).__name__} has no language-model head{where}. Name a masked or causal language model."
         )
     here, there = backbone_of(model), backbone_of(other)
     for name, mine, theirs in (
@@ -203,26 +205,3 @@ def borrowed_head(model: nn.Module, source: nn.Module | str | Path) -> LanguageH
                 "Take the head of the model that this one was fine-tuned from."
             )
     return head
-
-
-def _load_head(name: str | Path) -> nn.Module:
-    from transformers import PretrainedConfig
-
-    from regtune.models.loading import resolve_model
-    from regtune.session import load_model
-
-    source = resolve_model(name)
-    try:
-        made_for = PretrainedConfig.get_config_dict(source)[0].get("architectures") or ["a model of unknown kind"]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name} can't be loaded: {error}") from error
-    kinds = dict.fromkeys(("MaskedLM", "PreTraining"), "AutoModelForMaskedLM")
-    kinds |= dict.fromkeys(("CausalLM", "LMHeadModel"), "AutoModelForCausalLM")
-    for ending, head in kinds.items():
-        if any(made.endswith(ending) for made in made_for):
-            model: nn.Module = load_model(head, source)
-            return model.eval()
-    raise CheckpointError(
-        f"{name} is {made_for[0]}: it was saved without a language-model head, so the words would be random. "
-        "Name a checkpoint that has one."
-    )
