@@ -28,7 +28,17 @@ from regtune.models.precision import Precision, autocast, best_device, device_of
 from regtune.models.safety import read_model_config
 from regtune.progress import each
 from regtune.recipes import config_from_dict
-from regtune.records import CONFIG_FILE, RUN_FILE, RunRecord, is_local, load_record, read_json, verify
+from regtune.records import (
+    AGAIN,
+    CONFIG_FILE,
+    RUN_FILE,
+    RunRecord,
+    is_local,
+    load_record,
+    read_json,
+    read_typed,
+    verify,
+)
 from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import backbone_of, max_text_length, register_positions
 from regtune.registry import TASKS
@@ -474,7 +484,7 @@ def _reader_source(model: str) -> str:
     if (run_dir / MODEL_DIR).is_dir():
         return str(run_dir / MODEL_DIR)
     if (run_dir / CONFIG_FILE).is_file():
-        return str(read_json(run_dir / CONFIG_FILE).get("model", model))
+        return str(read_typed(run_dir / CONFIG_FILE, dict[str, Any], remedy=AGAIN).get("model", model))
     return model
 
 

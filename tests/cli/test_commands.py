@@ -12,6 +12,7 @@ import pytest
 
 from command_line import QUICK, SMALL, invoke, prepare, train
 from regtune.cli.main import main
+from regtune.locks import owned
 from regtune.models.minilm import minilm_folder
 from regtune.records import read_json
 from regtune.sweeps.evaluate import evaluate
@@ -322,3 +323,40 @@ def test_methods_are_flags_with_their_settings(run, place):
         code, _, err = run(*train("--methods", flag, "--output-dir", "n"))
         assert code == 2
         assert said in err
+
+
+def test_metrics_that_contradict_their_predictions_are_said(run, finished, tmp_path):
+    folder = tmp_path / "copied"
+    shutil.copytree(finished, folder)
+    record = read_json(folder / "run.json")
+    record["metrics"]["en.dev"]["f1"] = 0.987
+    (folder / "run.json").write_text(json.dumps(record))
+    said = "run.json says F1 0.9870 on en.dev, and its predictions give"
+    for arguments in (["info", folder], ["info", folder, "--json"], ["evaluate", folder]):
+        code, out, _ = run(*arguments)
+        assert (code, said in " ".join(out.split())) == (0, True), arguments
+    assert said in read_json(folder / "evaluation" / "evaluation.json")["notes"][0]
+    assert "says F1" not in run("info", finished)[1]
+
+
+def test_a_folder_that_another_process_evaluates_into_is_left_alone(run, finished, tmp_path):
+    with owned(tmp_path / "out", "regtune evaluate"):
+        code, _, err = run("evaluate", finished, "--output-dir", tmp_path / "out")
+    assert (code, "Another regtune evaluate is at work in" in err) == (1, True)
+    assert not (tmp_path / "out" / "predictions").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}', "[" * 99_999])
+def test_a_broken_config_of_a_run_is_a_sentence(run, place, content):
+    Path("run").mkdir()
+    Path("run/config.json").write_text(content)
+    code, _, err = run(*train("--output-dir", "run"))
+    assert (code, "run/config.json" in err or "another config" in err, "own errors" in err) == (1, True, False)
+
+
+def test_a_finished_run_whose_predictions_changed_is_not_shown_as_if_nothing_had_happened(run, place):
+    assert run(*train("--output-dir", "run"))[0] == 0
+    (file,) = Path("run/predictions").iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    code, out, err = run(*train("--output-dir", "run"))
+    assert (code, out, "is not what the run wrote" in err) == (1, "", True)

@@ -36,7 +36,7 @@ from regtune.training.batches import BatchOrder
 from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups, register_group
 from regtune.training.trainer import preserved_random_state
-from regtune.typed import Checked, Range
+from regtune.typed import Checked, Range, typed
 
 if TYPE_CHECKING:
     from regtune.session import Session
@@ -274,7 +274,7 @@ def _restore(backbone: nn.Module, path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+            facts: dict[str, Any] = typed(dict[str, Any], json.loads((file.metadata() or {})["facts"]), path)
         backbone.load_state_dict(weights)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} can't be used ({error}). Delete it, and the warm-up is done again.") from error

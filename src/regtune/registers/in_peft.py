@@ -40,7 +40,7 @@ from regtune.config import RegisterConfig
 from regtune.families import family_of
 from regtune.models.loading import resolve_model
 from regtune.models.safety import check_model_files
-from regtune.records import read_json
+from regtune.records import read_typed
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks
 from regtune.registers.registers import Registers
 from regtune.registers.saving import from_pretrained, read_settings
@@ -406,10 +406,11 @@ def load_adapted(auto_class: Any, folder: str | Path, **options: Any) -> Any:
     from transformers import AutoConfig
 
     check_model_files(folder)
-    name = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+    file = Path(folder) / "adapter_config.json"
+    name = read_typed(file, dict[str, Any], remedy="Copy or download it again.").get("base_model_name_or_path")
     if not name:
         raise CheckpointError(f"{folder}: adapter_config.json names no base model (base_model_name_or_path).")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     facts = config.__dict__.pop("base_facts", None)
     model = from_pretrained(auto_class, resolve_model(name), config=config, ignore_mismatched_sizes=True, **options)
     if facts:

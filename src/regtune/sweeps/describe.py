@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from regtune.errors import CheckpointError
-from regtune.records import RunRecord, read_json
+from regtune.records import RunRecord, read_typed
 from regtune.session import Target, open_target
+from regtune.sweeps.answers import faults
 from regtune.sweeps.evaluate import titles_of
 from regtune.tables import Column, Table
+
+_COPY = "Copy or download the model again."
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -28,6 +31,7 @@ def describe(name: str) -> dict[str, Any]:
     facts = {"name": name} | _model_facts(target)
     if target.record is not None:
         facts["run"] = _run_facts(target.record)
+        facts["run"]["faults"] = faults(Path(target.run_dir or "."), target.record)
     return facts
 
 
@@ -38,7 +42,11 @@ def _model_facts(target: Target) -> dict[str, Any]:
 
     location = resolve_model(target.model)
     config = load_config(location)
-    adapter = read_json(file) if (file := Path(location) / "adapter_config.json").is_file() else {}
+    adapter = (
+        read_typed(file, dict[str, Any], remedy=_COPY)
+        if (file := Path(location) / "adapter_config.json").is_file()
+        else {}
+    )
     try:
         family = family_of(config).name
     except TypeError as error:  # UnsupportedModelError: telling what it is must work for any model
@@ -52,7 +60,9 @@ def _model_facts(target: Target) -> dict[str, Any]:
         "hidden_size": getattr(config, "hidden_size", None),
         "positions": getattr(config, "max_position_embeddings", None),
         "registers": adapter.get(CONFIG_KEY) or getattr(config, CONFIG_KEY, None),
-        "adapter": {"kind": adapter["peft_type"], "base": adapter.get("base_model_name_or_path")} if adapter else None,
+        "adapter": {"kind": adapter.get("peft_type"), "base": adapter.get("base_model_name_or_path")}
+        if adapter
+        else None,
         "parameters": _parameters(Path(location)),
     }
 
@@ -114,6 +124,7 @@ def describe_text(facts: dict[str, Any]) -> str:
             ("run", f"{run['started']}, {run['seconds']:.0f} s, {run['config_hash']}"),
         ]
         rows += [(f"on {name}", _percent(metrics)) for name, metrics in run["metrics"].items()]
+        rows += [("not to be relied on", fault) for fault in run["faults"]]
         rows += [(part, _settings(run[part])) for part in ("training", "versions", "machine")]
     return Table(columns=("", Column("", align="left")), rows=tuple(rows)).text
 

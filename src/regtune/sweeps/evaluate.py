@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
+from regtune.locks import owned
 from regtune.models.precision import resolve_precision
 from regtune.progress import begin_stage, stages
 from regtune.records import now, versions, write_json
 from regtune.registry import TASKS
 from regtune.session import Session, SharedInputs, Target, fitted, open_target, settings_of
 from regtune.session import open as open_session
+from regtune.sweeps.answers import faults
 from regtune.tables import Table
 
 EVALUATION_FILE = "evaluation.json"
@@ -59,6 +61,8 @@ class Evaluation:
     """Means over sets of several languages: over all of them and, as TyDi QA reports, over the non-English ones."""
     versions: dict[str, str] = field(default_factory=dict)
     finished: str = ""
+    notes: tuple[str, ...] = ()
+    """What is wrong with the run's own predictions and metrics."""
 
 
 def evaluate(
@@ -82,7 +86,7 @@ def evaluate(
         The scores, and the path of `evaluation.json`.
 
     Raises:
-        CheckpointError: no such model, or one without a question-answering head.
+        CheckpointError: no such model, one without a head, or another process that evaluates into the folder.
         ConfigError: two sets with the same short name, or settings that don't fit the model.
         DataError: as reading the sets.
     """
@@ -93,38 +97,42 @@ def evaluate(
     names = tuple(data) or config.data.eval
     refuse_same_names(names)
     folder = output_dir or (target.run_dir / "evaluation" if target.run_dir else Path("runs/evaluation"))
-    with stages(2 + len(names), shown=progress):
-        begin_stage(f"opening {name}")
-        session = _open(target, config)
-        languages = {each: session.reads.language(each) for each in names}
-        inputs = SharedInputs()
-        begin_stage(f"reading and tokenizing {', '.join(names)}")
-        parts = {each: evaluation_set(each, session, inputs) for each in names}
-        metrics, files = evaluate_sets(session, list(parts.values()), folder)
-    config = session.config
-    sets = tuple(
-        SetScores(
-            name=part.name,
-            data=each,
-            language=languages[each],
-            questions=len(part.examples),
-            metrics=metrics[part.name],
-            predictions=files[part.name],
-            account=data_facts(part.examples, part.rows),
+    with owned(folder, "regtune evaluate"):
+        with stages(2 + len(names), shown=progress):
+            begin_stage(f"opening {name}")
+            session = _open(target, config)
+            languages = {each: session.reads.language(each) for each in names}
+            inputs = SharedInputs()
+            begin_stage(f"reading and tokenizing {', '.join(names)}")
+            parts = {each: evaluation_set(each, session, inputs) for each in names}
+            metrics, files = evaluate_sets(session, list(parts.values()), folder)
+        config = session.config
+        sets = tuple(
+            SetScores(
+                name=part.name,
+                data=each,
+                language=languages[each],
+                questions=len(part.examples),
+                metrics=metrics[part.name],
+                predictions=files[part.name],
+                account=data_facts(part.examples, part.rows),
+            )
+            for each, part in parts.items()
         )
-        for each, part in parts.items()
-    )
-    settings = {key: value for key, value in to_dict(config).items() if key in ("data", "answers")}
-    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("train", "eval", "max_train_examples")}
-    found = Evaluation(
-        model=target.model,
-        settings=settings,
-        sets=sets,
-        averages=language_averages(sets, [metric.name for metric in session.reads.metrics]),
-        versions=versions(),
-        finished=now(),
-    )
-    return found, write_json(folder / EVALUATION_FILE, dataclasses.asdict(found))
+        settings = {key: value for key, value in to_dict(config).items() if key in ("data", "answers")}
+        settings["data"] = {
+            k: v for k, v in settings["data"].items() if k not in ("train", "eval", "max_train_examples")
+        }
+        found = Evaluation(
+            model=target.model,
+            settings=settings,
+            sets=sets,
+            averages=language_averages(sets, [metric.name for metric in session.reads.metrics]),
+            versions=versions(),
+            finished=now(),
+            notes=tuple(faults(target.run_dir, target.record)) if target.run_dir and target.record else (),
+        )
+        return found, write_json(folder / EVALUATION_FILE, dataclasses.asdict(found))
 
 
 def _open(target: Target, config: RunConfig) -> Session:
@@ -168,6 +176,7 @@ def evaluation_text(found: Evaluation) -> str:
     rows = [(part.name, part.language or "?", _of(part), *_cells(part.metrics, columns)) for part in found.sets]
     rows += [(f"mean, {name}", "", "", *_cells(metrics, columns)) for name, metrics in found.averages.items()]
     notes = [f"{part.name}: {line}" for part in found.sets for line in part.account.get("lines", ())]
+    notes += [f"The run's own record: {note}" for note in found.notes]
     head = ("set", "language", "questions", *(titles[key] for key in columns))
     return Table(columns=head, rows=tuple(rows), notes=tuple(notes)).text
 

@@ -13,13 +13,14 @@ import numpy as np
 from torch import nn
 
 from regtune.config import RunConfig, TrainConfig, config_hash, to_dict
-from regtune.errors import CheckpointError, ConfigError
+from regtune.errors import CheckpointError, ConfigError, shown
 from regtune.interfaces import Examples, Floats, Group, Method, Rows, Stage, Task
 from regtune.locks import RUN_LOCK, owned
 from regtune.methods.used import Used, label_of, methods_of
 from regtune.models.precision import best_device, resolve_precision
 from regtune.progress import begin_stage, stages
 from regtune.records import (
+    AGAIN,
     CONFIG_FILE,
     CURVE_FILE,
     RUN_FILE,
@@ -28,8 +29,9 @@ from regtune.records import (
     load_record,
     machine,
     now,
-    read_json,
+    read_typed,
     save_record,
+    verify,
     versions,
     write_json,
 )
@@ -88,7 +90,9 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
     run_dir, training = config.output_dir, config.training
     fingerprint = config_hash(config)
     if open_run(run_dir, config):
-        return load_record(run_dir)
+        record = load_record(run_dir)
+        verify(run_dir, record, "predictions/")
+        return record
     refuse_same_names(config.data.eval)
     begin_stage(f"reading {', '.join(config.data.train)}")
     train = inputs.examples(config.data.train, config, training=True)
@@ -263,7 +267,7 @@ def open_run(run_dir: Path, config: RunConfig) -> bool:
     """
     path = run_dir / CONFIG_FILE
     if path.is_file():
-        found = read_json(path)
+        found = read_typed(path, dict[str, Any], remedy=AGAIN, wrong=CheckpointError)
         different = sorted(_differences(found, resolved(config)))
         if different:
             raise CheckpointError(
@@ -298,7 +302,7 @@ def refuse_same_names(names: Sequence[str]) -> None:
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     if not isinstance(old, dict) or not isinstance(new, dict):
-        return [] if old == new else [f"{prefix or 'all'} ({old!r} there, {new!r} now)"]
+        return [] if old == new else [f"{prefix or 'all'} ({shown(old)} there, {shown(new)} now)"]
     found: list[str] = []
     for key in old.keys() | new.keys():
         found += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)

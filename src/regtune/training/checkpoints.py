@@ -215,7 +215,16 @@ def read_state(path: Path) -> Any:
     try:
         tensors = load_file(path.with_name(f"{path.name}.safetensors"))
         return _restored(json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8")), tensors)
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         raise CheckpointError(f"{path}.json and {path}.safetensors can't be read: {error!r}") from error
 
 
