@@ -138,18 +138,11 @@ class Classification(Task):
                     skipped.append(str(error))
             if len(items) == count:
                 raise DataError(f"{name} holds no labelled text. Write a header and at least one record.")
-        kept = items[:limit]
-        notes = [
-            f"{len(skipped)} of {len(items) + len(skipped)} texts were left out, the first: {one}" for one in skipped
-        ]
-        facts = {"read": len(items) + len(skipped), "left_out": len(skipped), "skipped": skipped}
-        return Examples(
-            items=tuple(kept),
-            names=tuple(names),
-            skipped=tuple(skipped),
-            notes=tuple(notes[:1]),
-            facts=facts | {"labels": dict(Counter(str(item.label) for item in kept))},
-        )
+        kept, read = tuple(items[:limit]), len(items) + len(skipped)
+        notes = (f"{len(skipped)} of {read} texts were left out, the first: {skipped[0]}",) if skipped else ()
+        labels = dict(Counter(str(item.label) for item in kept))
+        facts = {"read": read, "left_out": len(skipped), "skipped": skipped, "labels": labels}
+        return Examples(items=kept, names=tuple(names), skipped=tuple(skipped), notes=notes, facts=facts)
 
     def prepare(self, examples: Examples, settings: ClassifySettings) -> Mapping[str, Any]:
         """The labels of the training data, numbers in their order, words in the alphabet's."""
@@ -177,19 +170,14 @@ class Classification(Task):
             bad = items[labelled.index(False)]
             raise DataError(f"The text {bad.id} has no label ({shown(bad.text)}); give it one or leave it out.")
         known = _names(session)
-        labels = None
-        if all(labelled):
-            labels = [_index(item, known) for item in items]
         pairs = [item.pair for item in items]
-        settings: ClassifySettings = session.task_settings
-        rows = text_rows(
+        return text_rows(
             [item.text for item in items],
             session.reader,
-            max_length=settings.max_length - register_positions(session.model),
+            max_length=session.task_settings.max_length - register_positions(session.model),
             pairs=None if None in pairs else [str(pair) for pair in pairs],
-            labels=labels,
+            labels=[_index(item, known) for item in items] if all(labelled) else None,
         )
-        return rows
 
     def decode(
         self,
@@ -218,16 +206,14 @@ class Classification(Task):
         gold = np.array([_named(str(item.label), names) for item in examples.items])
         said = np.array([names.index(one.label) for one in predictions])
         labels = np.arange(len(names))[:, None]
-        columns = {"accuracy": (gold == said).astype(np.float64)}
-        for kind, hits in (("gold", gold == labels), ("predicted", said == labels)):
-            columns |= {f"{kind}:{name}": row.astype(np.float64) for name, row in zip(names, hits, strict=True)}
-        both = (gold == labels) & (said == labels)
-        return columns | {f"right:{name}": row.astype(np.float64) for name, row in zip(names, both, strict=True)}
+        hits = {"gold": gold == labels, "predicted": said == labels}
+        hits["right"] = hits["gold"] & hits["predicted"]
+        columns = {f"{kind}:{name}": row for kind, rows in hits.items() for name, row in zip(names, rows, strict=True)}
+        return {name: column.astype(np.float64) for name, column in {"accuracy": gold == said, **columns}.items()}
 
     def example(self, record: Mapping[str, Any], settings: ClassifySettings) -> LabelledText:
         """From `text` (and `pair`), or from the columns that the settings name."""
-        found = _example(str(record.get("id", "0")), record, "the text given", settings, need_label=False)
-        return found
+        return _example(str(record.get("id", "0")), record, "the text given", settings, need_label=False)
 
 
 def _names(session: Session) -> list[str]:

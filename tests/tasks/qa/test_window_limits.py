@@ -165,7 +165,9 @@ def test_one_long_question_stops_no_set_and_leaves_room_for_context():
 
 
 def test_settings_without_room_for_any_question_are_refused_by_the_names_that_the_caller_gives():
-    called = {"stride": "--stride", "max_length": "--max-length"}
+    def called(name):
+        return f"--{name.replace('_', '-')}"
+
     with pytest.raises(ConfigError) as caught:
         cut([example("the cat sat")], tokenizer_of("bert-wordpiece"), stride=62, called=called)
     message = str(caught.value)

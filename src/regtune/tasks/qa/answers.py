@@ -8,7 +8,7 @@ start x end pairs is tensor code (`regtune.tasks.qa.spans`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int32
 
 from regtune.config import AnswerConfig
 from regtune.errors import EvaluationError
+from regtune.interfaces import Rows
 from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.spans import Found, Logits, SpanSearch, not_finite
 
@@ -89,6 +90,18 @@ class Prediction:
         if self.question_cut:
             plain["question_cut"] = True
         return plain
+
+
+def span_logits(rows: Rows[Window], outputs: Iterable[tuple[Sequence[int], Any]]) -> tuple[list[Any], list[Any]]:
+    """Start and end logits of each row, `[seq]` float32 arrays without padding, from `Session.outputs`."""
+    starts: list[Any] = [None] * len(rows)
+    ends: list[Any] = [None] * len(rows)
+    for indices, output in outputs:
+        start, end = output.start_logits.float().cpu().numpy(), output.end_logits.float().cpu().numpy()
+        for place, index in enumerate(indices):
+            length = rows.lengths[index]
+            starts[index], ends[index] = start[place, :length].copy(), end[place, :length].copy()
+    return starts, ends
 
 
 def extract_answers(

@@ -11,7 +11,7 @@ import numpy as np
 from regtune.errors import DataError
 from regtune.interfaces import Rows, Shown
 from regtune.targets import Answer, EndLogit, StartLogit
-from regtune.tasks.qa.answers import Prediction, extract_answers
+from regtune.tasks.qa.answers import Prediction, extract_answers, span_logits
 from regtune.tasks.qa.examples import QAExample, Window
 
 if TYPE_CHECKING:
@@ -27,11 +27,7 @@ def answer_shown(rows: Rows[Window], example: QAExample, session: Session) -> Sh
         DataError: the answer is whole in no window.
     """
     settings: Any = session.task_settings
-    logits: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for indices, output in session.outputs(rows):
-        pair = output.start_logits.float().cpu().numpy(), output.end_logits.float().cpu().numpy()
-        logits |= {index: (pair[0][n], pair[1][n]) for n, index in enumerate(indices)}
-    starts, ends = ([logits[n][end][:length] for n, length in enumerate(rows.lengths)] for end in (0, 1))
+    starts, ends = span_logits(rows, session.outputs(rows))
     (prediction,) = extract_answers(
         rows.rows, [example], starts, ends, config=dataclasses.replace(settings, top_k=1, null_answers=True)
     )

@@ -14,7 +14,7 @@ from regtune.config import AnswerConfig, DataConfig
 from regtune.errors import DataError, shown
 from regtune.interfaces import Batch, Examples, Floats, Metric, Rows, Shown, Task
 from regtune.registers.surgery import register_positions
-from regtune.tasks.qa.answers import Prediction, extract_answers
+from regtune.tasks.qa.answers import Prediction, extract_answers, span_logits
 from regtune.tasks.qa.data.sources import language_of, load_questions
 from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.metrics import best_thresholds, by_answerability, score_answers
@@ -28,25 +28,18 @@ if TYPE_CHECKING:
 
 SettingsT = TypeVar("SettingsT")
 F1 = Metric(name="f1", title="F1", columns=("f1",))
-CUTTING = ("max_length", "stride", "max_question_length", "on_long_question")
-"""Settings that messages about windows name."""
 EXACT_MATCH = Metric(name="exact_match", title="EM", columns=("exact_match",))
 
 
 @dataclass(frozen=True, kw_only=True)
 class QASettings(AnswerConfig):
-    """How contexts are cut into windows, and how logits become answers."""
+    """How contexts are cut into windows, as `DataConfig` says, and how logits become answers."""
 
     max_length: int = DataConfig.max_length
-    """Longest window in text tokens, special tokens included, registers not."""
     stride: int = DataConfig.stride
-    """Overlap between two windows of one context, in tokens."""
     max_question_length: int = DataConfig.max_question_length
-    """Longer questions are cut (or refused, with `on_long_question=refuse`)."""
-    on_long_question: Literal["refuse", "truncate"] = "truncate"
-    """What to do with a question longer than `max_question_length` tokens."""
+    on_long_question: Literal["refuse", "truncate"] = DataConfig.on_long_question
     on_bad_record: Literal["raise", "skip", "mend"] = DataConfig.on_bad_record
-    """Stop at the first bad record, or leave it out, count it and list it."""
 
 
 class QuestionAnswering(Task):
@@ -79,7 +72,7 @@ class QuestionAnswering(Task):
             on_long_question=settings.on_long_question,
             extra_positions=register_positions(session.model),
             for_training=training,
-            called={name: session.setting(name) for name in CUTTING},
+            called=session.setting,
         )
         if training:
             check_labels(found.windows)
@@ -99,14 +92,8 @@ class QuestionAnswering(Task):
         session: Session,
     ) -> list[Prediction]:
         """See `extract_answers`."""
-        starts: list[Any] = [None] * len(rows)
-        ends: list[Any] = [None] * len(rows)
-        for indices, output in outputs:
-            start, end = output.start_logits.float().cpu().numpy(), output.end_logits.float().cpu().numpy()
-            for row, index in enumerate(indices):
-                length = rows.lengths[index]
-                starts[index], ends[index] = start[row, :length].copy(), end[row, :length].copy()
-        found = extract_answers(rows.rows, examples.items, starts, ends, config=session.task_settings)
+        logits = span_logits(rows, outputs)
+        found = extract_answers(rows.rows, examples.items, *logits, config=session.task_settings)
         cut = {window.example for window in rows.rows if window.question_cut}
         return [replace(one, question_cut=True) if index in cut else one for index, one in enumerate(found)]
 

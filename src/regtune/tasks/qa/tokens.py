@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from regtune.errors import DataError, UnsupportedModelError
+from regtune.progress import each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +78,7 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[T
     """Every text as tokens without special tokens, of any length, never truncated or padded; equal texts share one."""
     distinct = list(dict.fromkeys(texts))
     tokenised: dict[str, TokenisedText] = {}
-    for first in range(0, len(distinct), _CHUNK):
+    for first in each(range(0, len(distinct), _CHUNK), "thousand texts"):
         chunk = distinct[first : first + _CHUNK]
         encoded = tokenizer(
             chunk,

@@ -8,13 +8,14 @@ panic where a stride leaves no room.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from regtune.errors import ConfigError, DataError, shown
+from regtune.progress import each
 from regtune.tasks.qa.data.records import is_unicode
 from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.tokens import (
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 OnLongQuestion = Literal["refuse", "truncate"]
 
-_SETTINGS = ("max_length", "stride", "max_question_length", "on_long_question")
 _CHECKED_TAIL = 8
 """Tokens at the end of each context that are decoded for the check; a drift of offsets is largest there."""
 
@@ -93,7 +93,7 @@ def make_windows(
     on_long_question: OnLongQuestion = "truncate",
     extra_positions: int = 0,
     for_training: bool,
-    called: Mapping[str, str] | None = None,
+    called: Callable[[str], str] = str,
 ) -> WindowSet:
     """Cuts every example's context into windows of at most `max_length` tokens, question and special tokens included.
 
@@ -110,7 +110,7 @@ def make_windows(
             context than the stride, or "refuse" it.
         extra_positions: positions of `max_length` that registers take up, in models that count them (0 for most).
         for_training: every example needs an answer or `is_impossible`; otherwise labels are made where there is one.
-        called: how a setting is called where the messages are read, for example `max_length` to `--max-length`.
+        called: how a setting is called where the messages are read, for example `max_length`: `--max-length`.
 
     Raises:
         UnsupportedModelError: a slow tokenizer, or one without [CLS] or with an unknown way to join two texts.
@@ -121,28 +121,27 @@ def make_windows(
     require_fast_tokenizer(tokenizer)
     counts = {"max_length": max_length, "stride": stride, "max_question_length": max_question_length}
     _check(examples, counts | {"extra_positions": extra_positions}, for_training)
-    names = {name: (called or {}).get(name, name) for name in _SETTINGS}
     contexts = tokenise([example.context for example in examples], tokenizer)
     questions = tokenise([example.question for example in examples], tokenizer)
     template = _template(examples, tokenizer, questions, contexts)
     free = max_length - extra_positions - template.num_special
-    budget = f"{names['max_length']}={max_length}, {extra_positions} for registers"
+    budget = f"{called('max_length')}={max_length}, {extra_positions} for registers"
     longest = max_question_length
     if on_long_question == "truncate":
         longest = min(longest, free - stride - 1)
         if longest < 1:
-            raise _no_room(stride, free - 1, "question of one token", budget, names)
+            raise _no_room(stride, free - 1, "question of one token", budget, called)
     long = [index for index, question in enumerate(questions) if len(question.ids) > longest]
     if long and on_long_question == "refuse":
-        raise _long_question(examples, questions, long, longest, names)
+        raise _long_question(examples, questions, long, longest, called)
     rooms = free - np.array([min(len(question.ids), longest) for question in questions])
     if rooms.min() <= stride:
-        raise _no_room(stride, int(rooms.min()), f"question {shown(examples[int(rooms.argmin())].id)}", budget, names)
+        raise _no_room(stride, int(rooms.min()), f"question {shown(examples[int(rooms.argmin())].id)}", budget, called)
     _check_offsets(tokenizer, examples, contexts)
 
     windows: list[Window] = []
     lost, unplaced = [], []
-    for index, (example, context) in enumerate(zip(examples, contexts, strict=True)):
+    for index, (example, context) in enumerate(each(list(zip(examples, contexts, strict=True)), "questions")):
         if example.answers and all(answer.start is None for answer in example.answers):
             unplaced.append(example.id)
             if for_training:
@@ -257,23 +256,23 @@ def _long_question(
     questions: Sequence[TokenisedText],
     long: Sequence[int],
     limit: int,
-    names: Mapping[str, str],
+    called: Callable[[str], str],
 ) -> DataError:
     worst = max(long, key=lambda index: len(questions[index].ids))
     length = len(questions[worst].ids)
     return DataError(
-        f"{len(long)} of {len(questions)} questions have more than {names['max_question_length']}={limit} tokens; the "
+        f"{len(long)} of {len(questions)} questions have more than {called('max_question_length')}={limit} tokens; the "
         f"longest, {shown(examples[worst].id)}, has {length} ({shown(examples[worst].question, 60)}). Set "
-        f"{names['max_question_length']} to {length}, or {names['on_long_question']} to truncate."
+        f"{called('max_question_length')} to {length}, or {called('on_long_question')} to truncate."
     )
 
 
-def _no_room(stride: int, room: int, question: str, budget: str, names: Mapping[str, str]) -> ConfigError:
-    lower = f"Set {names['stride']} below {room} or raise" if room > 0 else "Raise"
+def _no_room(stride: int, room: int, question: str, budget: str, called: Callable[[str], str]) -> ConfigError:
+    lower = f"Set {called('stride')} below {room} or raise" if room > 0 else "Raise"
     return ConfigError(
-        f"{names['stride']}={stride} leaves no room: beside {question} and the special tokens only {max(room, 0)} "
+        f"{called('stride')}={stride} leaves no room: beside {question} and the special tokens only {max(room, 0)} "
         f"context tokens fit into a window ({budget}), and they must be more than the stride. {lower} "
-        f"{names['max_length']} by {stride - room + 1} or more."
+        f"{called('max_length')} by {stride - room + 1} or more."
     )
 
 
