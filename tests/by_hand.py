@@ -83,3 +83,8 @@ def padded(*lengths: int, side: str = "left", seed: int = 1) -> dict[str, torch.
 def rows(batch) -> list[torch.Tensor]:
     """Each text alone."""
     return [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+
+
+def logits_of(output) -> torch.Tensor:
+    """All logits, `[2 or classes, batch, seq]` or `[classes, batch]`."""
+    return output.logits.movedim(-1, 0) if "logits" in output else torch.stack([output.start_logits, output.end_logits])

@@ -90,8 +90,10 @@ DECODER_HEADS = {
     "causal-lm": AutoModelForCausalLM,
     **{head: HEADS[head] for head in ("sequence-classification", "token-classification", "question-answering")},
 }
+WITHOUT_ANSWERS = {"gemma2", "gemma3_text", "phi3", "olmo2"}
 WINDOWED = {"mistral", "qwen2", "gemma2", "gemma3_text", "phi3"}
 ABSOLUTE = {"bert", "roberta", "xlm-roberta", "distilbert", "electra", "albert"}
+EVERY = (*FAMILIES, *DECODERS)
 EAGER_ONLY = {"deberta-v2", "deberta-v2-conv", "mpnet", "gemma2"}
 
 
@@ -101,8 +103,9 @@ def tiny_config(family: str, **changes):
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
-def tiny_model(family: str, head: str = "question-answering", attention: str = "eager", seed: int = 0, **changes):
-    """A random model in eval mode; weights are large enough for differences to show."""
+def tiny_model(family: str, head: str | None = None, attention: str = "eager", seed: int = 0, **changes):
+    """A random model in eval mode; weights are large enough for differences to show. Its head: answers if it can."""
+    head = head or ("causal-lm" if family in WITHOUT_ANSWERS else "question-answering")
     torch.manual_seed(seed)
     model = {**HEADS, **DECODER_HEADS}[head].from_config(tiny_config(family, **changes), attn_implementation=attention)
     with torch.no_grad():
@@ -126,3 +129,9 @@ def inputs(family: str, *, batch: int = 3, seq: int = 20, pad: int = 0, seed: in
 
 def attentions_of(family: str) -> list[str]:
     return ["eager"] if family in EAGER_ONLY else ["eager", "sdpa"]
+
+
+def placements_of(family: str) -> tuple[str, ...]:
+    if family in DECODERS:
+        return ("prefix",)
+    return ("prefix", "after_cls", "suffix") if family in ABSOLUTE else ("prefix", "suffix")

@@ -8,24 +8,27 @@ import torch
 
 from regtune.config import RegisterConfig
 from regtune.registers.surgery import add_registers
-from tiny import ABSOLUTE, FAMILIES, inputs, tiny_model
+from tiny import DECODERS, EVERY, inputs, placements_of, tiny_model
 
 N = 3
 
 
-def every_case(families: Iterable[str] = FAMILIES) -> list[tuple[str, str, str]]:
+def every_case(families: Iterable[str] = EVERY) -> list[tuple[str, str, str]]:
     """Family, placement and depth."""
     return [
         (family, placement, depth)
         for family in families
-        for placement in (("prefix", "after_cls", "suffix") if family in ABSOLUTE else ("prefix", "suffix"))
+        for placement in placements_of(family)
         for depth in (("input",) if family == "albert" else ("input", "every_layer"))
     ]
 
 
 def registered(family="bert", placement="prefix", depth="input", head="sequence-classification", **changes):
     config = RegisterConfig(num_registers=N, init_std=0.5, placement=placement, depth=depth)
-    return add_registers(tiny_model(family, head, **changes), config)
+    model = add_registers(tiny_model(family, head, **changes), config)
+    if family in DECODERS:
+        model.config.use_cache = False  # layers that are run again would write to it twice, with or without registers
+    return model
 
 
 def padded(family, **size):

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin, Fp8QuantizedLayer
 
-from by_hand import N, greedy_by_hand, logits_by_hand, padded, rows, with_registers
+from by_hand import N, greedy_by_hand, logits_by_hand, logits_of, padded, rows, with_registers
 from regtune.registers.saving import from_pretrained, load_registers, save_registers
-from regtune.registers.surgery import disable_registers, mask_registers, remove_registers
-from tiny import DECODERS, WINDOWED, attentions_of
+from regtune.registers.surgery import disable_registers, mask_registers, max_text_length, remove_registers
+from tiny import DECODER_HEADS, DECODERS, WINDOWED, attentions_of, tiny_config
 
 CASES = [(family, attention) for family in DECODERS for attention in attentions_of(family)]
 POLICIES = [("before", "stay"), ("shared", "stay"), ("before", "leave"), ("shared", "leave")]
@@ -316,3 +316,41 @@ def test_masks_have_the_models_own_type(dtype, attention):
         close(found.float(), expected, 0.2 if loose else 1e-5)
         with mask_registers(model):
             close(model(ids).logits, plain.to(dtype)(ids).logits, 0.05 if loose else 1e-9)
+
+
+HEADED = [
+    (family, head)
+    for family in DECODERS
+    for head, auto in DECODER_HEADS.items()
+    if type(tiny_config(family)) in auto._model_mapping
+]
+
+
+@pytest.mark.parametrize(("family", "head"), HEADED)
+def test_every_head_gives_outputs_of_the_texts_length_and_reads_padded_texts_as_alone(family, head):
+    model, plain = with_registers(family, attentions_of(family)[-1], head)
+    batch = padded(11, 3, 8)
+    with torch.no_grad():
+        output, without = model(**batch, position_ids=positions_of(batch)), plain(**batch)
+        for name, value in without.items():
+            if isinstance(value, torch.Tensor):
+                assert output[name].shape == value.shape
+                assert not torch.equal(output[name], value)
+        for row, text in enumerate(rows(batch)):
+            alone, found = logits_of(model(text[None])), logits_of(output)[:, row]
+            close(found if found.dim() == 1 else found[:, -len(text) :], alone[:, 0], 5e-5)
+
+
+def test_the_heads_that_transformers_has_are_all_there():
+    without = {head: sorted(set(DECODERS) - {f for f, one in HEADED if one == head}) for head in DECODER_HEADS}
+    assert without == {
+        "causal-lm": [],
+        "sequence-classification": [],
+        "token-classification": ["gemma3_text", "olmo2"],
+        "question-answering": ["gemma2", "gemma3_text", "olmo2", "phi3"],
+    }
+
+
+def test_positions_that_registers_use_up():
+    for family, settings, room in (("gpt2", {}, 66), ("llama", {}, 66 - N), ("llama", {"rotary": "shared"}, 66)):
+        assert max_text_length(with_registers(family, **settings)[0]) == room

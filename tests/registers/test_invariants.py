@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from regtune.config import RegisterConfig
 from regtune.families.bert import BERT
+from regtune.registers.decoders import _InFront, _Step
 from regtune.registers.surgery import add_registers
 from regtune.testing import check_family
 from regtune.testing.subject import BrokenInvariantError
@@ -40,6 +42,33 @@ def test_a_model_that_sees_the_future_is_no_causal_family(monkeypatch):
     monkeypatch.setattr("regtune.testing.invariants.family_of", lambda *_: causal)
     with pytest.raises(BrokenInvariantError, match="8 causality and cache: without the last token"):
         check_family(tiny_model("bert"), [FOUR])
+
+
+def count_registers(self):
+    return DynamicLayer.get_seq_length(self)
+
+
+def see_all(self, masks):
+    extended = extend(self, masks)
+    if self.joins:
+        extended[:, :, : self.n] = 0.0
+    return extended
+
+
+extend = _Step.extend
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken", "expected"),
+    [
+        (_InFront, "get_seq_length", count_registers, "8 generation: the check broke off with InputError"),
+        (_Step, "extend", see_all, "8 causality and cache: without the last token"),
+    ],
+)
+def test_a_broken_decoder_fails_the_promise_it_breaks(monkeypatch, owner, name, broken, expected):
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(BrokenInvariantError, match=expected):
+        check_family(tiny_model("gpt2", "causal-lm"), [FOUR])
 
 
 def test_labels_reach_the_last_token_and_no_registers_change_nothing():

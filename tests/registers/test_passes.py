@@ -17,7 +17,7 @@ from regtune.config import RegisterConfig
 from regtune.errors import InputError
 from regtune.registers import passes
 from regtune.registers.surgery import add_registers, backbone_of, disable_registers, mask_registers, remove_registers
-from tiny import FAMILIES, inputs
+from tiny import EVERY, inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # checkpoints in no_grad
 placed_anywhere = pytest.mark.parametrize(("family", "placement", "depth"), every_case())
@@ -79,7 +79,7 @@ def test_nested_calls_give_what_each_gives_alone(family, placement, depth):
                 inner.append(logits(model, one))
             nested[0] = False
 
-    norms = [m for m in backbone_of(model).modules() if isinstance(m, nn.LayerNorm)]
+    norms = [m for m in backbone_of(model).modules() if type(m).__name__.endswith("Norm")]
     for module in (
         model.get_input_embeddings(),
         norms[0],
@@ -112,7 +112,7 @@ def loss_of(model, batch):
 
 
 def layers_of(model):
-    lists = [m for name, m in backbone_of(model).named_modules() if name.split(".")[-1] in ("layer", "layers")]
+    lists = [m for name, m in backbone_of(model).named_modules() if name.split(".")[-1] in ("layer", "layers", "h")]
     return next(m for m in lists if isinstance(m, nn.ModuleList))
 
 
@@ -144,7 +144,7 @@ def test_layers_run_again_after_another_pass_have_their_own_pass(family, placeme
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_whole_model_run_again_keeps_its_settings(family, reentrant):
     model = registered(family)
@@ -194,7 +194,8 @@ def test_forward_called_directly_and_embeddings_called_alone(family, placement, 
     batch = three_batches(family)[0]
     with torch.no_grad():
         assert torch.equal(model.forward(**batch).last_hidden_state, model(**batch).last_hidden_state)
-        assert model.embeddings(input_ids=batch["input_ids"]).shape[1] == batch["input_ids"].shape[1]
+        embeddings = getattr(model, "embeddings", model.get_input_embeddings())
+        assert embeddings(batch["input_ids"]).shape[1] == batch["input_ids"].shape[1]
     remove_registers(model)
     assert "forward" not in model.__dict__
 
@@ -206,7 +207,7 @@ def test_models_that_share_a_stack_leave_each_other_alone(family, placement, dep
     batch = three_batches(family)[0]
     with torch.no_grad():
         alone, plain = one(**batch).last_hidden_state, other(**batch).last_hidden_state
-        for name in ("encoder", "transformer", "layers", "final_norm", "embeddings"):
+        for name in ("encoder", "transformer", "layers", "h", "final_norm", "embeddings", "embed_tokens", "embed_in"):
             if hasattr(one, name):
                 setattr(other, name, getattr(one, name))
         assert torch.equal(other(**batch).last_hidden_state, plain)

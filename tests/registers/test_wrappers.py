@@ -148,8 +148,10 @@ def test_peft_wrappers_are_seen_through_and_its_copies_train(family, placement, 
     if family == "deberta-v2-conv":
         pytest.skip("as deberta-v2")
     model = registered(family, placement=placement, depth=depth)
-    names = ("Wqkv",) if family == "modernbert" else ("query", "q_lin", "query_proj", "q")
-    config = peft.LoraConfig(target_modules=list(names), r=2, modules_to_save=["registers"])
+    together = {"modernbert": "Wqkv", "gpt2": "c_attn", "phi3": "qkv_proj", "gpt_neox": "query_key_value"}
+    names = (together[family],) if family in together else ("query", "q_lin", "query_proj", "q", "q_proj")
+    settings = {"r": 2, "modules_to_save": ["registers"], "fan_in_fan_out": family == "gpt2"}
+    config = peft.LoraConfig(target_modules=list(names), **settings)
     wrapped = peft.get_peft_model(model, config).train(False)
     batch = three_batches(family)[0]
     assert num_registers(wrapped) == num_registers(model) == N

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, StaticCache
 
 from regtune.errors import RegtuneError
 from regtune.families import family_of
@@ -36,6 +37,8 @@ REORDERED_TOLERANCE = 1e-4
 """The same where another kernel or another padding adds in another order."""
 GRADIENT_TOLERANCE = 1e-5
 """Largest difference of two gradients, relative to the largest gradient."""
+_CONTINUED = 8
+"""Tokens that a text is continued with."""
 _ROUNDS = 4
 _PATIENCE = 60.0
 """Seconds that a thread waits for the others."""
@@ -201,7 +204,7 @@ def gradients_reach_registers(subject: Subject) -> str:
 
 @torch.no_grad()
 def causality_kept(subject: Subject) -> str:
-    """8: no token's state depends on a later token, and a cache holds what came before."""
+    """8a: no token's state depends on a later token, and a cache holds what came before."""
     backbone = backbone_of(subject.model)
     family = family_of(backbone.config)
     if not family.causal:
@@ -214,6 +217,62 @@ def causality_kept(subject: Subject) -> str:
     cache = backbone(**before, use_cache=True).past_key_values
     last = backbone(text["input_ids"][:, -1:], attention_mask=text["attention_mask"], past_key_values=cache)[0]
     return f"{told}; {_within('read from a cache, the last differs by', last[0], whole[-1:], REORDERED_TOLERANCE)}"
+
+
+def generation_agrees(subject: Subject) -> str:
+    """8b: whatever cache is used and however it is filled, texts are read and continued alike."""
+    model, batch = subject.model, subject.left_padded()
+    if not (family_of(backbone_of(model).config).causal and model.can_generate()):
+        raise NotApplicableError(f"{type(model).__name__} doesn't generate")
+    length = batch["input_ids"].shape[1]
+    expected = _read_in_steps(model, batch, None, length)
+    worst = max(
+        (distance(_read_in_steps(model, batch, kind, step), expected), f"a {kind.__name__} filled {step} at a time")
+        for kind in (DynamicCache, StaticCache)
+        for step in (1, 4, length)
+    )
+    limit = REORDERED_TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not worst[0] <= limit:
+        raise BrokenInvariantError(f"{worst[1]} changes logits by {worst[0]:.1e}; at most {limit:.1e} is rounding")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    ways: tuple[dict[str, Any], ...]
+    ways = ({"use_cache": False}, {}, {"cache_implementation": "static"}, {"prefill_chunk_size": 4})
+    for beams in (1, 2):
+        said = [_continue(model, ids, mask, num_beams=beams, **way) for way in ways]
+        texts = [(row[seen.bool()][None], seen[seen.bool()][None]) for row, seen in zip(ids, mask, strict=True)]
+        said.append(torch.cat([_continue(model, *text, num_beams=beams) for text in texts]))
+        different = sum(not torch.equal(one, said[0]) for one in said)
+        if different:
+            raise BrokenInvariantError(
+                f"with {beams} beams, {different} of {len(said)} ways (no cache, dynamic, static, chunks, each text "
+                "alone) continue with other tokens"
+            )
+    return (
+        f"dynamic and static caches, filled 1, 4 or all tokens at a time, change logits by at most {worst[0]:.1e}; "
+        f"{_CONTINUED} tokens follow alike, greedily and with 2 beams, padded and alone"
+    )
+
+
+@torch.no_grad()
+def _read_in_steps(model: Any, batch: dict[str, Tensor], kind: Any, step: int) -> Tensor:
+    """Logits of the real tokens, `[tokens, vocabulary]`, read so many at a time into a cache of this kind."""
+    mask, length = batch["attention_mask"], batch["input_ids"].shape[1]
+    room = {"max_cache_len": length} if kind is StaticCache else {}
+    cache = None if kind is None else kind(config=model.config, **room)
+    parts = []
+    for start in range(0, length, step):
+        part = {name: batch[name][:, start : start + step] for name in ("input_ids", "position_ids")}
+        seen = mask[:, : start + step]
+        parts.append(model(**part, attention_mask=seen, past_key_values=cache, use_cache=cache is not None).logits)
+    found: Tensor = torch.cat(parts, dim=1)[mask.bool()]
+    return found
+
+
+def _continue(model: Any, ids: Tensor, mask: Tensor, **way: Any) -> Tensor:
+    settings = {"do_sample": False, "max_new_tokens": _CONTINUED, "min_new_tokens": _CONTINUED}
+    padding = model.config.pad_token_id or 0
+    tokens: Tensor = model.generate(ids, attention_mask=mask, pad_token_id=padding, **settings, **way)
+    return tokens[:, ids.shape[1] :]
 
 
 def passes_are_their_own(subject: Subject) -> str:
@@ -282,6 +341,7 @@ INVARIANTS: tuple[tuple[str, Callable[[Subject], str]], ...] = (
     ("6 checkpointing", checkpointing_agrees),
     ("7 gradients", gradients_reach_registers),
     ("8 causality and cache", causality_kept),
+    ("8 generation", generation_agrees),
     ("9 passes of their own", passes_are_their_own),
 )
 """Name and proof of each, in the order in which they are told."""
