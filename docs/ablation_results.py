@@ -16,11 +16,10 @@ from regtune.report.collect import Group, Sweep, collect
 from regtune.report.page import Report, build_report, write_report
 from regtune.report.scores import Settings
 from regtune.report.sections import Section
-from regtune.tables import Table, escaped
+from regtune.tables import escaped
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results" / "ablation"
-SEARCH = ROOT / "benchmarks" / "results" / "learning_rate_search.json"
 PAGE = "docs/results/ablation.md"
 MADE = ("tables", "figures")
 """Folders that hold nothing but what is made here."""
@@ -31,11 +30,6 @@ def folders() -> dict[str, Path]:
     """What the weights were chosen by, and the cells trained so; those that are there, the fair ones first."""
     both = {"Last epoch": FOLDER.with_name(f"{FOLDER.name}-last"), "Weights chosen on the reported set": FOLDER}
     return {rule: folder for rule, folder in both.items() if (folder / "cells").is_dir()}
-
-
-def copy_search() -> dict[Path, bytes]:
-    """The search for learning rates that the recipe's rates come from; a report shows it when it lies beside it."""
-    return {folder / SEARCH.name: SEARCH.read_bytes() for folder in folders().values()}
 
 
 def report_files() -> dict[Path, bytes]:
@@ -101,52 +95,50 @@ def verdict() -> str:
 def sentence() -> str:
     """The verdict alone, of the fair cells where there are any."""
     _, report = _built(next(iter(folders().values())))
-    return " ".join(escaped(section.headline.sentence) for section in report.sections)
+    return " ".join(escaped(section.headline.sentence) for section in report.results if section.headline)
 
 
 def arms() -> str:
     """For the page: every arm and control with all that its verdict rests on, on the first set."""
-    return _both(lambda folder: _of_sections(folder, lambda section: (*section.arms, *section.controls)))
+    return _both(lambda folder: _results(folder, "Arms", "Controls"))
 
 
 def sets() -> str:
     """For the page: all evaluation sets in columns, and the tests behind them."""
-    return _both(lambda folder: _of_sections(folder, lambda section: (*section.sets, *section.set_details)))
+    return _both(lambda folder: _results(folder, "Data sets"))
 
 
 def how() -> str:
-    """For the page: search, settings, versions, cost, and the cells that are missing."""
-    return _both(_how)
+    """For the page: cost, search, settings, versions, and the cells that are missing."""
+    return _both(lambda folder: f"{_results(folder, 'Cost')}\n\n{_tables(_built(folder)[1].how)}")
 
 
 def _verdict(folder: Path) -> str:
     sweep, report = _built(folder)
     parts = []
-    for group, section in zip(sweep.groups, report.sections, strict=True):
+    for group, section in zip(sweep.groups, report.results, strict=True):
         top = section.headline
-        several = f"#### {escaped(section.title)}\n\n" if len(report.sections) > 1 else ""
-        small = " ".join(filter(None, (_runs(group), top.basis, _sources(section))))
+        assert top is not None
+        several = f"#### {escaped(section.title)}\n\n" if len(report.results) > 1 else ""
         parts += [
             f"{several}**{escaped(top.sentence)}**",
             escaped(f"{top.proven} {top.controls}".strip()),
-            section.summary.markdown(0).strip() if section.summary else "",
+            *(block.table.markdown(0).strip() for block in section.blocks("")),
             _figures(section, folder),
-            f"<details><summary>What this rests on</summary>\n\n{escaped(small)}\n\n</details>",
+            f"<details><summary>What this rests on</summary>\n\n{escaped(f'{_runs(group)} {top.basis}')}\n\n</details>",
         ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _of_sections(folder: Path, of: Callable[[Section], tuple[Table, ...]]) -> str:
-    return _pages([table for section in _built(folder)[1].sections for table in of(section)])
+def _results(folder: Path, *parts: str) -> str:
+    return "\n\n".join(_tables(section, *parts) for section in _built(folder)[1].results)
 
 
-def _how(folder: Path) -> str:
-    _, report = _built(folder)
-    costs = [section.cost for section in report.sections]
-    made = _pages([table for table in (*costs, report.search, report.settings, report.versions) if table is not None])
-    missing = [f"- {escaped(f'{name}: {reason}')}" for name, reason in report.skipped]
-    missing += [f"- planned, not begun: {escaped(line)}" for line in report.not_begun]
-    return made + ("\n\n### Not in these tables\n\n" + "\n".join(missing) if missing else "")
+def _tables(section: Section, *parts: str) -> str:
+    """The tables of a section, or of some of its parts; the runs are in the report alone."""
+    blocks = [block for part in section.parts if not parts or part.title in parts for block in part.blocks]
+    made = [block.table.markdown(3) for block in blocks if block.kind == "table" and block.name != "runs"]
+    return "\n".join(made).strip()
 
 
 def _runs(group: Group) -> str:
@@ -155,15 +147,6 @@ def _runs(group: Group) -> str:
     return f"{len(group.cells)} runs; seeds of each arm: {'; '.join(found)}."
 
 
-def _sources(section: Section) -> str:
-    """The file behind each evaluation set."""
-    return next((note for table in section.sets for note in table.notes if note.startswith("The sets: ")), "")
-
-
 def _figures(section: Section, folder: Path) -> str:
-    place = folder.relative_to(ROOT).as_posix()
-    return " ".join(f"![{escaped(one.title)}]({place}/figures/{one.name}.svg)" for one in section.score_figures)
-
-
-def _pages(tables: list[Table]) -> str:
-    return "\n".join(table.markdown(3) for table in tables).strip()
+    place, blocks = folder.relative_to(ROOT).as_posix(), section.blocks("Score against the number of registers")
+    return " ".join(f"![{escaped(one.title)}]({place}/figures/{one.name}.svg)" for one in blocks)

@@ -9,28 +9,26 @@ Nobody types a number between them. The ablation's report is made, too (`ablatio
 from __future__ import annotations
 
 import argparse
-import io
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ablation_results as ablation
 import inside_results as looks
-import numpy as np
 import speed_results as speed
 
-from regtune.records import RunRecord, load_record, read_json, read_predictions
-from regtune.report.arms import BASELINE, REGISTERS, arm_of
-from regtune.stats.comparison import compare
-from regtune.stats.scores import ArmScores
+from regtune.records import read_json
+from regtune.report.collect import Group, collect
+from regtune.report.rendering import render
+from regtune.report.scores import Settings, against_baseline, find_baseline
+from regtune.report.sections import score_figure_of
 from regtune.tables import Column, Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-CELLS = RESULTS / "minilm-tydiqa-en" / "cells"
-BENCHMARKS = ROOT / "benchmarks" / "results"
 FIGURE = RESULTS / "minilm-tydiqa-en.svg"
 PAGES = (
     ROOT / "README.md",
@@ -40,41 +38,16 @@ PAGES = (
     RESULTS / "inside.md",
 )
 BLOCK = re.compile(r"(<!-- results:(?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
-COUNTS, SEEDS = (0, 8), (0, 1)
-DELTA = 0.01
+SET = "en.dev"
+"""TyDi QA's dev set, as the runs' records call it."""
 EM, F1 = Column("EM", ".1f"), Column("F1", ".1f")
 
 
-def runs() -> list[tuple[Path, RunRecord]]:
-    """The committed runs of the MiniLM recipe, by number of registers and seed."""
-    found = [(path.parent, load_record(path.parent)) for path in CELLS.glob("*/run.json")]
-    mine = [
-        (folder, record)
-        for folder, record in found
-        if arm_of(record).kind in (BASELINE, REGISTERS) and registers_of(record) in COUNTS and seed_of(record) in SEEDS
-    ]
-    return sorted(mine, key=lambda item: (registers_of(item[1]), seed_of(item[1])))
-
-
-def registers_of(record: RunRecord) -> int:
-    """N."""
-    return int(record.config["registers"]["num_registers"])
-
-
-def seed_of(record: RunRecord) -> int:
-    """The seed of the new weights and dropout."""
-    return int(record.config["training"]["seed"])
-
-
-def first_set(record: RunRecord) -> str:
-    """The evaluation set that chose the best checkpoint: TyDi QA's dev set."""
-    return next(iter(record.metrics))
-
-
-def scores(folder: Path, record: RunRecord, metric: str) -> tuple[list[str], np.ndarray]:
-    """Question ids and their scores on the run's first evaluation set."""
-    rows = read_predictions(folder, record, first_set(record))
-    return [row["id"] for row in rows], np.array([row[metric] for row in rows], dtype=float)
+@cache
+def runs() -> Group:
+    """The committed runs of the MiniLM recipe: N = 0 and N = 8."""
+    (group,) = collect(RESULTS / "minilm-tydiqa-en").groups
+    return group
 
 
 def markdown(columns: tuple[str | Column, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -85,17 +58,16 @@ def markdown(columns: tuple[str | Column, ...], rows: list[tuple[Any, ...]]) -> 
 def table_runs() -> str:
     """Each run of the MiniLM recipe: exact match and F1 with all gold answers, and what it cost."""
     rows = []
-    for _, record in runs():
-        metrics = record.metrics[first_set(record)]
-        training = record.training
+    for cell in runs().cells:
+        metrics, training = cell.record.metrics[SET], cell.record.training
         rows.append(
             (
-                registers_of(record),
-                seed_of(record),
+                cell.arm.num_registers,
+                cell.seed,
                 100 * metrics["exact_match"],
                 100 * metrics["f1"],
-                record.config["training"]["learning_rate"],
-                record.config["training"]["register_learning_rate"] if registers_of(record) else None,
+                cell.settings["training.learning_rate"],
+                cell.settings["training.register_learning_rate"] if cell.arm.num_registers else None,
                 training["seconds"] / 60,
                 training["tokens_per_second"],
                 training["peak_memory_bytes"] / 2**30,
@@ -106,25 +78,18 @@ def table_runs() -> str:
     return markdown(("N", "seed", EM, F1, *rates, *cost), rows)
 
 
-def comparison(metric: str) -> Any:
-    """N = 8 against N = 0, paired by seed, with the corrected multi-bootstrap."""
-    arms: dict[int, ArmScores] = {}
-    for n in COUNTS:
-        mine = [(folder, record) for folder, record in runs() if registers_of(record) == n]
-        found = [scores(folder, record, metric) for folder, record in mine]
-        arms[n] = ArmScores(
-            scores=np.stack([values for _, values in found]),
-            name=f"N={n}",
-            seeds=tuple(seed_of(record) for _, record in mine),
-            examples=tuple(found[0][0]),
-        )
-    (baseline, *others) = arms.values()
-    return compare(baseline, {arm.name: arm for arm in others}, delta=DELTA)[0]
+@cache
+def comparisons() -> dict[str, Any]:
+    """N = 8 against N = 0 by each metric, paired by seed, with the corrected multi-bootstrap."""
+    group = runs()
+    baseline = find_baseline(group)
+    assert not isinstance(baseline, str), baseline
+    return {metric.name: against_baseline(group, baseline, SET, metric, Settings())[0] for metric in group.metrics}
 
 
 def table_comparison() -> str:
     """The differences with their intervals, and the verdict in words."""
-    found = {name: comparison(metric) for name, metric in (("EM", "exact_match"), ("F1", "f1"))}
+    found = {name: next(iter(family.comparisons.values())) for name, family in comparisons().items()}
     rows = [
         (
             name,
@@ -134,16 +99,16 @@ def table_comparison() -> str:
             f"{100 * c.interval[0]:+.1f} to {100 * c.interval[1]:+.1f}",
             c.p_value,
         )
-        for name, c in found.items()
+        for name, c in (("EM", found["exact_match"]), ("F1", found["f1"]))
     ]
     means = (Column("N = 0", ".1f"), Column("N = 8", ".1f"), Column("difference", "+.1f"))
     table = markdown(("", *means, "95 % interval", Column("p", ".2f")), rows)
-    return f"{table}\n\n**F1:** {found['F1'].sentence}"
+    return f"{table}\n\n**F1:** {found['f1'].sentence}"
 
 
 def table_search() -> str:
     """The learning-rate search: held-out training questions, one epoch a cell."""
-    found = read_json(BENCHMARKS / "learning_rate_search.json")
+    found = read_json(RESULTS / "search.json")
     rows = [
         (
             row["num_registers"],
@@ -158,28 +123,12 @@ def table_search() -> str:
 
 
 def figure() -> str:
-    """F1 and EM of every seed, without and with registers, as SVG text."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams.update({"svg.hashsalt": "regtune", "svg.fonttype": "none", "font.size": 10})
-    drawing, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
-    for axis, (title, metric) in zip(axes, (("Exact match", "exact_match"), ("F1", "f1")), strict=True):
-        points = [(registers_of(record), 100 * record.metrics[first_set(record)][metric]) for _, record in runs()]
-        counts = sorted({n for n, _ in points})
-        for place, n in enumerate(counts):
-            values = [value for found, value in points if found == n]
-            axis.plot([place] * len(values), values, "o", color="black" if n == 0 else "#0072b2", markersize=7)
-            axis.hlines(np.mean(values), place - 0.2, place + 0.2, color="black", linewidth=1.5)
-        axis.set(title=f"{title}, TyDi QA English dev (%)", xlim=(-0.6, len(counts) - 0.4))
-        axis.set_xticks(range(len(counts)), [f"N = {n}" for n in counts])
-        axis.spines[["top", "right"]].set_visible(False)
-    stream = io.StringIO()
-    drawing.savefig(stream, format="svg", metadata={"Date": None})
-    plt.close(drawing)
-    return stream.getvalue()
+    """F1 of every seed, without and with registers, as SVG text."""
+    block = score_figure_of(runs(), comparisons()["f1"], SET, runs().metrics[0])
+    files: dict[str, str] = {}
+    render([block], "runs", files)
+    (text,) = files.values()
+    return text
 
 
 def table_speed() -> str:
@@ -220,9 +169,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     check = parser.parse_args().check
-    differing = refresh(ablation.copy_search(), check=check)  # first: the report reads it
     made = build()
-    differing += refresh(made, check=check)
+    differing = refresh(made, check=check)
     for path in ablation.stale_files(made):
         differing.append(path)
         print(f"{'is not made any more' if check else 'removed'}: {path.relative_to(ROOT)}")

@@ -246,7 +246,7 @@ def table_sentiment() -> str:
                 for each in [*record.content["rows"], *record.content.get("rationales", {}).get("rows", ())]:
                     shown = estimate(each["normalised"] or each["raw"])
                     if shown is not None:
-                        text = f"{number(shown.value)} ({number(shown.low)} … {number(shown.high)})"
+                        text = f"{number(shown.value)} ({number(shown.low or 0)} … {number(shown.high or 0)})"
                         found.setdefault((name, each["method"], each["metric"]), {})[label] = text
     columns = sorted(set(labels))
     lines = [

@@ -20,10 +20,10 @@ from regtune.records import (
     checksums,
     compact_predictions,
     file_name,
+    ids_file,
     inside,
     load_record,
     machine,
-    questions_file,
     read_json,
     read_predictions,
     save_record,
@@ -45,6 +45,9 @@ RECORD = RunRecord(
     parameters={"total": 10},
     versions={"torch": "2"},
     machine={"cores": 2},
+    task="qa",
+    methods=[],
+    label="baseline",
 )
 
 
@@ -102,13 +105,6 @@ def test_a_flipped_byte_in_finished_weights_is_noticed_when_they_are_opened(tmp_
         open_target(tmp_path)
 
 
-def test_records_of_schema_1_are_read_as_they_were(tmp_path):
-    new = ("task", "methods", "label", "files")
-    old = {key: value for key, value in dataclasses.asdict(RECORD).items() if key not in new} | {"schema_version": 1}
-    write_json(tmp_path / "run.json", old)
-    assert load_record(tmp_path) == RECORD
-
-
 def test_a_score_that_is_no_number_is_no_record(tmp_path):
     save_record(tmp_path, dataclasses.replace(RECORD, metrics={"dev": {"f1": float("nan")}}))
     with pytest.raises(CheckpointError, match=r"metrics\.dev\.f1 is nan, which is no score"):
@@ -139,7 +135,7 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 0}, "schema_version=0; this regtune reads 1 and 2"),
+        ({"schema_version": 1}, "schema_version=1; this regtune reads 2"),
         ({"surprise": 1}, r"run\.json: 'surprise'\. .*Move that folder away"),
     ],
 )
@@ -182,10 +178,10 @@ ROWS = [
 
 
 def exported(folder, **changes):
-    """A cell's folder with compact predictions in `p.json.gz`, and the questions beside the cells."""
+    """A cell's folder with compact predictions in `p.json.gz`, and the ids beside the cells."""
     run_dir = folder / "cells" / "abc"
     content = compact_predictions(ROWS, texts=True)
-    write_json(questions_file(folder, content["questions"]), ["q1", "q2"])
+    write_json(ids_file(folder, content["examples"]), ["q1", "q2"])
     write_json(run_dir / "p.json.gz", content | changes)
     return run_dir
 
@@ -222,23 +218,23 @@ def test_compact_predictions_keep_the_columns_of_any_task(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"exact_match": "1"}, "does not fit its list of questions"),
+        ({"exact_match": "1"}, "does not fit its list of examples"),
         ({"exact_match": "1x"}, "is no predictions file"),
-        ({"f1": [1.0]}, "does not fit its list of questions"),
-        ({"questions": "../../secret"}, "is no hash of question ids"),
-        ({"questions": "0123456789ab"}, "0123456789ab.json.gz can't be read"),
+        ({"f1": [1.0]}, "does not fit its list of examples"),
+        ({"examples": "../../secret"}, "is no hash of example ids"),
+        ({"examples": "0123456789ab"}, "0123456789ab.json.gz can't be read"),
     ],
 )
-def test_compact_predictions_that_do_not_fit_their_questions_are_refused(tmp_path, changes, message):
+def test_compact_predictions_that_do_not_fit_their_examples_are_refused(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         predictions(exported(tmp_path, **changes))
 
 
-def test_a_list_of_questions_that_was_changed_is_refused(tmp_path):
+def test_a_list_of_examples_that_was_changed_is_refused(tmp_path):
     run_dir = exported(tmp_path)
-    (file,) = (tmp_path / "questions").iterdir()
+    (file,) = (tmp_path / "examples").iterdir()
     write_json(file, ["q2", "q1"])
-    with pytest.raises(DataError, match="does not fit its list of questions"):
+    with pytest.raises(DataError, match="does not fit its list of examples"):
         predictions(run_dir)
 
 
@@ -262,7 +258,9 @@ def fuzz(folder, rounds):
     open_folder(sweep, folder / "s")
     rates = {"learning_rate": 1e-4, "register_learning_rate": None}
     row = {"arm": "baseline", "num_registers": 0, **rates, "exact_match": 0.1, "f1": 0.2, "seconds": 1.0, "key": "k"}
-    write_json(folder / "s" / "search.json", {"best": {"baseline": rates}, "rows": [row]})
+    facts = {"held_out": "", "metric": "f1", "training_examples": 9, "held_out_examples": 3}
+    facts |= {"epochs": 1.0, "seed": 0, "num_registers": 8, "machine": {}}
+    write_json(folder / "s" / "search.json", {"best": {"baseline": rates}, "rows": [row]} | facts)
     readers = {
         run_dir / "run.json": lambda: load_record(run_dir),
         run_dir / "p.json.gz": lambda: predictions(run_dir),

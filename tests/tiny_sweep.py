@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from regtune.config import AnswerConfig, DataConfig, RunConfig, TrainConfig, config_hash, to_dict
-from regtune.records import RunRecord, load_record, now, save_record
+from regtune.methods.used import label_of, methods_of
+from regtune.records import RunRecord, load_record, now, save_record, set_name
 from regtune.sweeps import run as experiment
-from regtune.sweeps.grid import SweepConfig, set_name
+from regtune.sweeps.grid import SweepConfig
 from tiny_tokenizer import save_questions, save_tiny
 
 
@@ -69,4 +70,7 @@ def invented(config, *, f1: float | None = None, seconds: float = 100.0) -> RunR
         machine={},
         started=now(),
         seconds=seconds,
+        task=config.task,
+        methods=[used.describe() for used in methods_of(config)],
+        label=label_of(config),
     )

@@ -202,6 +202,23 @@ class Prediction(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What somebody has published of registers on a task, for a report to hold its runs against."""
+
+    metric: str
+    label: str
+    """In a figure's legend."""
+    points: tuple[tuple[int, float], ...]
+    """Number of registers, and the metric as a person reads it."""
+    note: str
+    """Where the points come from, and how good they are; stands beneath the figure."""
+    gain: float | None = None
+    """The gain that is claimed, if one is."""
+    claim: str = ""
+    """The claim as the subject of a sentence: "A gain of two points, as …,"."""
+
+
 class Task:
     """What is learnt: examples → rows → outputs → predictions → scores.
 
@@ -224,6 +241,14 @@ class Task:
     """Whether a `.txt` file can be a data set of the task; otherwise it is plain text, a paragraph a line."""
     metrics: ClassVar[tuple[Metric, ...]]
     """The first one is the headline, and chooses a checkpoint where one is chosen."""
+    titles: ClassVar[Mapping[str, str]] = {}
+    """What a person calls figures beside the metrics (ratios, see `figures`); others are for the record alone."""
+    examples: ClassVar[str] = "examples"
+    """What a person calls its examples, in the plural."""
+    said: ClassVar[str] = "label"
+    """The field of a prediction that says it in words."""
+    published: ClassVar[tuple[Published, ...]] = ()
+    """What has been published of registers on this task."""
 
     def read(
         self, names: Sequence[str], settings: Any, *, limit: int | None = None, training: bool = False
@@ -283,6 +308,11 @@ class Task:
     def text(self, example: Any) -> str:
         """The text that an example is about."""
         return str(example.text)
+
+    def described(self, example: Any) -> tuple[str, tuple[str, ...]]:
+        """What a person is shown of an example: its text, and what would be right."""
+        label = getattr(example, "label", None)
+        return self.text(example), () if label is None else (str(label),)
 
     def example(self, record: Mapping[str, Any], settings: Any) -> Any:
         """An example without labels from what a person gives to be predicted: `{"text": ...}` and the like.
@@ -422,15 +452,24 @@ class Block:
     """Of a figure that is better as HTML (an overlay on text); made safe by its maker."""
     data: Any = None
     """What the block was made of, as plain JSON types, for export."""
+    name: str = ""
+    """Of its file, where it is a table or a figure; one is made up if it has none."""
+    folded: bool = False
+    """Whether a page shows its title alone until it is opened."""
 
-    def table(self, name: str = "") -> Table:
-        """The table of a table block; the lines of `text` are its notes."""
-        notes = tuple(filter(None, self.text.split("\n")))
-        return Table(name=name, caption=self.title, columns=self.columns, rows=self.rows, notes=notes)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The lines of `text`."""
+        return tuple(filter(None, self.text.split("\n")))
+
+    @property
+    def table(self) -> Table:
+        """The table of a table block, with its notes."""
+        return Table(name=self.name, caption=self.title, columns=self.columns, rows=self.rows, notes=self.notes)
 
     def __str__(self) -> str:
         if self.kind == "table":
-            return self.table().text
+            return self.table.text
         if not self.text:
             return f"{self.title}\n{'=' * len(self.title)}"
         return "\n".join([self.title, *(textwrap.fill(line, WIDTH) for line in self.text.split("\n"))])

@@ -39,7 +39,6 @@ _FACTS: Mapping[str, Any] = {
     "device": str,
     "precision": str,
     "examples": Size,
-    "questions": Size,
     "questions_read": Size,
     "lines": list[str],
 }
@@ -59,7 +58,7 @@ class RunRecord:
     training: dict[str, Any]
     """Steps, times, text tokens and tokens per second, peak memory, best step, precision."""
     data: dict[str, dict[str, Any]]
-    """Questions, windows, what was skipped or truncated; one entry for each set."""
+    """`examples`, rows, what was skipped or truncated; one entry for each set."""
     parameters: dict[str, Size]
     versions: dict[str, str]
     machine: dict[str, Any]
@@ -67,17 +66,14 @@ class RunRecord:
     """Evaluation set to predictions file, relative to the run directory."""
     started: str = ""
     seconds: float = 0.0
-    task: str = "qa"
-    methods: list[dict[str, Any]] = field(default_factory=list)
+    task: str
+    methods: list[dict[str, Any]]
     """Of each method its `name` and `settings`, in the order in which they were attached."""
-    label: str = ""
-    """What tables call the run; empty in records of schema 1, which did not say."""
+    label: str
+    """What tables call the run."""
     files: dict[str, str] = field(default_factory=dict)
-    """Weights and predictions, relative to the run directory, and the SHA-256 of each; empty in records of schema 1."""
+    """Weights and predictions, relative to the run directory, and the SHA-256 of each."""
     schema_version: int = SCHEMA_VERSION
-
-    def __hash__(self) -> int:
-        return hash((self.config_hash, self.started))
 
 
 def write_json(path: Path, content: Any) -> Path:
@@ -176,11 +172,11 @@ def load_record(run_dir: Path) -> RunRecord:
         raise CheckpointError(f"{run_dir} holds no finished run ({RUN_FILE} is missing).")
     content = read_json(path)
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if type(version) is not int or version not in (1, SCHEMA_VERSION):
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} has schema_version={shown(version)}; this regtune reads 1 and {SCHEMA_VERSION}. {AGAIN}"
+            f"{path} has schema_version={shown(version)}; this regtune reads {SCHEMA_VERSION}. {AGAIN}"
         )
-    record = typed(RunRecord, content | {"schema_version": SCHEMA_VERSION}, path, wrong=CheckpointError, remedy=AGAIN)
+    record = typed(RunRecord, content, path, wrong=CheckpointError, remedy=AGAIN)
     for name, values in record.metrics.items():
         for metric, value in values.items():
             if not math.isfinite(value):
@@ -211,7 +207,7 @@ def verify(run_dir: Path, record: RunRecord, folder: str = "") -> None:
 
     Args:
         run_dir: the run directory.
-        record: its record; one of schema 1 has no checksums.
+        record: its record.
         folder: only files whose name begins with this, for example `model/`.
 
     Raises:
@@ -265,12 +261,12 @@ def inside(run_dir: Path, name: str) -> Path:
 def read_predictions(run_dir: Path, record: RunRecord, name: str) -> list[dict[str, Any]]:
     """The rows of a run's predictions on an evaluation set, whichever way written: `id`, and the task's columns.
 
-    A run writes a list of rows. An export writes columns (`compact_predictions`), and the question ids, which are the
-    same for all runs, once for all of them: in `questions/HASH.json.gz` beside the folder that holds the runs.
+    A run writes a list of rows. An export writes columns (`compact_predictions`), and the example ids, which are the
+    same for all runs, once for all of them: in `examples/HASH.json.gz` beside the folder that holds the runs.
 
     Raises:
         CheckpointError: the file is not what the run wrote, or its name leaves the run directory.
-        DataError: a file that is missing or broken, or columns of other questions.
+        DataError: a file that is missing or broken, or columns of other examples.
     """
     file = record.predictions[name]
     path = inside(run_dir, file)
@@ -281,17 +277,15 @@ def read_predictions(run_dir: Path, record: RunRecord, name: str) -> list[dict[s
         typed(list[str], [row.get("id") for row in rows], f"{path}: id", wrong=DataError, remedy=AGAIN)
         return rows
     try:
-        place = questions_file(run_dir.parent.parent, str(content["questions"]))
+        place = ids_file(run_dir.parent.parent, str(content["examples"]))
         ids = read_typed(place, list[str], remedy=_EXPORT)
-        columns = {key: _column(value, path) for key, value in content.items() if key != "questions"}
+        columns = {key: _column(value, path) for key, value in content.items() if key != "examples"}
     except DataError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no predictions file ({error!r}). {_EXPORT}") from error
-    if not any(isinstance(value, str) for column in columns.values() for value in column[:1]):
-        columns["text"] = [""] * len(ids)
-    if questions_hash(ids) != content["questions"] or {len(column) for column in columns.values()} != {len(ids)}:
-        raise DataError(f"{path} does not fit its list of questions. {_EXPORT}")
+    if ids_hash(ids) != content["examples"] or {len(column) for column in columns.values()} != {len(ids)}:
+        raise DataError(f"{path} does not fit its list of examples. {_EXPORT}")
     names = ("id", *columns)
     return [dict(zip(names, row, strict=True)) for row in zip(ids, *columns.values(), strict=True)]
 
@@ -323,9 +317,9 @@ def compact_predictions(rows: Sequence[Mapping[str, Any]], *, texts: bool) -> di
 
     Args:
         rows: what a run wrote, or `read_predictions` read.
-        texts: keep columns of text, too: answers, labels.
+        texts: keep columns of text, too: labels, spans.
     """
-    content: dict[str, Any] = {"questions": questions_hash([row["id"] for row in rows])}
+    content: dict[str, Any] = {"examples": ids_hash([row["id"] for row in rows])}
     for name in (name for name in (rows[0] if rows else ()) if name != "id"):
         values: list[Any] = [row.get(name) for row in rows]
         if all(isinstance(value, (int, float)) for value in values):
@@ -336,24 +330,29 @@ def compact_predictions(rows: Sequence[Mapping[str, Any]], *, texts: bool) -> di
     return content
 
 
-def questions_hash(ids: Sequence[str]) -> str:
-    """The first 12 hex digits of the SHA-256 of question ids in their order."""
+def ids_hash(ids: Sequence[str]) -> str:
+    """The first 12 hex digits of the SHA-256 of example ids in their order."""
     return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:12]
 
 
-def questions_file(folder: Path, name: str) -> Path:
-    """Where an export keeps the question ids with that hash."""
+def ids_file(folder: Path, name: str) -> Path:
+    """Where an export keeps the ids with that hash."""
     if not re.fullmatch(r"[0-9a-f]{12}", name):
         raise DataError(
-            f"Predictions in {folder} name {shown(name)}, which is no hash of question ids (12 hexadecimal digits). "
+            f"Predictions in {folder} name {shown(name)}, which is no hash of example ids (12 hexadecimal digits). "
             f"{_EXPORT}"
         )
-    return folder / "questions" / f"{name}.json.gz"
+    return folder / "examples" / f"{name}.json.gz"
 
 
 def file_name(text: str) -> str:
     """A data set's name as a safe file name: letters, digits, dot, minus and underscore."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name if "/" in text else text).strip("-.") or "set"
+
+
+def set_name(source: str) -> str:
+    """The short name under which records keep a data set."""
+    return re.sub(r"\.(json|jsonl|csv|tsv|txt)$", "", file_name(source).removesuffix(".gz"))
 
 
 def is_local(name: str) -> bool:

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from regtune.records import write_json
-from regtune.report import flips
 from regtune.report.scores import Settings
 from regtune.tasks.qa.data.squad import write_squad
 from regtune.tasks.qa.examples import QAExample
-from report.synthetic import write_sweep
+from report.synthetic import write_plan, write_sweep
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -30,8 +28,7 @@ def ablation(tmp_path, monkeypatch):
     spec.loader.exec_module(module)
     folder = tmp_path / "docs" / "results" / "ablation"
     write_sweep(folder / "cells", effects={16: 0.3}, seeds=(0, 1, 2, 3), controls=("sep",), questions=60)
-    cell = {"key": "none", "arm": "registers", "num_registers": 4, "seed": 4, "training_set": "t"}
-    write_json(folder / "sweep.json", {"sweep": {"training_sets": {"t": ["en.train.json.gz"]}}, "cells": [cell]})
+    write_plan(folder, ("none", "registers", 4, 4, "t"), training_sets={"t": ["en.train.json.gz"]})
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "FOLDER", folder)
     monkeypatch.setattr(module, "Settings", lambda: Settings(resamples=500))
@@ -68,7 +65,7 @@ def test_cells_of_the_last_epoch_stand_above_those_whose_weights_were_chosen(abl
 def test_the_page_holds_controls_sets_and_what_is_missing(ablation):
     assert "SEP\\] copies, N = 16 minus registers" in ablation.arms()
     assert "| arm | en.dev (en) | xquad.en (en) |" in ablation.sets()
-    assert ablation.how().endswith("- planned, not begun: registers, N = 4, trained on t: seed 4")
+    assert ablation.how().endswith("| registers, N = 4, trained on t: seed 4 |")
 
 
 def test_the_report_is_the_same_every_time_and_older_files_are_named(ablation):
@@ -92,6 +89,5 @@ def test_questions_of_a_data_set_that_lies_beside_the_repository_are_not_publish
     monkeypatch.chdir(tmp_path)
     page = ablation.FOLDER / "report.html"
     assert b"Secret?" not in ablation.report_files()[page]
-    flips._texts.cache_clear()
     monkeypatch.setattr(ablation, "_nowhere", contextlib.nullcontext)  # the test can fail
     assert b"Secret?" in ablation.report_files()[page]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, config_hash, to_dict
-from regtune.records import CONFIG_FILE, CURVE_FILE, RunRecord, file_name, save_record, write_json
+from regtune.methods.used import label_of, methods_of
+from regtune.records import CONFIG_FILE, CURVE_FILE, RunRecord, save_record, set_name, write_json
 
 QUESTIONS = 200
 SETS = ("tydiqa-goldp/en.dev.json.gz", "xquad/xquad.en.json.gz")
@@ -50,9 +51,9 @@ def write_cell(
     """A finished run whose chance of a right answer is 0.5 + effect; difficulty is shared by all runs."""
     run_dir = folder / config_hash(config)
     seed = config.training.seed
-    metrics, files, data = {}, {}, {"train": {"questions": 400}}
+    metrics, files, data = {}, {}, {"train": {"examples": 400}}
     for number, source in enumerate(config.data.eval):
-        name = file_name(source).removesuffix(".gz").removesuffix(".json")
+        name = set_name(source)
         difficulty = np.random.default_rng(number).normal(0, 1.0, questions)
         noise = np.random.default_rng([seed, number, config.registers.num_registers]).normal(0, 0.6, questions)
         luck = np.random.default_rng([seed, 99]).normal(0, 0.02)
@@ -71,7 +72,7 @@ def write_cell(
         files[name] = f"predictions/{name}.json.gz"
         write_json(run_dir / files[name], rows)
         metrics[name] = {"exact_match": float(exact.mean()), "f1": float(f1.mean())}
-        data[name] = {"questions": questions}
+        data[name] = {"examples": questions}
     first = next(iter(metrics.values()))
     curve = [{"step": s, "epoch": s / 100, "loss": 4 / (1 + s / 60) + 0.05 * seed} for s in range(10, 301, 10)]
     for share, row in ((0.9, curve[9]), (0.97, curve[19]), (1.0, curve[29])):
@@ -82,11 +83,12 @@ def write_cell(
     save_record(
         run_dir,
         RunRecord(
-            config=_fair(to_dict(config)),
+            config=to_dict(config),
             config_hash=config_hash(config),
             metrics=metrics,
             training={
                 "steps": 300,
+                "checkpoint": {"rule": "last", "step": 300},
                 "seconds": 300.0 + count,
                 "tokens_per_second": 4000.0 - 5 * count,
                 "peak_memory_bytes": 2**31,
@@ -100,15 +102,19 @@ def write_cell(
             predictions=files,
             started="2026-01-01T00:00:00+00:00",
             seconds=320.0,
+            task=config.task,
+            methods=[used.describe() for used in methods_of(config)],
+            label=label_of(config),
         ),
     )
     return run_dir
 
 
-def _fair(config: dict[str, Any]) -> dict[str, Any]:
-    """Weights of the last epoch: nothing is chosen on what is reported."""
-    config["training"]["checkpoint"] = "last"
-    return config
+def write_plan(folder: Path, *cells: tuple[Any, ...], best: dict[str, int] | None = None, **sweep: Any) -> None:
+    """`sweep.json` with planned cells: key, arm, N, seed and training set of each."""
+    keys = ("key", "arm", "num_registers", "seed", "training_set")
+    content = {"schema_version": 1, "sweep": sweep, "cells": [dict(zip(keys, cell, strict=True)) for cell in cells]}
+    write_json(folder / "sweep.json", content | {"best_num_registers": best or {}})
 
 
 def write_sweep(

@@ -11,7 +11,7 @@ from regtune.records import AGAIN, checksums, load_record, read_json, save_recor
 from regtune.report.collect import collect, open_cell
 from regtune.report.page import build_report, write_report
 from regtune.report.scores import Settings
-from report.synthetic import config_of, write_cell, write_sweep
+from report.synthetic import config_of, write_cell, write_plan, write_sweep
 
 FAST = Settings(resamples=200)
 
@@ -24,6 +24,11 @@ def small(tmp_path):
 
 def cells(folder, count, seed):
     return next(c.folder for c in collect(folder).cells if (c.arm.num_registers, c.seed) == (count, seed))
+
+
+def arms(folder):
+    """The table of arms on the first set."""
+    return build_report(collect(folder), settings=FAST).sections[0].blocks("Arms")[0]
 
 
 def test_an_empty_folder_is_refused(tmp_path):
@@ -57,24 +62,23 @@ def test_half_written_and_failed_cells_are_listed_and_left_out(small):
         write_json(folder / "config.json", {"registers": {}, "training": {}})
     write_json(failed / "error.json", {"error": "TrainingError: loss is nan\nTraceback"})
     page = write_report(small, resamples=200).read_text(encoding="utf-8")
-    assert "<code>aaaaaaaaaaaa</code>: not finished (run.json is missing)" in page
-    assert "<code>bbbbbbbbbbbb</code>: failed: TrainingError: loss is nan</li>" in page
+    assert 'aaaaaaaaaaaa</td><td class="words">not finished (run.json is missing)</td>' in page
+    assert 'bbbbbbbbbbbb</td><td class="words">failed: TrainingError: loss is nan</td>' in page
 
 
 def test_a_half_written_cell_of_the_plan_is_named_by_its_arm_and_seed(small):
     write_json(small / "cccccccccccc" / "config.json", {"registers": {}, "training": {}})
-    cell = {"key": "cccccccccccc", "arm": "registers", "num_registers": 4, "seed": 3, "training_set": "t"}
-    write_json(small / "sweep.json", {"sweep": {"training_sets": {"t": ["en.train.json.gz"]}}, "cells": [cell]})
+    write_plan(small, ("cccccccccccc", "registers", 4, 3, "t"), training_sets={"t": ["en.train.json.gz"]})
     found = collect(small)
-    assert found.skipped[0].reason.endswith("Planned: registers, N = 4, seed 3, trained on t")
-    assert found.groups[0].gaps.missing == ("registers, N = 4: seed 3",)
+    assert found.skipped[0][1].endswith("Planned: registers, N = 4, seed 3, trained on t")
+    assert "(registers, N = 4: seed 3)" in found.groups[0].gaps[0]
 
 
 def test_a_run_file_that_was_cut_short_is_listed(small):
     path = cells(small, 4, 2) / "run.json"
     path.write_text(path.read_text()[:100])
-    (skipped,) = collect(small).skipped
-    assert "can't be read" in skipped.reason
+    ((_, why),) = collect(small).skipped
+    assert "can't be read" in why
 
 
 def test_a_model_folder_is_no_cell(small):
@@ -84,16 +88,16 @@ def test_a_model_folder_is_no_cell(small):
 
 def test_a_record_of_an_older_schema_is_named(small):
     path = cells(small, 4, 2) / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
-    (skipped,) = collect(small).skipped
-    assert skipped.folder == path.parent
-    assert "schema_version=0; this regtune reads 1" in skipped.reason
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
+    ((name, why),) = collect(small).skipped
+    assert name == path.parent.name
+    assert f"schema_version=1; this regtune reads 2. {AGAIN}" in why
 
 
 def test_a_folder_with_nothing_but_older_records_says_so(tmp_path):
     path = write_cell(tmp_path, config_of("baseline", 0, 0), questions=5) / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
-    with pytest.raises(DataError, match=r"no finished run, only 1 that can't be used: .*schema_version=0"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
+    with pytest.raises(DataError, match=r"no finished run, only 1 that can't be used: .*schema_version=1"):
         write_report(tmp_path)
 
 
@@ -101,7 +105,7 @@ def test_an_arm_with_another_evaluation_set_is_named(tmp_path):
     write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, sets=("dev.json",))
     for seed in (0, 1):
         write_cell(tmp_path, config_of("registers", 8, seed, sets=("other.json",)), questions=40)
-    notes = build_report(collect(tmp_path), settings=FAST).sections[0].arms[0].notes
+    notes = arms(tmp_path).notes
     assert any("registers, N = 8 was not evaluated on dev with seeds 0, 1" in note for note in notes)
     assert any("registers, N = 8 is not compared on dev" in note for note in notes)
 
@@ -110,9 +114,10 @@ def test_an_arm_with_other_questions_under_the_same_name_is_named(tmp_path):
     write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, sets=("dev.json",))
     for seed in (0, 1):
         write_cell(tmp_path, config_of("registers", 8, seed, sets=("dev.json",)), questions=40, prefix="other")
-    section = build_report(collect(tmp_path), settings=FAST).sections[0]
-    assert any("N = 8 is not compared on dev: it was evaluated on other questions" in n for n in section.arms[0].notes)
-    assert [row[0] for row in section.arms[0].rows] == ["baseline", "registers, N = 4"]
+    table = arms(tmp_path)
+    said = "registers, N = 8 was evaluated on other questions of dev than the rest with seeds 0, 1; left out there."
+    assert said in table.notes
+    assert [row[0] for row in table.rows] == ["baseline", "registers, N = 4"]
 
 
 def test_a_missing_seed_is_said_and_only_the_arm_that_lacks_it_is_compared_without(tmp_path):
@@ -120,23 +125,18 @@ def test_a_missing_seed_is_said_and_only_the_arm_that_lacks_it_is_compared_witho
     import shutil
 
     shutil.rmtree(cells(tmp_path, 8, 1))
-    section = build_report(collect(tmp_path), settings=FAST).sections[0]
-    said = "registers, N = 8 is compared with baseline on seeds 0, 2 alone: it lacks seed 1."
-    assert said in section.arms[0].notes
-    assert {row[0]: row[-1] for row in section.arms[0].rows} == {
-        "baseline": "3",
-        "registers, N = 4": "3",
-        "registers, N = 8": "2",
-    }
+    table = arms(tmp_path)
+    assert "registers, N = 8 is compared with baseline on seeds 0, 2 alone: it lacks seed 1." in table.notes
+    assert {row[0]: row[-1] for row in table.rows} == {"baseline": 3, "registers, N = 4": 3, "registers, N = 8": 2}
 
 
 def test_an_arm_with_one_seed_of_the_baselines_is_left_out_and_named(tmp_path):
     write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1, 2), questions=40, sets=("dev.json",))
     for seed in (2, 7):
         write_cell(tmp_path, config_of("registers", 8, seed, sets=("dev.json",)), questions=40)
-    section = build_report(collect(tmp_path), settings=FAST).sections[0]
-    assert "registers, N = 8 is not compared: it shares seed 2 with baseline; 2 are needed." in section.arms[0].notes
-    assert [row[0] for row in section.arms[0].rows] == ["baseline", "registers, N = 4"]
+    table = arms(tmp_path)
+    assert "registers, N = 8 is not compared: it shares seed 2 with baseline; 2 are needed." in table.notes
+    assert [row[0] for row in table.rows] == ["baseline", "registers, N = 4"]
 
 
 def test_arms_without_common_seeds_are_compared_unpaired_and_it_is_said(tmp_path):
@@ -144,7 +144,7 @@ def test_arms_without_common_seeds_are_compared_unpaired_and_it_is_said(tmp_path
         write_cell(tmp_path, config_of("baseline", 0, seed, sets=("dev.json",)), questions=40)
         write_cell(tmp_path, config_of("registers", 4, seed + 10, sets=("dev.json",)), questions=40)
     section = build_report(collect(tmp_path), settings=FAST).sections[0]
-    assert "Not paired by seed: the arms share 0 of 6 seeds with baseline." in section.arms[0].notes
+    assert "Not paired by seed: the arms share 0 of 6 seeds with baseline." in section.blocks("Arms")[0].notes
     assert "not paired" in section.headline.basis
 
 
@@ -179,7 +179,7 @@ def behind_checksums(change):
 
 PREDICTIONS = "predictions/dev.json.gz"
 DAMAGED = {
-    "left out": (in_rows(lambda rows: rows[:-2]), r"dev\.json\.gz covers 38 of 40 examples"),
+    "left out": (in_rows(lambda rows: rows[:-2]), r"dev\.json\.gz covers 38 of 40 questions"),
     "no score": (in_rows(lambda rows: [{"id": r["id"]} for r in rows]), r"gz: f1: \[0\] is empty"),
     "text as a score": (
         in_rows(lambda rows: [r | {"f1": "1 of 1"} for r in rows]),
@@ -211,11 +211,13 @@ def test_a_damaged_cell_is_listed_with_a_remedy_and_left_out(small, kind, capsys
     folder = cells(small, 4, 1)
     damage(folder)
     found = collect(small)
-    (skipped,) = found.skipped
-    assert (len(found.cells), skipped.folder) == (5, folder)
-    assert re.search(reason, skipped.reason)
-    assert skipped.reason.endswith(AGAIN)
-    assert f"<code>{folder.name}</code>" in write_report(small, resamples=200).read_text(encoding="utf-8")
+    ((name, why),) = found.skipped
+    assert (len(found.cells), name) == (5, folder.name)
+    assert re.search(reason, why)
+    assert why.endswith(AGAIN)
+    page = write_report(small, resamples=200).read_text(encoding="utf-8")
+    assert folder.name in page[page.index("Not used") :]
+    assert "it lacks seed 1" in page
     assert f"1 of 6 are not used, the first: {folder.name}: " in capsys.readouterr().err
     with pytest.raises(RegtuneError, match=reason):
         open_cell(folder)
@@ -224,7 +226,7 @@ def test_a_damaged_cell_is_listed_with_a_remedy_and_left_out(small, kind, capsys
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("sweep.json", {"sweep": {}, "cells": []}, r"sweep\.json: training_sets: the whole is empty"),
+        ("sweep.json", {"sweep": {}, "cells": [3]}, r"sweep\.json: cells\[0\] is 3, but must be a mapping"),
         ("sweep.json", [], r"sweep\.json: the whole is \[\], but must be a mapping"),
         ("search.json", {"rows": [{"f1": [1]}]}, r"search\.json: rows\[0\]\.f1 is \[1\], but must be a number or text"),
     ],
@@ -233,25 +235,19 @@ def test_a_damaged_file_of_the_sweep_is_listed_and_the_cells_are_reported(small,
     write_json(small / name, content)
     found = collect(small)
     assert len(found.cells) == 6
-    (skipped,) = found.skipped
-    assert re.search(reason, skipped.reason)
-    assert build_report(found, settings=FAST).skipped
+    ((file, why),) = found.skipped
+    assert file == name
+    assert re.search(reason, why)
+    assert len(build_report(found, settings=FAST).how.parts) == 2
 
 
 def test_a_run_with_other_questions_than_its_arm_is_listed_and_the_others_are_compared(small):
     folder = cells(small, 4, 1)
     write_json(folder / PREDICTIONS, [row | {"id": f"z{row['id']}"} for row in read_json(folder / PREDICTIONS)])
     found = collect(small)
-    (skipped,) = found.skipped
-    assert skipped.folder == folder
-    assert (
-        skipped.reason
-        == f"on dev it has other examples than runs of its arm: q0, q1, q10, q11, q12 and 75 more. {AGAIN}"
-    )
-    assert [row[0] for row in build_report(found, settings=FAST).sections[0].arms[0].rows] == [
-        "baseline",
-        "registers, N = 4",
-    ]
+    said = f"on dev it has other examples than runs of its arm: q0, q1, q10, q11, q12 and 75 more. {AGAIN}"
+    assert found.skipped == ((folder.name, said),)
+    assert [row[0] for row in arms(small).rows] == ["baseline", "registers, N = 4"]
 
 
 def test_a_second_run_of_the_same_arm_and_seed_is_listed_not_counted(small):
@@ -260,7 +256,7 @@ def test_a_second_run_of_the_same_arm_and_seed_is_listed_not_counted(small):
     write_cell(small, changed, questions=40)
     found = collect(small)
     assert len(found.cells) == 6
-    assert "the same arm and seed (registers, N = 4, seed 2)" in found.skipped[0].reason
+    assert "the same arm and seed (registers, N = 4, seed 2)" in found.skipped[0][1]
 
 
 def test_two_baselines_are_not_mixed(small):

@@ -31,7 +31,7 @@ def test_both_metrics_on_every_set_with_difference_interval_and_sentence(runs):
 def test_flips_are_counted_and_some_are_shown(runs):
     part = compare_two(*runs, resamples=500).sets[0]
     assert len(part.flips.gained) - len(part.flips.lost) == round(150 * part.results["exact_match"].difference)
-    text = comparison_text(compare_two(*runs, resamples=500), shown=2)
+    text = comparison_text(compare_two(*runs, resamples=500), flips=2)
     assert f"Flips: {len(part.flips.gained)} questions wrong in A and right in B" in text
     assert text.count("  won   q") == 4
     assert '"wrong answer' in text
@@ -52,27 +52,27 @@ def test_an_answer_cannot_steer_the_terminal(tmp_path):
     other = write_cell(tmp_path, config_of("registers", 4, 0), questions=150, effect=0.3)
     text = comparison_text(compare_two(one, other, resamples=500))
     assert "\x1b" not in text
-    assert "gone next" in text
+    assert "[31mgone next" in text
 
 
 def test_different_evaluation_sets_are_refused(tmp_path):
     one = write_cell(tmp_path, config_of("baseline", 0, 0, sets=("a.json",)), questions=20)
     other = write_cell(tmp_path, config_of("registers", 4, 0, sets=("b.json",)), questions=20)
-    with pytest.raises(DataError, match=r"different sets: .* on a; .* on b\. Score both"):
+    with pytest.raises(DataError, match=r"different sets: .* on a; .* on b\. Train one"):
         compare_two(one, other)
 
 
 def test_different_questions_of_one_set_are_refused_with_their_ids(tmp_path):
     one = write_cell(tmp_path, config_of("baseline", 0, 0), questions=20)
     other = write_cell(tmp_path, config_of("registers", 4, 0), questions=20, prefix="z")
-    with pytest.raises(DataError, match="lacks examples that baseline has: q0, q1"):
+    with pytest.raises(DataError, match="B lacks examples that A has: q0, q1"):
         compare_two(one, other)
 
 
 def test_predictions_that_leave_out_questions_are_refused(tmp_path):
     one = write_cell(tmp_path, config_of("baseline", 0, 0), questions=20)
     other = write_cell(tmp_path, config_of("registers", 4, 0), questions=20, drop=1)
-    with pytest.raises(DataError, match="covers 19 of 20 examples"):
+    with pytest.raises(DataError, match="covers 19 of 20 questions"):
         compare_two(one, other)
 
 

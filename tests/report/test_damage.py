@@ -11,23 +11,22 @@ from damage import flipped, mutated
 from regtune.errors import RegtuneError
 from regtune.records import read_json, write_json
 from regtune.report.collect import collect
-from regtune.report.page import build_report, page
+from regtune.report.page import build_report, draw
 from regtune.report.scores import Settings
 from regtune.sweeps.cell_run import record_failure
-from report.synthetic import write_sweep
+from report.synthetic import write_plan, write_sweep
+from report.test_page import search
 
 
 def sweep(folder):
     """Two arms, two seeds, a plan with a cell that failed and one that has not begun, and a search."""
     write_sweep(folder, counts=(0, 4), seeds=(0, 1), sets=("dev.json",), questions=12)
-    keys = ("key", "arm", "num_registers", "seed", "training_set")
-    planned = [("failed", "registers", 4, 2), ("new", "registers", 4, 3)]
-    cells = [dict(zip(keys, (*cell, "t"), strict=True)) for cell in planned]
+    planned = (("failed", "registers", 4, 2, "t"), ("new", "registers", 4, 3, "t"))
     content = {"training_sets": {"t": ["en.train.json.gz"]}, "at_best": ["sep_copies"]}
-    write_json(folder / "sweep.json", {"sweep": content, "cells": cells, "best_num_registers": {"t": 4}})
+    write_plan(folder, *planned, best={"t": 4}, **content)
     rates = {"learning_rate": 2e-4, "register_learning_rate": 1e-3}
-    rows = [{"arm": "registers", "num_registers": 4, "f1": f1, **rates, "seed": 0, "epochs": 1.0} for f1 in (0.5, 0.6)]
-    write_json(folder / "search.json", {"best": {"registers": rates}, "rows": rows, "questions": 12, "epochs": 1.0})
+    rows = [{"arm": "registers", "num_registers": 4, "f1": f1, **rates} for f1 in (0.5, 0.6)]
+    write_json(folder / "search.json", search(rows, registers=tuple(rates.values())))
     write_json(folder / "failed" / "config.json", {"registers": {}, "training": {}})
     record_failure(folder / "failed", ValueError("no"))
     return folder
@@ -53,7 +52,7 @@ def damage_everything(folder, rounds):
                 found = collect(folder)
                 listed += len(found.skipped) != usual
                 if len(found.skipped) == usual:  # the damage went unnoticed: whatever is drawn of it has to hold
-                    page(build_report(found, settings=Settings(resamples=100)))
+                    draw(build_report(found, settings=Settings(resamples=100)))
             except RegtuneError as error:
                 refused += 1
                 said = str(error)

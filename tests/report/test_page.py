@@ -5,16 +5,15 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from regtune.report.collect import collect
-from regtune.report.figures import Series, score_figure
+from regtune.report.figures import drawn, score_figure
 from regtune.report.page import build_report, write_report
 from regtune.report.scores import Settings
-from regtune.report.tasks import reported
-from report.synthetic import config_of, write_cell, write_sweep
+from regtune.tasks.qa.task import F1
+from report.synthetic import config_of, write_cell, write_plan, write_sweep
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
 EVIL = "<script>alert('x')</script>"
@@ -60,7 +59,7 @@ def test_the_verdict_stands_on_top_with_seeds_questions_and_corrections(text):
     assert "Registers help at N = 16: +" in top
     assert "200 questions, 5 seeds in each arm, paired by seed" in top
     assert "corrected for 2 comparisons" in top
-    assert "Worse than these registers: frozen random vectors and registers, backbone frozen." in top
+    assert "Worse than these registers: frozen random vectors and registers + backbone frozen." in top
 
 
 def test_every_element_is_closed_and_every_id_is_used_once(text):
@@ -123,7 +122,7 @@ def test_weights_chosen_on_the_reported_set_get_no_verdict(tmp_path):
     assert "Weights that are scored: the last epoch's." in fair.basis
     for path in tmp_path.rglob("run.json"):
         content = json.loads(path.read_text())
-        del content["config"]["training"]["checkpoint"]
+        content["training"]["checkpoint"] = {"rule": "best", "on": "dev"}
         path.write_text(json.dumps(content))
     top = build_report(collect(tmp_path), settings=Settings(resamples=200)).sections[0].headline
     assert top.verdict == "no verdict"
@@ -138,16 +137,21 @@ def test_a_task_of_ones_own_is_reported_by_its_own_metrics(tmp_path, monkeypatch
 
     import numpy as np
 
+    from regtune.interfaces import Task
     from regtune.records import read_json, write_json
     from regtune.registry import TASKS
     from stats.made_up import PERPLEXITY
 
-    task = SimpleNamespace(name="lm", title="language modelling", metrics=(PERPLEXITY,))
-    monkeypatch.setitem(TASKS._added, "lm", task)
+    class LanguageModelling(Task):
+        name, title, examples = "lm", "language modelling", "texts"
+        metrics = (PERPLEXITY,)
+
+    get = TASKS.get
+    monkeypatch.setattr(TASKS, "get", lambda name: LanguageModelling() if name == "lm" else get(name))
     write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1, 2), questions=60, sets=("dev.json",))
     for path in tmp_path.rglob("run.json"):
         content = json.loads(path.read_text())
-        content["config"]["task"] = "lm"
+        content["config"]["task"] = content["task"] = "lm"
         n = content["config"]["registers"]["num_registers"]
         rng = np.random.default_rng([n, content["config"]["training"]["seed"]])
         tokens = 5 + np.random.default_rng(0).integers(0, 90, 60)
@@ -164,9 +168,11 @@ def test_a_task_of_ones_own_is_reported_by_its_own_metrics(tmp_path, monkeypatch
     assert section.headline.verdict == "helps"
     assert re.search(r"Registers help at N = 4: -\d\.\d\d perplexity \(95 %", section.headline.sentence)
     assert section.headline.proven == ""
-    assert "60 examples, 3 seeds" in section.headline.basis
-    assert "point" not in section.headline.basis + section.headline.sentence + str(section.summary)
-    assert "paper" not in section.figures[0].svg
+    assert "60 texts, 3 seeds" in section.headline.basis
+    assert "point" not in section.headline.basis + section.headline.sentence + str(section.blocks("")[0])
+    (figure,) = section.blocks("Score against the number of registers")
+    assert "paper" not in drawn(figure, "f")
+    assert section.blocks("Texts that flip") == ()
 
 
 def test_controls_are_compared_with_registers_of_the_same_number(report):
@@ -174,7 +180,7 @@ def test_controls_are_compared_with_registers_of_the_same_number(report):
     verdicts = {row[0]: row[1] for row in rows[1:]}
     assert verdicts == {
         "frozen random vectors, N = 16 minus registers": "worse than registers",
-        "registers, backbone frozen, N = 16 minus registers": "worse than registers",
+        "registers, N = 16 + backbone frozen minus registers": "worse than registers",
     }
 
 
@@ -228,44 +234,54 @@ def test_question_and_gold_are_shown_where_the_file_can_be_read(tmp_path):
         rows = [row | {"id": example.id} for row, example in zip(read_json(path), examples, strict=False)]
         write_json(path, rows)
     built = build_report(collect(cells), settings=Settings(resamples=100))
-    flips = built.sections[0].flips
-    assert flips is not None
-    known = {example.id: example for example in examples}
-    assert flips.shown
-    assert all(flip.question == known[flip.id].question for flip in flips.shown)
-    assert all(flip.gold[0] == known[flip.id].answers[0].text for flip in flips.shown)
+    counts, won, *_ = built.sections[0].blocks("Questions that flip")
+    known = {example.question: example.answers[0].text for example in examples}
+    assert won.name == "flips-won"
+    assert won.rows
+    assert all(known[row[0]] == row[1].split(" · ")[0] for row in won.rows)
+    assert len(won.rows) == counts.rows[0][1]
+
+
+def search(rows, **best):
+    """What `search.json` holds."""
+    names = ("learning_rate", "register_learning_rate")
+    facts = {"held_out": "every 7th paragraph", "metric": "f1", "training_examples": 3170, "held_out_examples": 526}
+    facts |= {"epochs": 1.0, "seed": 0, "num_registers": 8, "machine": {}, "rows": rows}
+    return facts | {"best": {arm: dict(zip(names, rates, strict=True)) for arm, rates in best.items()}}
 
 
 def test_the_search_for_learning_rates_is_shown(tmp_path):
     from regtune.records import write_json
 
     write_sweep(tmp_path / "sweep", counts=(0, 4), seeds=(0, 1), questions=30)
-    row = {"key": "abc", "num_registers": 8, "learning_rate": 2e-4, "register_learning_rate": 1e-3, "f1": 0.5412}
-    best = {"registers": {"learning_rate": 2e-4, "register_learning_rate": 1e-3}}
-    content = {"held_out": "every 7th paragraph", "machine": {}, "best": best, "rows": [row]}
-    write_json(tmp_path / "sweep" / "search.json", content)
-    table = build_report(collect(tmp_path / "sweep"), settings=Settings(resamples=100)).search
-    assert table is not None
-    assert table.cells == (("8", "0.0002", "0.001", "54.1"),)
-    assert "every 7th paragraph" in table.notes[0]
-    assert table.notes[1] == "Searched for N = 8 alone. Other arms took these rates."
-    assert table.notes[2] == "Chosen: registers: 0.0002, 0.001."
+    row = {"arm": "registers", "key": "abc", "learning_rate": 2e-4, "register_learning_rate": 1e-3, "f1": 0.5412}
+    write_json(tmp_path / "sweep" / "search.json", search([row], registers=(2e-4, 1e-3)))
+    table = build_report(collect(tmp_path / "sweep"), settings=Settings(resamples=100)).how.blocks("")[0].table
+    assert table.cells == (("registers", "0.0002", "0.001", "54.1"),)
+    assert table.notes[0] == (
+        "Held out: every 7th paragraph. Searched at N = 8 for registers by f1: one seed (0), 1 epoch a run, 526 "
+        "held-out examples."
+    )
+    assert table.notes[1] == "Chosen: registers: 0.0002, 0.001."
 
 
 def test_a_rate_at_the_edge_of_the_search_is_said_to_be_there():
     from regtune.report.result_tables import search_table
+    from regtune.sweeps.search import SearchFile
+    from regtune.typed import typed
 
     rates = [(1e-4, 1e-2, 0.5), (2e-4, 1e-3, 0.6), (2e-4, 1e-2, 0.7), (4e-4, 1e-2, 0.4)]
     names = ("learning_rate", "register_learning_rate", "f1")
-    rows = [dict(zip(names, row, strict=True)) | {"num_registers": 8} for row in rates]
-    notes = search_table({"rows": rows}).notes
-    assert "Chosen: N = 8: 0.0002, 0.01." in notes
-    assert notes[-1] == (
+    rows = [dict(zip(names, row, strict=True)) | {"arm": "registers"} for row in rates]
+
+    def notes(rates):
+        return search_table(typed(SearchFile, search(rows, registers=rates), "search.json")).notes
+
+    assert notes((2e-4, 1e-2))[-1] == (
         "At the edge of what was tried, so a better one may lie beyond it: "
-        "N = 8, register learning rate 0.01 (largest of 2)."
+        "registers, register learning rate 0.01 (largest of 2)."
     )
-    bracketed = [row | {"register_learning_rate": None} for row in rows]
-    assert search_table({"rows": bracketed}).notes[-1] == "No chosen rate lies at the edge of what was tried."
+    assert notes((2e-4, None))[-1] == "No chosen rate lies at the edge of what was tried."
 
 
 def test_answers_that_an_export_left_out_are_not_called_empty(tmp_path):
@@ -274,21 +290,17 @@ def test_answers_that_an_export_left_out_are_not_called_empty(tmp_path):
     write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, effects={0: -0.5, 4: 0.5}, sets=("dev.json",))
     for path in tmp_path.rglob("*.json.gz"):
         write_json(path, [row | {"text": ""} for row in read_json(path)])
-    flips = build_report(collect(tmp_path), settings=Settings(resamples=100)).sections[0].flips
-    assert flips is not None
-    assert {flip.before.text for flip in flips.flips} == {"(text not kept)"}
+    _, won, *_ = (
+        build_report(collect(tmp_path), settings=Settings(resamples=100)).sections[0].blocks("Questions that flip")
+    )
+    assert {row[2].rpartition(" (")[0] for row in won.rows} == {"(text not kept)"}
 
 
 def test_planned_cells_that_have_not_begun_are_listed(tmp_path):
-    from regtune.records import write_json
-
     write_sweep(tmp_path / "cells", counts=(0, 4), seeds=(0, 1), questions=40)
     done = [path.parent.name for path in tmp_path.rglob("run.json")]
     planned = [(key, "registers", 4, 0) for key in done] + [("new1", "registers", 32, 0), ("new2", "registers", 32, 1)]
-    keys = ("key", "arm", "num_registers", "seed", "training_set")
-    cells = [dict(zip(keys, (*cell, "tydi"), strict=True)) for cell in planned]
-    content = {"sweep": {"training_sets": {"tydi": ["en.train.json.gz"]}}, "cells": cells}
-    write_json(tmp_path / "sweep.json", content)
+    write_plan(tmp_path, *((*cell, "tydi") for cell in planned), training_sets={"tydi": ["en.train.json.gz"]})
     for folder in (tmp_path, tmp_path / "cells"):
         found = collect(folder)
         assert found.not_begun == ("registers, N = 32, trained on tydi: seeds 0, 1",)
@@ -296,22 +308,23 @@ def test_planned_cells_that_have_not_begun_are_listed(tmp_path):
         said = "The grid is not whole: 2 of its 6 planned cells are missing (registers, N = 32: seeds 0, 1)."
         section = build_report(found, settings=Settings(resamples=200)).sections[0]
         assert section.headline.basis.endswith(said)
-        assert said in section.arms[0].notes
+        assert said in section.blocks("Arms")[0].notes
 
 
 def test_a_chosen_n_is_said_to_be_flattered_and_arms_that_wait_for_it_are_named(tmp_path):
-    from regtune.records import write_json
-
     write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1), questions=40, sets=("dev.json",), controls=("sep",))
-    content = {"sweep": {"training_sets": {"t": ["en.train.json.gz"]}, "at_best": ["sep_copies"]}, "cells": []}
     for best, said in (
         ({"t": 4}, "Controls ran at N = 4 because"),
         ({}, "wait for the best N to be known: sep_copies."),
     ):
-        write_json(tmp_path / "sweep.json", content | {"best_num_registers": best})
+        write_plan(tmp_path, training_sets={"t": ["en.train.json.gz"]}, at_best=["sep_copies"], best=best)
         page = write_report(tmp_path, output=tmp_path / "out", resamples=200)
         assert said in page.read_text(encoding="utf-8").replace("\u00a0", " ")
         assert said in (page.parent / "tables.md").read_text(encoding="utf-8").replace("\\", "")
+
+
+def versions_of(report):
+    return next(block for block in report.how.blocks("") if block.name == "versions")
 
 
 def test_runs_of_other_code_or_libraries_are_told_beside_the_verdict(tmp_path):
@@ -325,34 +338,34 @@ def test_runs_of_other_code_or_libraries_are_told_beside_the_verdict(tmp_path):
         "registers, N = 4 (seed 0); ba9876543210 in registers, N = 4 (seed 1)."
     )
     assert code in report.sections[0].headline.basis
-    assert code in report.versions.notes
-    assert any("the same version of torch: 2.13 in" in note for note in report.sections[0].arms[0].notes)
+    assert code in versions_of(report).notes
+    assert any("the same version of torch: 2.13 in" in note for note in report.sections[0].blocks("Arms")[0].notes)
 
 
 def test_runs_without_a_hash_of_the_code_are_dated(tmp_path, sweep):
     import json
 
-    assert build_report(collect(sweep), settings=Settings(resamples=600)).versions.notes == ()
+    assert versions_of(build_report(collect(sweep), settings=Settings(resamples=600))).notes == ()
     path = write_cell(tmp_path, config_of("baseline", 0, 0), questions=5) / "run.json"
     content = json.loads(path.read_text())
     del content["versions"]["regtune_source"]
     path.write_text(json.dumps(content))
-    (note,) = build_report(collect(tmp_path), settings=Settings(resamples=200)).versions.notes
+    (note,) = versions_of(build_report(collect(tmp_path), settings=Settings(resamples=200))).notes
     assert "All runs were recorded without a hash of regtune's code, so only their times (2026-01-01T00:00:00" in note
 
 
 def test_settings_tell_which_arms_have_them(sweep):
-    table = build_report(collect(sweep), settings=Settings(resamples=600)).settings
+    table = build_report(collect(sweep), settings=Settings(resamples=600)).how.blocks("")[0]
     rows = {(row[0], row[2]): row[1] for row in table.rows}
     assert rows["data.train", "en.train.json.gz"] == "all"
     assert rows["registers.num_registers", "4"] == "registers, N = 4"
-    assert rows["methods.linear_probe", "{}"] == "registers, backbone frozen, N = 16"
+    assert rows["methods.linear_probe", "{}"] == "registers, N = 16 + backbone frozen"
     assert "Seeds: 0, 1, 2, 3, 4." in table.notes[0]
 
 
 def test_a_set_with_dollar_signs_is_no_formula_to_the_figures():
-    series = [Series(num_registers=n, scores=(50.0, 51.0), comparison=None) for n in (0, 4)]
-    assert "cost $5 and $6" in score_figure(series, reported("qa").metrics[0], "cost $5 and $6").svg
+    figure = score_figure({0: (50.0, 51.0), 4: (50.0, 51.0)}, {}, F1, "cost $5 and $6")
+    assert "cost $5 and $6" in drawn(figure, "f")
 
 
 def test_two_training_sets_give_two_sections_with_ids_of_their_own(tmp_path):

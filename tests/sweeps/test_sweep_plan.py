@@ -113,7 +113,7 @@ def test_an_exported_cell_is_what_a_report_reads_and_small(tmp_path):
         assert [row["f1"] for row in rows] == pytest.approx([row["f1"] for row in original], abs=1e-4)
         assert {p.name for p in path.iterdir()} == {"run.json", "curve.json", "predictions"}
     assert (tmp_path / "docs" / "sweep.json").is_file()
-    assert len(list((tmp_path / "docs" / "questions").iterdir())) == 1
+    assert len(list((tmp_path / "docs" / "examples").iterdir())) == 1
 
 
 def test_large_sets_are_exported_without_texts_and_unchanged_cells_are_left_alone(tmp_path):
@@ -122,7 +122,7 @@ def test_large_sets_are_exported_without_texts_and_unchanged_cells_are_left_alon
     (path,) = export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
     file = inside(path, load_record(path).predictions["dev"])
     assert "text" not in read_json(file)
-    assert {row["text"] for row in read_predictions(path, load_record(path), "dev")} == {""}
+    assert all("text" not in row for row in read_predictions(path, load_record(path), "dev"))
     stamp = file.stat().st_mtime_ns
     export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
     assert file.stat().st_mtime_ns == stamp

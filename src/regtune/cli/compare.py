@@ -14,14 +14,14 @@ from regtune.cli.parsing import CommandHelp, parse, say
 
 HELP = CommandHelp(
     name="compare",
-    sentence="Compare two runs question by question.",
+    sentence="Compare two runs example by example.",
     examples=("regtune compare runs/first runs/second",),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArgs:
-    """Compares two runs on the same questions: EM, F1, their difference with its interval, and what flipped.
+    """Compares two runs on the same examples: scores, their difference with its interval, and what flipped.
 
     Two single runs say nothing about other seeds; for that, train several and use `regtune report`.
     """
@@ -35,7 +35,7 @@ class CompareArgs:
     resamples: int = 10_000
     """Bootstrap draws."""
     flips: int = 5
-    """Flipped questions shown of each kind and set."""
+    """Flipped examples shown of each kind and set."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -44,5 +44,5 @@ def run(argv: Sequence[str]) -> int:
     from regtune.report.compare import compare_two, comparison_text
 
     found = compare_two(args.run_a, args.run_b, delta=args.delta, resamples=args.resamples)
-    say(comparison_text(found, shown=args.flips))
+    say(comparison_text(found, flips=args.flips))
     return 0

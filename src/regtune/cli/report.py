@@ -14,7 +14,7 @@ from regtune.cli.parsing import CommandHelp, parse, say
 
 HELP = CommandHelp(
     name="report",
-    sentence="Write one HTML page about a sweep: verdict, figures, tables, flipped questions.",
+    sentence="Write one HTML page about a sweep: verdict, figures, tables, flipped examples.",
     examples=(
         "regtune report runs/ablation",
         "regtune report docs/results/ablation --output-dir runs/report",
@@ -24,7 +24,7 @@ HELP = CommandHelp(
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArgs:
-    """Writes a page about a sweep, or one run, from its records: verdict, figures, tables, flipped questions.
+    """Writes a page about a sweep, or one run, from its records: verdict, figures, tables, flipped examples.
 
     The page is one HTML file that needs no network; its tables (Markdown, CSV) and figures (SVG) lie beside it. Cells
     that aren't finished are listed and left out. Needs neither model nor GPU, but the extra `report`.

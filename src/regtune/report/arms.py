@@ -1,39 +1,37 @@
-"""Which arm, which number of registers, which seed: told from a run's config alone."""
+"""Which arm, which number of registers, which seed: as a run's record says it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
-from regtune.recipes import upgraded
-from regtune.records import RunRecord, file_name
-from regtune.registry import METHODS
-from regtune.typed import typed
+from regtune.recipes import config_from_dict
+from regtune.records import AGAIN, RUN_FILE, RunRecord
 
 BASELINE, REGISTERS = "baseline", "registers"
-ON_REPORTED = "the checkpoint that scored best on {}, which is reported here"
 _NOT_ARM = (
-    ("output_dir",),
-    ("data", "eval"),
-    ("training", "seed"),
-    ("training", "data_seed"),
-    ("training", "save_total_limit"),
-    ("training", "push_to_hub"),
-    ("answers", "batch_size"),
+    "output_dir",
+    "data.eval",
+    "training.seed",
+    "training.data_seed",
+    "training.save_total_limit",
+    "training.push_to_hub",
+    "answers.batch_size",
 )
-Setting = tuple[Any, Any]
+"""Settings in which runs of one arm may differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """What one cell of a sweep trains, its seed left out. Two runs with equal arms differ in the seed alone."""
 
-    kind: str
-    """`baseline`, `registers`, or a control's description."""
+    name: str
+    """The label of its methods, from the record: `baseline`, `registers, N = 8`, `[SEP] copies, N = 8`."""
     num_registers: int
     settings: str
     """The whole config but seeds and output folder, as JSON: what makes two arms the same."""
@@ -41,13 +39,19 @@ class Arm:
     """Told beside the name where two arms would otherwise have the same one."""
 
     @property
+    def kind(self) -> str:
+        """The name without N: `baseline`, `registers`, or what a control is."""
+        return self.name.replace(f", N = {self.num_registers}", "")
+
+    @property
     def label(self) -> str:
         """The arm's name in tables and figures."""
-        extra = f" ({self.extra})" if self.extra else ""
-        if self.kind == BASELINE:
-            return f"baseline{extra}"
-        count = f", N = {self.num_registers}" if self.num_registers else ""
-        return f"{self.kind}{count}{extra}"
+        return self.name + (f" ({self.extra})" if self.extra else "")
+
+    @property
+    def count(self) -> str:
+        """The arm's name where all are registers."""
+        return f"N = {self.num_registers}" + (f" ({self.extra})" if self.extra else "")
 
     @property
     def order(self) -> tuple[int, str, int, str]:
@@ -55,149 +59,86 @@ class Arm:
         return ({BASELINE: 0, REGISTERS: 1}.get(self.kind, 2), self.kind, self.num_registers, self.extra)
 
 
-def arm_of(record: RunRecord) -> Arm:
-    """The arm of a run, read from its resolved config."""
-    config = filled(record.config)
-    return Arm(
-        kind=_kind(config),
-        num_registers=int(config["registers"]["num_registers"]),
-        settings=json.dumps(_without(config, _NOT_ARM), sort_keys=True),
-    )
+def settings_of(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """Every setting of a run by its dotted name, with today's defaults for those that are newer than the record.
 
-
-def seed_of(record: RunRecord) -> int:
-    """The seed of the new weights and dropout: what runs of one arm differ in, and arms are paired by."""
-    return int(filled(record.config)["training"]["seed"])
-
-
-def trained_on(record: RunRecord) -> tuple[str, str, tuple[str, ...]]:
-    """The task, the model that was fine-tuned and the names of the training sets, in order."""
-    config = filled(record.config)
-    return task_of(record), str(config["model"]), tuple(config["data"]["train"])
-
-
-def task_of(record: RunRecord) -> str:
-    """The name of the task; records from before there were several are of question answering."""
-    return str(record.config.get("task", "qa"))
-
-
-def checkpoint_rule(record: RunRecord) -> str:
-    """Which weights were scored, in words.
-
-    Records from before the rule was a setting kept the checkpoint that scored best on the first evaluation set.
+    Raises:
+        ConfigError: a config that can't be; the file in the folder is named.
     """
-    training = record.config["training"]
-    if "checkpoint" not in training:
-        return ON_REPORTED.format(next(iter(record.metrics), "the first evaluation set"))
-    if training["checkpoint"] == "last":
-        return "the last epoch's"
-    share = f"{100 * float(training.get('held_out', 0)):g} % of the training data, held out"
-    return f"the checkpoint that scored best on {share}"
-
-
-def set_name(source: str) -> str:
-    """The short name under which records keep an evaluation set."""
-    return file_name(source).removesuffix(".gz").removesuffix(".json")
-
-
-def differences(config: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> dict[str, Setting]:
-    """Dotted name to (default, value) of every setting that is not the default's."""
-    found: dict[str, Setting] = {}
-    for key, value in config.items():
-        name, usual = f"{prefix}{key}", default.get(key)
-        if isinstance(value, Mapping) and isinstance(usual, Mapping):
-            found |= differences(value, usual, f"{name}.")
-        elif value != usual:
-            found[name] = (usual, value)
-    return found
+    return flat(to_dict(config_from_dict(record.config, f"{folder / RUN_FILE}: config", remedy=AGAIN)))
 
 
 @cache
 def _defaults() -> str:
-    return json.dumps(to_dict(RunConfig()))
+    return json.dumps(flat(to_dict(RunConfig())))
 
 
-def default_config() -> dict[str, Any]:
-    """The defaults of every setting, as plain JSON types."""
+def default_settings() -> dict[str, Any]:
+    """The default of every setting, by its dotted name."""
     plain: dict[str, Any] = json.loads(_defaults())
     return plain
 
 
-def filled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with today's defaults for settings that did not exist yet when it was written."""
-    plain = default_config()
-    for key, value in upgraded(config).items():
-        both = isinstance(value, Mapping) and isinstance(plain.get(key), dict)
-        plain[key] = plain[key] | dict(value) if both else value
-    return plain
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping) and value
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
 
 
-def told_apart(arms: list[Arm]) -> dict[Arm, Arm]:
-    """Each arm with an `extra` that names what differs, wherever two of them have the same label."""
+def arm_of(record: RunRecord, settings: Mapping[str, Any]) -> Arm:
+    """The arm of a run.
+
+    Args:
+        record: of the run.
+        settings: its `settings_of`.
+    """
+    count = int(settings["registers.num_registers"])
+    own = {name: value for name, value in settings.items() if name not in _NOT_ARM}
+    if not count:  # settings of registers that don't exist
+        own = {name: value for name, value in own.items() if "register" not in name or name.startswith("methods.")}
+    return Arm(name=record.label, num_registers=count, settings=json.dumps(own, sort_keys=True))
+
+
+def told_apart(arms: Sequence[Arm]) -> dict[Arm, Arm]:
+    """Each arm with an `extra` that names what differs, wherever two of them have the same name."""
     named: dict[Arm, Arm] = {}
     for arm in arms:
-        same = [json.loads(other.settings) for other in arms if other.label == arm.label]
         mine = json.loads(arm.settings)
-        names = sorted({name for other in same for name in differences(mine, other)})
-        extra = ", ".join(f"{name.rpartition('.')[2]} {_at(mine, name)}" for name in names)
-        named[arm] = Arm(kind=arm.kind, num_registers=arm.num_registers, settings=arm.settings, extra=extra)
+        others = [json.loads(other.settings) for other in arms if other.name == arm.name]
+        different = sorted({name for other in others for name in mine if mine[name] != other.get(name)})
+        values = [f"{name.rpartition('.')[2]} {short(mine[name])}" for name in different]
+        named[arm] = replace(arm, extra=", ".join(values))
     return named
 
 
-def _at(config: Mapping[str, Any], name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = value[part]
-    return f"{value:g}" if isinstance(value, float) else value
+def short(value: Any) -> str:
+    """A setting's value as a person reads it."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(short, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _without(config: Mapping[str, Any], names: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(config))
-    for *folders, last in names:
-        place = plain
-        for folder in folders:
-            place = place.get(folder, {})
-        place.pop(last, None)
-    if not plain["registers"]["num_registers"]:
-        plain["registers"] = {"num_registers": 0}  # settings of registers that do not exist
-        plain["training"].pop("register_learning_rate", None)
-    return plain
+def checkpoint_rule(record: RunRecord) -> str:
+    """Which weights were scored, in words."""
+    rule = _rule(record)
+    if rule.get("rule") == "last":
+        return "the last epoch's"
+    if rule.get("rule") != "best":
+        return "not recorded"
+    reported = ", which is reported here" if chosen_on_reported(record) else ""
+    return f"the checkpoint that scored best on {rule.get('on')}{reported}"
 
 
-def _kind(config: Mapping[str, Any]) -> str:
-    registers, methods = config["registers"], config["methods"]
-    count = registers["num_registers"]
-    words = [_tokens(registers) if count else ""]
-    if "linear_probe" in methods and _is_prompt(registers):
-        words = ["prompt tuning"]
-    elif "linear_probe" in methods:
-        words.append("backbone frozen" if count else "head only, backbone frozen")
-    if "warm_up" in methods:
-        who = " of the registers" if methods["warm_up"].get("trainable") == "registers" else ""
-        words.append(f"after a warm-up{who}" if count else "warm-up without registers")
-    words += [_method(name, given) for name, given in methods.items() if name not in ("linear_probe", "warm_up")]
-    return ", ".join(word for word in words if word) or BASELINE
+def chosen_on_reported(record: RunRecord) -> bool:
+    """Whether the weights were chosen on a set that the record has scores of."""
+    return str(_rule(record).get("on")) in record.metrics
 
 
-def _method(name: str, given: Mapping[str, Any]) -> str:
-    """A method's own words; its name where it comes from a plugin that isn't here."""
-    if name not in METHODS:
-        return name
-    method = METHODS.get(name)
-    return str(method.label(typed(method.settings, dict(given), f"methods.{name}")))
-
-
-def _is_prompt(registers: Mapping[str, Any]) -> bool:
-    """Word embeddings in front of the text that pass through the embeddings' LayerNorm, as in Lester et al. 2021."""
-    prompt = {"placement": "prefix", "position": "none", "init": "embedding", "layer_norm": True, "depth": "input"}
-    return bool(registers["num_registers"]) and prompt.items() <= registers.items()
-
-
-def _tokens(registers: Mapping[str, Any]) -> str:
-    frozen = not registers["trainable"]
-    copies = {"sep": "[SEP] copies", "mask": "[MASK] copies"}.get(registers["init"])
-    if copies:
-        name = copies if frozen else f"registers from {copies}"
-    else:
-        name = "frozen random vectors" if frozen else REGISTERS
-    return f"{name} in every layer" if registers["depth"] == "every_layer" else name
+def _rule(record: RunRecord) -> Mapping[str, Any]:
+    rule = record.training.get("checkpoint")
+    return rule if isinstance(rule, Mapping) else {}

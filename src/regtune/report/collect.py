@@ -6,192 +6,23 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from regtune.errors import DataError, RegtuneError
-from regtune.interfaces import Metric
-from regtune.recipes import config_from_dict
+from regtune.interfaces import Metric, Task
 from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve, read_json
-from regtune.report.arms import BASELINE, REGISTERS, Arm, arm_of, seed_of, told_apart, trained_on
-from regtune.report.tasks import reported
+from regtune.registry import TASKS
+from regtune.report.arms import Arm, arm_of, settings_of, told_apart
+from regtune.report.scored import Scored, read_scored
 from regtune.stats.scores import some
-from regtune.sweeps.answers import Answers, answers
 from regtune.sweeps.cell_run import failure
-from regtune.sweeps.search import read_search
-from regtune.sweeps.sweep import SWEEP_FILE, Place, read_sweep_file
-from regtune.typed import typed
+from regtune.sweeps.search import SEARCH_FILE, SEARCH_FOLDER, SearchFile, read_search
+from regtune.sweeps.sweep import SWEEP_FILE, Place, SweepFile, read_sweep_file
 
-FoundT = TypeVar("FoundT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a sweep wants to run."""
-
-    training_sets: Mapping[tuple[str, ...], str]
-    """Sets of files to the sweep's short name for them."""
-    cells: Sequence[Place]
-    at_best: Sequence[str]
-    """Arms that run at the best N, which is chosen on the scores that are reported."""
-    best: Mapping[str, int]
-    """Training set to that N, where it is known."""
-
-    def open_cells(self, begun: Collection[str]) -> list[str]:
-        """A line for each arm that has planned cells without a run directory, with their seeds."""
-        seeds: dict[tuple[str, int, str], list[int]] = {}
-        for cell in self.cells:
-            if cell.key not in begun:
-                seeds.setdefault((cell.arm, cell.num_registers, cell.training_set), []).append(cell.seed)
-        return [
-            f"{arm}, N = {count}, trained on {name}: seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
-            for (arm, count, name), found in seeds.items()
-        ]
-
-
-def read_plan(folder: Path) -> Plan | None:
-    """The plan of the sweep whose cells lie in `folder` or in a folder in it; None if there is none.
-
-    Raises:
-        CheckpointError, DataError: a broken `sweep.json`.
-    """
-    place = next((place for place in (folder, folder.parent) if (place / SWEEP_FILE).is_file()), None)
-    if place is None:
-        return None
-    found, where = read_sweep_file(place), place / SWEEP_FILE
-    sets = typed(dict[str, list[str]], found.sweep.get("training_sets"), f"{where}: training_sets", wrong=DataError)
-    return Plan(
-        training_sets={tuple(files): name for name, files in sets.items()},
-        cells=found.cells,
-        at_best=typed(list[str], found.sweep.get("at_best", []), f"{where}: at_best", wrong=DataError),
-        best=found.best_num_registers,
-    )
-
-
-NOT_RECORDED = "not recorded"
+FileT = TypeVar("FileT")
 _CODE = "regtune_source"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gaps:
-    """What a sweep's plan has for one training set and its records don't."""
-
-    planned: int = 0
-    """Planned cells; 0 where there is no plan."""
-    missing: tuple[str, ...] = ()
-    """An arm and its missing seeds, one entry for each arm."""
-    missing_cells: int = 0
-    waiting: tuple[str, ...] = ()
-    """Arms that have no cells yet, because they run at the best N, which isn't known."""
-    best: int | None = None
-    """The N at which such arms run: chosen on the scores that are reported."""
-
-    @property
-    def sentence(self) -> str:
-        """Which cells are missing, in one sentence; empty when none are."""
-        parts = []
-        if self.missing_cells:
-            verb = "is" if self.missing_cells == 1 else "are"
-            parts.append(
-                f"The grid is not whole: {self.missing_cells} of its {self.planned} planned cells {verb} missing "
-                f"({'; '.join(self.missing)})."
-            )
-        if self.waiting:
-            parts.append(f"Arms that wait for the best N to be known: {', '.join(self.waiting)}.")
-        return " ".join(parts)
-
-    @property
-    def chosen(self) -> str:
-        """That the controls' N was chosen on these scores; empty when it was not."""
-        if self.best is None:
-            return ""
-        return (
-            f"Controls ran at N = {self.best} because `registers` scored best there on these very questions: that "
-            "arm's own score is flattered, and so is its lead over the controls."
-        )
-
-
-def gaps_of(plan: Plan, training_set: str, finished: Collection[str]) -> Gaps:
-    """Compares a sweep's plan with the cells that are finished.
-
-    Args:
-        plan: of the sweep.
-        training_set: its short name in the sweep.
-        finished: keys of the finished cells.
-    """
-    planned = [cell for cell in plan.cells if cell.training_set == training_set]
-    gone = sorted((cell for cell in planned if cell.key not in finished), key=_order)
-    seeds: dict[str, list[int]] = {}
-    for cell in gone:
-        count = f", N = {cell.num_registers}" if cell.num_registers else ""
-        seeds.setdefault(f"{cell.arm}{count}", []).append(cell.seed)
-    best = plan.best.get(training_set)
-    return Gaps(
-        planned=len(planned),
-        missing=tuple(f"{arm}: {seed_list(found)}" for arm, found in seeds.items()),
-        missing_cells=len(gone),
-        waiting=tuple(plan.at_best) if best is None else (),
-        best=best if plan.at_best else None,
-    )
-
-
-def _order(cell: Place) -> tuple[bool, bool, str, int, int]:
-    """Baseline, registers, the other arms; each by N and seed."""
-    return cell.arm != BASELINE, cell.arm != REGISTERS, cell.arm, cell.num_registers, cell.seed
-
-
-def mixed_versions(cells: Sequence[Cell]) -> list[str]:
-    """A sentence for each version of code or library that is not the same in all runs; which runs have which."""
-    found = []
-    for key in dict.fromkeys(key for cell in cells for key in cell.record.versions):
-        values: dict[str, list[Cell]] = {}
-        for cell in cells:
-            values.setdefault(cell.record.versions.get(key, NOT_RECORDED), []).append(cell)
-        if len(values) > 1:
-            told = "; ".join(f"{value} in {runs_of(own)}" for value, own in values.items())
-            found.append(f"Not all runs have the same {_named(key)}: {told}.")
-    return found
-
-
-def unrecorded_code(cells: Sequence[Cell]) -> str:
-    """That nobody can say which state of the code trained some runs; empty when all recorded it."""
-    without = [cell for cell in cells if _CODE not in cell.record.versions]
-    if not without:
-        return ""
-    times = sorted(cell.record.started for cell in without)
-    count = "All runs" if len(without) == len(cells) else f"{len(without)} of {len(cells)} runs"
-    return (
-        f"{count} were recorded without a hash of regtune's code, so only their times ({times[0]} to {times[-1]}) say "
-        "which state of it trained them."
-    )
-
-
-def runs_of(cells: Iterable[Cell]) -> str:
-    """Runs as a person names them: `baseline (seeds 0, 1); registers, N = 4 (seed 2)`."""
-    seeds: dict[str, list[int]] = {}
-    for cell in cells:
-        seeds.setdefault(cell.arm.label, []).append(cell.seed)
-    return ", ".join(f"{arm} ({seed_list(found)})" for arm, found in seeds.items())
-
-
-def seed_list(seeds: Collection[int]) -> str:
-    """`no seed`, `seed 3`, `seeds 1, 2`."""
-    if not seeds:
-        return "no seed"
-    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, sorted(seeds)))}"
-
-
-def _cell_words(cell: Place) -> str:
-    count = f", N = {cell.num_registers}" if cell.num_registers else ""
-    return f"{cell.arm}{count}, seed {cell.seed}, trained on {cell.training_set}"
-
-
-def _named(key: str) -> str:
-    return "code of regtune (hash of its sources)" if key == _CODE else f"version of {key}"
-
-
-SEARCH_FILES = ("search.json", "learning_rate_search.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,46 +33,41 @@ class Cell:
     record: RunRecord
     arm: Arm
     seed: int
-
-    def answers(self, name: str) -> Answers:
-        """What it answered on an evaluation set. Raises as `regtune.sweeps.answers.answers`."""
-        return answers(self.folder, self.record, name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A folder that looks like a cell, or a file of the sweep's, that is not used."""
-
-    folder: Path
-    reason: str
+    settings: Mapping[str, Any]
+    """All of them by their dotted names."""
+    scored: Mapping[str, Scored]
+    """What it predicted, by evaluation set."""
+    curve: Sequence[Mapping[str, float]]
+    """Loss and metrics by step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The cells of one model and the same training sets: arms are compared inside a group only."""
+    """The cells of one task, model and training set: arms are compared inside a group only."""
 
-    task: str
     model: str
+    task: Task
     train: tuple[str, ...]
     cells: tuple[Cell, ...]
     train_name: str = ""
     """The sweep's short name for the training sets, if it has one."""
-    gaps: Gaps = field(default_factory=Gaps)
-    """What the sweep's plan has and these cells don't."""
+    gaps: tuple[str, ...] = ()
+    """What the sweep's plan has and these cells don't, and what was chosen on their scores: sentences."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The task's; the first one is the headline."""
-        return reported(self.task).metrics
+        return self.task.metrics
 
     @property
     def arms(self) -> list[Arm]:
         """Every arm once, baseline first."""
         return sorted({cell.arm for cell in self.cells}, key=lambda arm: arm.order)
 
-    def of(self, arm: Arm) -> list[Cell]:
-        """An arm's cells by seed."""
-        return sorted((cell for cell in self.cells if cell.arm == arm), key=lambda cell: cell.seed)
+    def of(self, arm: Arm, name: str | None = None) -> list[Cell]:
+        """An arm's cells by seed; with the name of a set, those that have predictions on it."""
+        own = [cell for cell in self.cells if cell.arm == arm and (name is None or name in cell.scored)]
+        return sorted(own, key=lambda cell: cell.seed)
 
     @property
     def sets(self) -> list[str]:
@@ -255,8 +81,9 @@ class Sweep:
 
     folder: Path
     groups: tuple[Group, ...]
-    skipped: tuple[Skipped, ...]
-    search: dict[str, Any] | None
+    skipped: tuple[tuple[str, str], ...]
+    """Name and reason of every folder that looks like a cell and is not used."""
+    search: SearchFile | None = None
     """The learning-rate search that lies beside the cells, if one does."""
     not_begun: tuple[str, ...] = ()
     """Cells that the sweep plans and that have no folder yet, a line for each arm."""
@@ -268,73 +95,68 @@ class Sweep:
 
 
 def collect(folder: Path) -> Sweep:
-    """Reads every finished cell below a folder (or the one run that the folder is).
+    """Reads every finished cell below a folder (or the one run that the folder is), with its predictions.
 
-    Half-written cells, failed ones, broken and changed ones, those of another schema and second runs of the same arm
-    and seed are listed in `skipped` and not used.
+    Half-written cells, failed ones, records of another schema, predictions that are broken, or that leave out
+    examples, or that contradict the record, and second runs of the same arm and seed are listed and not used.
 
     Raises:
         DataError: no such folder, or no finished cell in it; the message names what was found instead.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder. Name a run directory, or a sweep's folder with run directories in it.")
-    cells: list[Cell] = []
-    skipped: list[Skipped] = []
+    found: list[Cell] = []
+    skipped: dict[str, str] = {}
+    plan = _beside(folder, SWEEP_FILE, lambda path: read_sweep_file(path.parent), skipped)
+    search = _beside(folder, SEARCH_FILE, read_search, skipped)
+    planned = {} if plan is None else {place.key: place for place in plan.cells}
     for path in _run_folders(folder):
         try:
-            cells.append(open_cell(path))
+            found.append(open_cell(path))
         except RegtuneError as error:
-            skipped.append(Skipped(folder=path, reason=_why(path, error)))
-    cells, odd = _alike(cells)
-    cells, doubles = _without_doubles(cells)
-    skipped += odd
+            where = f". Planned: {_words(planned[path.name])}" if path.name in planned else ""
+            skipped[path.name] = _why(path, error) + where
+    cells = _without_doubles(_alike(found, skipped), skipped)
     if not cells:
         raise DataError(_nothing(folder, skipped))
-    single = (folder / RUN_FILE).is_file()
-    plan = search = None
-    if not single:
-        plan, search = _of_sweep(folder, skipped, SWEEP_FILE, read_plan), _of_sweep(folder, skipped, "search", _search)
-    begun = {cell.folder.name for cell in cells} | {cell.folder.name for cell in (*skipped, *doubles)}
+    begun = {*skipped, *(cell.folder.name for cell in cells)}
+    open_ = [place for place in planned.values() if place.key not in begun]
     return Sweep(
         folder=folder,
-        groups=_with_gaps(_groups(cells, plan.training_sets if plan else {}), plan),
-        skipped=(*_in_plan(skipped, plan), *doubles),
+        groups=_groups(cells, plan),
+        skipped=tuple(skipped.items()),
         search=search,
-        not_begun=tuple(plan.open_cells(begun)) if plan else (),
+        not_begun=tuple(_by_arm(open_, trained=True)),
     )
 
 
 def open_cell(folder: Path) -> Cell:
-    """A finished run, after a look at everything in it that a report reads.
+    """A finished run with everything of it that a report reads.
 
     Raises:
-        CheckpointError: no finished run there, one of another schema, or predictions that are not what it wrote.
-        ConfigError: a config that can't be, or of a task or method that isn't installed.
+        CheckpointError: no finished run, a record of another schema, or a file that is not what the run wrote.
+        ConfigError: a config that can't be, or of a task that isn't installed.
         DataError: a broken file, or predictions that contradict the record.
     """
     record = load_record(folder)
-    config_from_dict(record.config, f"{folder / RUN_FILE}: config", remedy=AGAIN)
-    for name in record.predictions:
-        answers(folder, record, name)
-    read_curve(folder)
-    return Cell(folder=folder, record=record, arm=arm_of(record), seed=seed_of(record))
-
-
-def _of_sweep(folder: Path, skipped: list[Skipped], name: str, read: Callable[[Path], FoundT | None]) -> FoundT | None:
-    """What a file beside the cells adds; a broken one is listed."""
-    try:
-        return read(folder)
-    except RegtuneError as error:
-        skipped.append(Skipped(folder=folder / name, reason=str(error)))
-        return None
+    settings = settings_of(record, folder)
+    return Cell(
+        folder=folder,
+        record=record,
+        arm=arm_of(record, settings),
+        seed=int(settings["training.seed"]),
+        settings=settings,
+        scored=read_scored(folder, record),
+        curve=read_curve(folder),
+    )
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     """Folders with a run's files, in order of their names; nothing below a run is looked at."""
     for name, folders, files in os.walk(folder):
         folders.sort()
-        if SWEEP_FILE in files and "search" in folders:
-            folders.remove("search")  # the runs of a search that goes on are no cells
+        if SWEEP_FILE in files and SEARCH_FOLDER in folders:
+            folders.remove(SEARCH_FOLDER)  # the runs of a search that goes on are no cells
         if RUN_FILE in files or (CONFIG_FILE in files and _is_run_config(Path(name) / CONFIG_FILE)):
             folders.clear()
             yield Path(name)
@@ -356,89 +178,144 @@ def _why(path: Path, error: RegtuneError) -> str:
     return f"failed: {failed}" if failed else f"not finished ({RUN_FILE} is missing)"
 
 
-def _alike(cells: list[Cell]) -> tuple[list[Cell], list[Skipped]]:
-    """The cells that have the examples and columns that most runs of their arm have, set by set; and the others."""
+def _beside(folder: Path, name: str, read: Callable[[Path], FileT], skipped: dict[str, str]) -> FileT | None:
+    """A file of the sweep's, in its folder or in the one that holds it; a broken one is listed."""
+    path = next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
+    if path is None or (folder / RUN_FILE).is_file():
+        return None
+    try:
+        return read(path)
+    except RegtuneError as error:
+        skipped[name] = str(error)
+        return None
 
-    def what(cell: Cell, name: str) -> tuple[frozenset[str], frozenset[str]]:
-        found = cell.answers(name)
-        return frozenset(found), frozenset(found.columns)
 
-    seen: dict[tuple[Arm, str], Counter[tuple[frozenset[str], frozenset[str]]]] = {}
+def _alike(cells: Sequence[Cell], skipped: dict[str, str]) -> list[Cell]:
+    """The cells that have the examples and columns that most runs of their arm have, set by set."""
+    seen: dict[tuple[Arm, str], Counter[frozenset[str]]] = {}
     for cell in cells:
-        for name in cell.record.predictions:
-            seen.setdefault((cell.arm, name), Counter())[what(cell, name)] += 1
+        for name, scored in cell.scored.items():
+            seen.setdefault((cell.arm, name), Counter())[scored.names] += 1
     usual = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
-    kept, odd = [], []
+    kept = []
     for cell in cells:
-        other = next((name for name in cell.record.predictions if what(cell, name) != usual[cell.arm, name]), None)
+        different = {name: scored.names ^ usual[cell.arm, name] for name, scored in cell.scored.items()}
+        other = next((name for name, names in different.items() if names), None)
         if other is None:
             kept.append(cell)
-            continue
-        different = {
-            one for mine, theirs in zip(what(cell, other), usual[cell.arm, other], strict=True) for one in mine ^ theirs
-        }
-        reason = f"on {other} it has other examples than runs of its arm: {some(sorted(different))}. {AGAIN}"
-        odd.append(Skipped(folder=cell.folder, reason=reason))
-    return kept, odd
+        else:
+            names = some(sorted(different[other]))
+            skipped[cell.folder.name] = f"on {other} it has other examples than runs of its arm: {names}. {AGAIN}"
+    return kept
 
 
-def _without_doubles(cells: list[Cell]) -> tuple[list[Cell], list[Skipped]]:
+def _without_doubles(cells: Sequence[Cell], skipped: dict[str, str]) -> list[Cell]:
     kept: dict[tuple[Arm, int], Cell] = {}
-    doubles = []
     for cell in cells:
         first = kept.setdefault((cell.arm, cell.seed), cell)
         if first is not cell:
-            reason = f"the same arm and seed ({cell.arm.label}, seed {cell.seed}) as {first.folder.name}, which is used"
-            doubles.append(Skipped(folder=cell.folder, reason=reason))
-    return list(kept.values()), doubles
+            what = f"{cell.arm.label}, seed {cell.seed}"
+            skipped[cell.folder.name] = f"the same arm and seed ({what}) as {first.folder.name}, which is used"
+    return list(kept.values())
 
 
-def _groups(cells: list[Cell], names: Mapping[tuple[str, ...], str]) -> tuple[Group, ...]:
+def _groups(cells: Sequence[Cell], plan: SweepFile | None) -> tuple[Group, ...]:
+    sets = plan.sweep.get("training_sets", {}) if plan else {}
+    names = {tuple(files): str(name) for name, files in sets.items()}
     alike: dict[tuple[str, str, tuple[str, ...]], list[Cell]] = {}
     for cell in cells:
-        alike.setdefault(trained_on(cell.record), []).append(cell)
+        settings = cell.settings
+        key = (cell.record.task, str(settings["model"]), tuple(settings["data.train"]))
+        alike.setdefault(key, []).append(cell)
     groups = []
     for (task, model, train), members in alike.items():
         named = told_apart(list({cell.arm for cell in members}))
-        renamed = [Cell(folder=c.folder, record=c.record, arm=named[c.arm], seed=c.seed) for c in members]
+        renamed = [dataclasses.replace(cell, arm=named[cell.arm]) for cell in members]
         renamed.sort(key=lambda cell: (cell.arm.order, cell.seed))
-        groups.append(Group(task=task, model=model, train=train, cells=tuple(renamed), train_name=names.get(train, "")))
+        name = names.get(train, "")
+        gaps = () if plan is None else tuple(_gaps(plan, name, {cell.folder.name for cell in members}))
+        group = Group(model=model, task=TASKS.get(task), train=train, cells=tuple(renamed), train_name=name, gaps=gaps)
+        groups.append(group)
     return tuple(sorted(groups, key=lambda group: (len(group.train), -len(group.cells))))
 
 
-def _with_gaps(groups: Sequence[Group], plan: Plan | None) -> tuple[Group, ...]:
-    if plan is None:
-        return tuple(groups)
-    return tuple(
-        dataclasses.replace(group, gaps=gaps_of(plan, group.train_name, {cell.folder.name for cell in group.cells}))
-        for group in groups
-    )
+def _gaps(plan: SweepFile, training_set: str, finished: Collection[str]) -> Iterator[str]:
+    """What the plan has for one training set and its finished cells don't, in sentences."""
+    planned = [place for place in plan.cells if place.training_set == training_set]
+    missing = [place for place in planned if place.key not in finished]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        yield (
+            f"The grid is not whole: {len(missing)} of its {len(planned)} planned cells {verb} missing "
+            f"({'; '.join(_by_arm(missing))})."
+        )
+    waiting, best = plan.sweep.get("at_best", ()), plan.best_num_registers.get(training_set)
+    if waiting and best is None:
+        yield f"Arms that wait for the best N to be known: {', '.join(waiting)}."
+    elif waiting:
+        yield (
+            f"Controls ran at N = {best} because `registers` scored best there on these very examples: that arm's own "
+            "score is flattered, and so is its lead over the controls."
+        )
 
 
-def _in_plan(skipped: Sequence[Skipped], plan: Plan | None) -> list[Skipped]:
-    """The same with the arm and the seed that the sweep's plan gives a folder."""
-    words = {cell.key: _cell_words(cell) for cell in plan.cells} if plan else {}
-    return [
-        dataclasses.replace(cell, reason=f"{cell.reason}. Planned: {words[cell.folder.name]}")
-        if cell.folder.name in words
-        else cell
-        for cell in skipped
-    ]
+def _by_arm(places: Sequence[Place], *, trained: bool = False) -> list[str]:
+    """`registers, N = 4: seeds 0, 1` for each arm and N, baseline first."""
+    seeds: dict[str, list[int]] = {}
+    for place in sorted(places, key=lambda p: (p.arm != "baseline", p.arm != "registers", p.arm, p.num_registers)):
+        on = f", trained on {place.training_set}" if trained else ""
+        seeds.setdefault(f"{_arm_words(place)}{on}", []).append(place.seed)
+    return [f"{arm}: {seed_list(found)}" for arm, found in seeds.items()]
 
 
-def _search(folder: Path) -> dict[str, Any] | None:
-    paths = [place / name for place in (folder, folder.parent) for name in SEARCH_FILES]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        return None
-    read_search(path)
-    found: dict[str, Any] = read_json(path)  # as it was recorded, without what it doesn't say
+def _arm_words(place: Place) -> str:
+    return place.arm + (f", N = {place.num_registers}" if place.num_registers else "")
+
+
+def _words(place: Place) -> str:
+    return f"{_arm_words(place)}, seed {place.seed}, trained on {place.training_set}"
+
+
+def _nothing(folder: Path, skipped: Mapping[str, str]) -> str:
+    if not skipped:
+        return f"{folder} holds no runs: no folder in it has a {RUN_FILE}. Name a run directory or a sweep's folder."
+    shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
+    more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    return f"{folder} holds no finished run, only {len(skipped)} that can't be used: {shown}{more}"
+
+
+def mixed_versions(cells: Sequence[Cell]) -> list[str]:
+    """A sentence for each version of code or library that is not the same in all runs; which runs have which."""
+    found = []
+    for key in dict.fromkeys(key for cell in cells for key in cell.record.versions):
+        values: dict[str, list[Cell]] = {}
+        for cell in cells:
+            values.setdefault(cell.record.versions.get(key, "not recorded"), []).append(cell)
+        if len(values) > 1:
+            told = "; ".join(f"{value} in {_runs_of(own)}" for value, own in values.items())
+            what = "code of regtune (hash of its sources)" if key == _CODE else f"version of {key}"
+            found.append(f"Not all runs have the same {what}: {told}.")
+    without = [cell for cell in cells if _CODE not in cell.record.versions]
+    if without:
+        times = sorted(cell.record.started for cell in without)
+        count = "All runs" if len(without) == len(cells) else f"{len(without)} of {len(cells)} runs"
+        found.append(
+            f"{count} were recorded without a hash of regtune's code, so only their times ({times[0]} to {times[-1]}) "
+            "say which state of it trained them."
+        )
     return found
 
 
-def _nothing(folder: Path, skipped: list[Skipped]) -> str:
-    if not skipped:
-        return f"{folder} holds no runs: no folder in it has a {RUN_FILE}. Name a run directory or a sweep's folder."
-    shown = "; ".join(f"{cell.folder.name}: {cell.reason}" for cell in skipped[:5])
-    more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-    return f"{folder} holds no finished run, only {len(skipped)} that can't be used: {shown}{more}"
+def _runs_of(cells: Iterable[Cell]) -> str:
+    """Runs as a person names them: `baseline (seeds 0, 1); registers, N = 4 (seed 2)`."""
+    seeds: dict[str, list[int]] = {}
+    for cell in cells:
+        seeds.setdefault(cell.arm.label, []).append(cell.seed)
+    return ", ".join(f"{arm} ({seed_list(found)})" for arm, found in seeds.items())
+
+
+def seed_list(seeds: Collection[int]) -> str:
+    """`no seed`, `seed 3`, `seeds 1, 2`."""
+    if not seeds:
+        return "no seed"
+    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, sorted(seeds)))}"

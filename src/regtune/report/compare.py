@@ -1,18 +1,18 @@
-"""Two runs, question by question: what the terminal shows of a paired comparison."""
+"""Two runs, example by example: what the terminal shows of a paired comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from regtune.errors import ConfigError, DataError
-from regtune.report.arms import task_of
+from regtune.registry import TASKS
 from regtune.report.collect import Cell, open_cell
-from regtune.report.flips import Flip, Flips, find_flips
-from regtune.report.scores import arm_scores
-from regtune.report.tasks import reported
+from regtune.report.flips import Flip, Flips, Texts, example_texts, find_flips
+from regtune.report.scored import arm_scores
 from regtune.stats.comparison import Comparison, compare, shown, shown_difference, shown_interval
-from regtune.stats.scores import match_arm
 from regtune.tables import Table, one_line, probability
 
 _WIDTH = 100
@@ -24,7 +24,9 @@ class SetComparison:
 
     name: str
     results: dict[str, Comparison]
-    flips: Flips
+    """By metric."""
+    flips: Flips | None
+    """None where the task has no right and wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +37,12 @@ class RunComparison:
     second: Cell
     sets: tuple[SetComparison, ...]
 
+    def __str__(self) -> str:
+        return comparison_text(self)
+
 
 def compare_two(first: Path, second: Path, *, delta: float | None = None, resamples: int = 10_000) -> RunComparison:
-    """Compares two finished runs by a paired bootstrap over questions; seeds are not covered, and the text says so.
+    """Compares two finished runs by a paired bootstrap over examples; seeds are not covered, and the text says so.
 
     Args:
         first: a run directory.
@@ -46,85 +51,79 @@ def compare_two(first: Path, second: Path, *, delta: float | None = None, resamp
         resamples: bootstrap draws.
 
     Raises:
-        CheckpointError: no finished run there, one of another schema, or predictions that were changed.
+        CheckpointError: no finished run there, or one of another schema.
         ConfigError: the same run twice, or a setting out of range.
-        DataError: different evaluation sets or examples, or predictions that are broken or contradict their record.
+        DataError: runs of different tasks, other evaluation sets or examples, or predictions that can't be used.
     """
     if first.resolve() == second.resolve():
         raise ConfigError(f"{first} and {second} are the same run; name two different ones.")
-    one, other = _cell(first.resolve()), _cell(second.resolve())
-    names = list(one.record.predictions)
-    different = sorted(set(names) ^ set(other.record.predictions))
-    if different:
+    one, other = open_cell(first.resolve()), open_cell(second.resolve())
+    if one.record.task != other.record.task:
+        raise DataError(f"{first} is a run of the task {one.record.task}, {second} of {other.record.task}.")
+    if not one.scored or one.scored.keys() != other.scored.keys():
+        sets = [", ".join(cell.scored) or "none" for cell in (one, other)]
         raise DataError(
-            f"The runs were evaluated on different sets: {first} on {', '.join(names)}; {second} on "
-            f"{', '.join(other.record.predictions)}. Score both on the same ones with `regtune evaluate`."
+            f"The runs were evaluated on different sets: {first} on {sets[0]}; {second} on {sets[1]}. Train one "
+            "of them again with the other's evaluation sets."
         )
     return RunComparison(
         first=one,
         second=other,
-        sets=tuple(_on_set(one, other, name, delta=delta, resamples=resamples) for name in names),
+        sets=tuple(_on_set(one, other, name, delta=delta, resamples=resamples) for name in one.scored),
     )
 
 
-def comparison_text(found: RunComparison, *, shown: int = 5) -> str:
-    """The comparison as text; scores in percent, differences in points.
-
-    Args:
-        found: what `compare_two` gave.
-        shown: flips listed of each kind and set.
-    """
-    cells = (("A", found.first), ("B", found.second))
-    lines = [f"{letter}  {cell.folder}  ({cell.arm.label}, seed {cell.seed})" for letter, cell in cells]
-    for part in found.sets:
-        lines += ["", *_set_lines(part, shown)]
-    return "\n".join(lines)
-
-
-def _cell(folder: Path) -> Cell:
-    cell = open_cell(folder)
-    if not cell.record.predictions:
-        raise DataError(f"{folder} holds no predictions to compare.")
-    return cell
-
-
 def _on_set(one: Cell, other: Cell, name: str, *, delta: float | None, resamples: int) -> SetComparison:
-    results: dict[str, Comparison] = {}
-    for metric in reported(task_of(one.record)).metrics:
-        base = arm_scores([one], name, metric)
-        arm = match_arm(arm_scores([other], name, metric), base, paired=False, partial=False)[0]
+    runs = {"A": one.scored[name], "B": other.scored[name]}
+    results = {}
+    for metric in TASKS.get(one.record.task).metrics:
+        base, arm = (arm_scores({0: run}, metric, letter) for letter, run in runs.items())
         results[metric.name] = compare(base, {"B": arm}, delta=delta, resamples=resamples)[0]
     return SetComparison(name=name, results=results, flips=find_flips([one], [other], name))
 
 
-def _set_lines(part: SetComparison, most: int) -> list[str]:
-    rows: list[tuple[str, ...]] = []
+def comparison_text(found: RunComparison, *, flips: int = 5) -> str:
+    """The comparison as text; scores and differences as a person reads them.
+
+    Args:
+        found: what `compare_two` gave.
+        flips: listed of each kind and set.
+    """
+    cells = (("A", found.first), ("B", found.second))
+    lines = [f"{letter}  {cell.folder}  ({cell.arm.label}, seed {cell.seed})" for letter, cell in cells]
+    for part in found.sets:
+        lines += ["", *_set_lines(part, found.first, flips)]
+    return "\n".join(lines)
+
+
+def _set_lines(part: SetComparison, cell: Cell, most: int) -> Iterator[str]:
+    examples, main = TASKS.get(cell.record.task).examples, next(iter(part.results.values()))
+    rows = []
     for result in part.results.values():
-        metric = result.metric
-        means = (shown(metric, result.baseline_mean), shown(metric, result.arm_mean))
-        difference = (shown_difference(metric, result.difference), shown_interval(metric, result.interval))
-        rows.append((metric.title, *means, *difference, probability(result.p_value)))
-    table = Table(columns=("", "A", "B", "B - A", "95 % interval", "p"), rows=tuple(rows))
-    main = next(iter(part.results.values()))
-    gained, lost = part.flips.gained, part.flips.lost
-    return [
-        f"{part.name}, {part.flips.questions:,} questions",
-        table.text,
-        f"{main.metric.title}: {main.sentence.replace('the baseline', 'A')}",
-        f"Flips: {len(gained)} questions wrong in A and right in B, {len(lost)} right in A and wrong in B.",
-        *(line for flip in (*gained[:most], *lost[:most]) for line in _flip_lines(flip)),
-    ]
+        value, difference = partial(shown, result.metric), partial(shown_difference, result.metric)
+        interval, p_value = shown_interval(result.metric, result.interval), probability(result.p_value)
+        means = (value(result.baseline_mean), value(result.arm_mean))
+        rows.append((result.metric.title, *means, difference(result.difference), interval, p_value))
+    yield f"{part.name}, {main.examples:,} {examples}"
+    yield Table(columns=("", "A", "B", "B - A", "95 % interval", "p"), rows=tuple(rows)).text
+    yield f"{main.metric.title}: {main.sentence.replace('the baseline', 'A')}"
+    if part.flips is not None:
+        gained, lost = part.flips.gained, part.flips.lost
+        yield f"Flips: {len(gained)} {examples} wrong in A and right in B, {len(lost)} right in A and wrong in B."
+        texts = example_texts(cell, part.name)
+        for flip in (*gained[:most], *lost[:most]):
+            yield from _flip_lines(flip, texts)
 
 
-def _flip_lines(flip: Flip) -> list[str]:
-    kind = "won " if flip.gained else "lost"
-    answers = f"        A: {_quoted(flip.before.text)}   B: {_quoted(flip.after.text)}"
-    gold = f"   gold: {_quoted(flip.gold[0])}" if flip.gold else ""
-    return [f"  {kind}  {_short(f'{flip.id}  {flip.question}'.rstrip())}", answers + gold]
+def _flip_lines(flip: Flip, texts: Texts) -> Iterator[str]:
+    text, gold = texts.get(flip.id, ("", ()))
+    yield f"  {'won ' if flip.gained else 'lost'}  {_short(f'{flip.id}  {text}')}".rstrip()
+    right = f"   gold: {_quoted(gold[0])}" if gold else ""
+    yield f"        A: {_quoted(flip.before.text)}   B: {_quoted(flip.after.text)}{right}"
 
 
 def _quoted(text: str) -> str:
-    return f'"{_short(text)}"' if text else "(no answer)"
+    return f'"{_short(text)}"' if text else "(nothing)"
 
 
 def _short(text: str) -> str:

@@ -1,24 +1,22 @@
 """Figures as SVG text: colour-blind safe (Okabe and Ito 2008), told apart by marker and line style as well.
 
-Ink is `currentColor` and the colours are the page's variables, so a figure follows a dark page; `standalone` makes a
-file of its own from it. The same records give the same bytes.
+Ink is `currentColor` and the colours are the page's variables, so a figure follows a dark page. The same records give
+the same bytes.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from regtune.errors import MissingExtraError
-from regtune.interfaces import Metric
+from regtune.interfaces import Block, Metric, Published
 from regtune.pictures import COLOURS, FAINT, INK
-from regtune.report.tasks import LABEL, reported
 from regtune.stats.comparison import Comparison
 
 _MARKERS = "os^Dvp*Xh"
@@ -26,150 +24,125 @@ _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 1.5, 1.5, 1
 _PAPER = {INK: "#16181d", FAINT: "#6b7078"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A drawing for the page."""
-
-    name: str
-    title: str
-    """Also the drawing's accessible name."""
-    description: str
-    """What a reader who can't see it should know."""
-    svg: str
-
-    @property
-    def standalone(self) -> str:
-        """The same as a file: fixed colours on white."""
-        text = self.svg.replace("currentColor", _PAPER[INK]).replace("var(--faint)", _PAPER[FAINT])
-        for number, colour in enumerate(COLOURS):
-            text = text.replace(f"var(--c{number})", colour)
-        return text.replace("</desc>", '</desc><rect width="100%" height="100%" fill="white"/>', 1)
+Seeds = Sequence[tuple[Sequence[float], Sequence[float]]]
+"""Of a curve: for each seed the steps and the values."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """One N: its number, the score of each seed in percent, and its comparison with the baseline (None for N = 0)."""
-
-    num_registers: int
-    scores: tuple[float, ...]
-    comparison: Comparison | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A training curve: for each seed the steps and the values."""
-
-    label: str
-    seeds: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
-
-
-def score_figure(series: Sequence[Series], metric: Metric, set_name: str, *, task: str = "qa") -> Figure:
+def score_figure(
+    scores: Mapping[int, Sequence[float]],
+    compared: Mapping[int, Comparison],
+    metric: Metric,
+    set_name: str,
+    published: Published | None = None,
+) -> Block:
     """Score against N: a dot for each seed, the mean, and the 95 % band of the difference to the baseline.
 
     The band is drawn around the baseline's mean, so where it does not touch the baseline's line the difference is
     distinguishable from 0, corrected for all N (Bonferroni).
+
+    Args:
+        scores: N to the score of each seed, as a person reads it.
+        compared: N to its comparison with the baseline.
+        metric: which score.
+        set_name: where it was measured.
+        published: points to hold it against.
     """
-    curve = reported(task).curve.get(metric.name, ())
+    counts = sorted(scores)
+    means = [float(np.mean(scores[count])) for count in counts]
+    curve = published.points if published else ()
 
     def draw(axes: Any) -> None:
-        places = [_place(one.num_registers) for one in series]
-        _published(axes, curve)
-        _band(axes, series)
-        for place, one in zip(places, series, strict=True):
-            count = len(one.scores)
-            offsets = np.linspace(-0.09, 0.09, count) if count > 1 else [0.0]
-            axes.plot(place + np.array(offsets), one.scores, "o", color=COLOURS[0], markersize=4, alpha=0.75, zorder=3)
-        means = [float(np.mean(one.scores)) for one in series]
+        if published:  # points alone: nothing joins them, for what lies between is not known
+            axes.plot(
+                [_place(count) for count, _ in curve],
+                [value for _, value in curve],
+                linestyle="none",
+                marker="s",
+                markerfacecolor="none",
+                color=FAINT,
+                markersize=4.5,
+                label=published.label,
+                zorder=1,
+            )
+        if compared:
+            _band(axes, counts, compared)
+        for count in counts:
+            offsets = np.linspace(-0.09, 0.09, len(scores[count])) if len(scores[count]) > 1 else np.zeros(1)
+            style = {"color": COLOURS[0], "markersize": 4, "alpha": 0.75, "zorder": 3}
+            axes.plot(_place(count) + offsets, scores[count], "o", **style)
+        places = [_place(count) for count in counts]
         axes.plot(places, means, "-D", color=INK, markersize=5, linewidth=1.6, label="mean over seeds", zorder=4)
         axes.plot([], [], "o", color=COLOURS[0], markersize=4, label="one seed")
-        counts = {one.num_registers for one in series} | {count for count, _ in curve}
-        shown = _ticks(sorted(counts), {one.num_registers for one in series})
+        others = [count for count, _ in curve if all(abs(_place(count) - place) > 0.5 for place in places)]
+        shown = sorted({*counts, *others})
         axes.set_xticks([_place(count) for count in shown], [str(count) for count in shown])
         axes.set_xlabel("number of registers N (log scale)")
         axes.set_ylabel(f"{metric.title} (%)" if metric.scale == 100 else metric.title)
 
-    description = "; ".join(
-        f"N = {one.num_registers}: mean {np.mean(one.scores):.1f} over {len(one.scores)} seeds" for one in series
+    described = [
+        f"N = {count}: mean {mean:.1f} over {len(scores[count])} seeds"
+        for count, mean in zip(counts, means, strict=True)
+    ]
+    return Block(
+        kind="figure",
+        name=f"{metric.name}-by-registers",
+        title=f"{metric.title} on {set_name} against the number of registers",
+        text="; ".join(described),
+        draw=draw,
     )
-    title = f"{metric.title} on {set_name} against the number of registers"
-    return drawn(f"{metric.name}-by-registers", title, description, draw, columns=1)
 
 
-def curve_figure(curves: Sequence[Curve], name: str, title: str, ylabel: str) -> Figure:
+def curve_figure(curves: Mapping[str, Seeds], name: str, title: str, ylabel: str) -> Block:
     """Training curves: the mean over seeds for each arm, every seed as a thin line."""
+    middles = {label: _mean_curve(seeds) for label, seeds in curves.items()}
 
     def draw(axes: Any) -> None:
-        for number, curve in enumerate(curves):
+        for number, (label, seeds) in enumerate(curves.items()):
             colour = INK if number == 0 else COLOURS[(number - 1) % len(COLOURS)]
             dashes = _DASHES[number % len(_DASHES)]
-            for steps, values in curve.seeds:
+            for steps, values in seeds:
                 axes.plot(steps, values, linestyle=dashes, color=colour, linewidth=0.6, alpha=0.3)
-            middle, means = _mean_curve(curve)
             axes.plot(
-                middle,
-                means,
+                *middles[label],
                 linestyle=dashes,
                 color=colour,
                 linewidth=1.8,
                 marker=_MARKERS[number % len(_MARKERS)],
                 markersize=4.5,
-                markevery=max(1, len(middle) // 6),
-                label=curve.label.replace("$", r"\$"),
+                markevery=max(1, len(middles[label][0]) // 6),
+                label=label.replace("$", r"\$"),
             )
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(ylabel)
 
-    ends = "; ".join(f"{curve.label} ends at {_mean_curve(curve)[1][-1]:.2f}" for curve in curves)
-    return drawn(name, title, f"Mean over seeds: {ends}", draw, columns=2)
+    ends = "; ".join(f"{label} ends at {means[-1]:.2f}" for label, (_, means) in middles.items())
+    return Block(kind="figure", name=name, title=title, text=f"Mean over seeds: {ends}", draw=draw)
 
 
 def _place(count: int) -> float:
     return float(np.log2(1 + count))
 
 
-def _published(axes: Any, curve: Sequence[tuple[int, float]]) -> None:
-    """Points that can be read off a chart; nothing joins them, for what lies between is not known."""
-    if curve:
-        axes.plot(
-            [_place(count) for count, _ in curve],
-            [value for _, value in curve],
-            linestyle="none",
-            marker="s",
-            markerfacecolor="none",
-            color=FAINT,
-            markersize=4.5,
-            label=LABEL,
-            zorder=1,
-        )
-
-
-def _band(axes: Any, series: Sequence[Series]) -> None:
-    compared = [one for one in series if one.comparison is not None]
-    if not compared:
-        return
-    result = compared[0].comparison
-    assert result is not None
-    scale = result.metric.scale
-    base = scale * result.baseline_mean
+def _band(axes: Any, counts: Sequence[int], compared: Mapping[int, Comparison]) -> None:
+    first = next(iter(compared.values()))
+    scale = first.metric.scale
+    base = scale * first.baseline_mean
     axes.axhline(base, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="baseline's mean", zorder=2)
-    ends = [(one.num_registers, one.comparison.simultaneous_interval) for one in compared if one.comparison is not None]
-    start = [(0, (0.0, 0.0))] if any(one.comparison is None for one in series) else []
-    low, high = ([base + scale * interval[end] for _, interval in start + ends] for end in (0, 1))
-    places = [_place(count) for count, _ in start + ends]
+    known = [count for count in counts if count in compared or count == 0]
+    ends = [compared[count].simultaneous_interval if count in compared else (0.0, 0.0) for count in known]
+    places = [_place(count) for count in known]
+    low, high = ([base + scale * interval[end] for interval in ends] for end in (0, 1))
     axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.16, linewidth=0, zorder=0)
-    for place, bottom, top in zip(places[len(start) :], low[len(start) :], high[len(start) :], strict=True):
-        label = "95 % interval of the difference (simultaneous)" if place == places[len(start)] else None
-        axes.plot([place, place], [bottom, top], "-_", color=COLOURS[0], linewidth=1.2, markersize=7, label=label)
+    label: str | None = "95 % interval of the difference (simultaneous)"
+    for count, place, bottom, top in zip(known, places, low, high, strict=True):
+        if count in compared:
+            axes.plot([place, place], [bottom, top], "-_", color=COLOURS[0], linewidth=1.2, markersize=7, label=label)
+            label = None
 
 
-def _ticks(counts: Sequence[int], own: set[int]) -> list[int]:
-    """The runs' own N, and the paper's where there is room."""
-    return [count for count in counts if count in own or all(abs(_place(count) - _place(other)) > 0.5 for other in own)]
-
-
-def _mean_curve(curve: Curve) -> tuple[list[float], list[float]]:
+def _mean_curve(seeds: Seeds) -> tuple[list[float], list[float]]:
     found: dict[float, list[float]] = {}
-    for steps, values in curve.seeds:
+    for steps, values in seeds:
         for step, value in zip(steps, values, strict=True):
             found.setdefault(step, []).append(value)
     most = max(map(len, found.values()))
@@ -177,24 +150,12 @@ def _mean_curve(curve: Curve) -> tuple[list[float], list[float]]:
     return kept, [float(np.mean(found[step])) for step in kept]
 
 
-def drawn(
-    name: str,
-    title: str,
-    description: str,
-    draw: Callable[[Any], None],
-    *,
-    columns: int | None = None,
-    size: tuple[float, float] = (5.2, 4.1),
-) -> Figure:
-    """A figure in the page's style.
+def drawn(block: Block, name: str) -> str:
+    """A figure as an `<svg>` element in the page's style; beneath it a legend of what has a label, if anything has.
 
     Args:
-        name: of its file, and the start of its ids.
-        title: also its accessible name.
-        description: what a reader who can't see it should know.
-        draw: draws on matplotlib axes, in `INK`, `FAINT` and `COLOURS`.
-        columns: of the legend beneath; by default one row of what has a label, if anything has.
-        size: width and height in inches.
+        block: its `draw` draws on matplotlib axes, in `INK`, `FAINT` and `COLOURS`; title and text describe it.
+        name: the start of its ids.
 
     Raises:
         MissingExtraError: matplotlib isn't installed.
@@ -202,7 +163,7 @@ def drawn(
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure as Drawing
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "report", "The report's figures") from error
     style: dict[Any, Any] = {
@@ -211,30 +172,33 @@ def drawn(
         "font.size": 10,
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     }
+    assert block.draw is not None
     with mpl.rc_context(style):
-        drawing = Drawing(figsize=size, layout="constrained")
+        drawing = Figure(figsize=(5.2, 4.1), layout="constrained")
         FigureCanvasSVG(drawing)
         drawing.patch.set_alpha(0)
         axes = drawing.subplots()
         axes.patch.set_alpha(0)
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        if columns is None:
-            columns = min(4, len(axes.get_legend_handles_labels()[1]))
-        if columns:
+        block.draw(axes)
+        labels = axes.get_legend_handles_labels()[1]
+        if labels:
+            columns = max(1, min(4, len(labels), 56 // max(map(len, labels))))
             drawing.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9, reverse=columns == 1)
         stream = io.StringIO()
         drawing.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return Figure(
-        name=name, title=title, description=description, svg=_inline(stream.getvalue(), name, title, description)
-    )
+    return _inline(stream.getvalue(), name, block.title, block.text or block.title)
+
+
+def standalone(svg: str) -> str:
+    """A page's figure as a file of its own: fixed colours on white."""
+    text = svg.replace("currentColor", _PAPER[INK]).replace("var(--faint)", _PAPER[FAINT])
+    for number, colour in enumerate(COLOURS):
+        text = text.replace(f"var(--c{number})", colour)
+    return text.replace("</desc>", '</desc><rect width="100%" height="100%" fill="white"/>', 1)
 
 
 def _inline(text: str, name: str, title: str, description: str) -> str:

@@ -1,48 +1,52 @@
-"""Questions that one arm answers rightly and the other wrongly, by the majority of the seeds."""
+"""Examples on which one arm is right and the other wrong, by the majority of the seeds."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 
 from regtune.errors import RegtuneError
-from regtune.report.arms import Arm, filled
-from regtune.report.arms import set_name as short_name
+from regtune.interfaces import Block
+from regtune.recipes import config_from_dict
+from regtune.records import RUN_FILE, set_name
+from regtune.registry import TASKS
+from regtune.report.arms import Arm
 from regtune.report.collect import Cell, Group
-from regtune.stats.scores import some
-from regtune.sweeps.answers import Answer
-from regtune.tables import Table
+from regtune.session import settings_of
+from regtune.tables import Column
 
-SHOWN = 40
+Texts = Mapping[str, tuple[str, tuple[str, ...]]]
+"""Example id to its text and what is right."""
+SHOWN = 20
+"""Of each kind, on a page."""
 NOT_KEPT = "(text not kept)"
-"""Exported records leave out the answers to large sets."""
+"""Exported records leave out the predictions of large sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What one arm said to a question: its most frequent answer, and on how many seeds it was right."""
+    """What one arm said of an example: its most frequent prediction, and on how many seeds it was right."""
 
     text: str
-    f1: float
     right: int
     seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.text or '(nothing)'} ({self.right}/{self.seeds} right)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
-    """A question on which the majority of the seeds changes between right and wrong."""
+    """An example on which the majority of the seeds changes between right and wrong."""
 
     id: str
     before: Side
     after: Side
-    question: str = ""
-    gold: tuple[str, ...] = ()
 
     @property
     def gained(self) -> bool:
@@ -56,182 +60,134 @@ class Flips:
 
     before: str
     after: str
-    set_name: str
-    flips: tuple[Flip, ...]
-    questions: int
-
-    @property
-    def gained(self) -> list[Flip]:
-        """Wrong in the first arm, right in the second."""
-        return [flip for flip in self.flips if flip.gained]
-
-    @property
-    def lost(self) -> list[Flip]:
-        """Right in the first arm, wrong in the second."""
-        return [flip for flip in self.flips if not flip.gained]
-
-    @property
-    def shown_gained(self) -> list[Flip]:
-        """Of those won, as many as a page can hold beside those lost."""
-        return self.gained[: max(SHOWN // 2, SHOWN - len(self.lost))]
-
-    @property
-    def shown_lost(self) -> list[Flip]:
-        """Of those lost, what room is left."""
-        return self.lost[: SHOWN - len(self.shown_gained)]
-
-    @property
-    def shown(self) -> list[Flip]:
-        """Both."""
-        return [*self.shown_gained, *self.shown_lost]
+    name: str
+    gained: tuple[Flip, ...]
+    """Wrong in the first arm, right in the second."""
+    lost: tuple[Flip, ...]
+    """Right in the first arm, wrong in the second."""
+    examples: int
 
 
-def find_flips(before: Sequence[Cell], after: Sequence[Cell], set_name: str) -> Flips:
+def find_flips(before: Sequence[Cell], after: Sequence[Cell], name: str) -> Flips | None:
     """Compares the majorities of two arms; a tie between the seeds is neither right nor wrong and never a flip.
 
     Args:
         before: the runs of one arm.
         after: the runs of the other.
-        set_name: the evaluation set; questions that both answered count.
+        name: of the evaluation set.
+
+    Returns:
+        None where there are no runs on the same examples, or the task has no right and wrong.
     """
-    first, second = ([cell.answers(set_name) for cell in cells] for cells in (before, after))
-    texts = question_texts(before[0], set_name)
-    shared = [name for name in first[0] if all(name in found for found in (*first, *second))]
-    kept = all(any(answer.text for answer in found.values()) for found in (*first, *second))
-    flips = []
-    for name in shared:
-        old, new = _side([found[name] for found in first], kept), _side([found[name] for found in second], kept)
-        if _majority(old) and _majority(new) and _majority(old) != _majority(new):
-            question, gold = texts.get(name, ("", ()))
-            flips.append(Flip(id=name, before=old, after=new, question=question, gold=gold))
+    runs = [[cell.scored[name] for cell in cells if name in cell.scored] for cells in (before, after)]
+    first = next(iter(runs[0]), None)
+    if first is None or not runs[1]:
+        return None
+    if any(run.right is None or run.place.keys() != first.place.keys() for side in runs for run in side):
+        return None
+    orders = [[run.rows(first) for run in side] for side in runs]
+    right = [
+        np.sum([np.asarray(run.right)[rows] for run, rows in zip(*each, strict=True)], axis=0)
+        for each in zip(runs, orders, strict=True)
+    ]
+    lead = [2 * count - len(side) for count, side in zip(right, runs, strict=True)]
+    kept = all(any(run.said) for side in runs for run in side)
+    ids, flips = list(first.place), []
+    for place in np.flatnonzero(lead[0] * lead[1] < 0):
+        sides = []
+        for side, rows, count in zip(runs, orders, right, strict=True):
+            said = Counter(run.said[row[place]] for run, row in zip(side, rows, strict=True)).most_common(1)[0][0]
+            sides.append(Side(text=said if kept else NOT_KEPT, right=int(count[place]), seeds=len(side)))
+        flips.append(Flip(id=ids[place], before=sides[0], after=sides[1]))
     flips.sort(key=lambda flip: -abs(flip.after.right / flip.after.seeds - flip.before.right / flip.before.seeds))
     return Flips(
         before=before[0].arm.label,
         after=after[0].arm.label,
-        set_name=set_name,
-        flips=tuple(flips),
-        questions=len(shared),
+        name=name,
+        gained=tuple(flip for flip in flips if flip.gained),
+        lost=tuple(flip for flip in flips if not flip.gained),
+        examples=len(ids),
     )
 
 
-def flips_table(group: Group, baseline: Arm, set_name: str) -> Table | None:
-    """For each arm: questions won and lost against the baseline, beside what a change of the seed alone does."""
-    cells = {arm: [cell for cell in group.of(arm) if set_name in cell.record.predictions] for arm in group.arms}
-    base = cells.pop(baseline, [])
-    known = base[0].answers(set_name).keys() if base else set()
-    compared = [(arm, found) for arm, found in cells.items() if found and found[0].answers(set_name).keys() == known]
-    if not base or not compared:
-        return None
+def flip_blocks(group: Group, baseline: Arm, named: Arm | None, name: str) -> list[Block]:
+    """How many flips each arm has against the baseline, beside what a seed alone changes; those of one arm listed."""
+    base, what = group.of(baseline, name), group.task.examples
+    others = [arm for arm in group.arms if arm != baseline]
+    compared = {arm: flips for arm in others if (flips := find_flips(base, group.of(arm, name), name)) is not None}
+    if not compared:
+        return []
     rows = []
-    for arm, found in compared:
-        flips = find_flips(base, found, set_name)
-        pairs = [(old, new) for old in base for new in found if old.seed == new.seed]
-        own = disagreement(combinations(found, 2), set_name)
-        rows.append(
-            (
-                arm.label,
-                str(len(flips.gained)),
-                str(len(flips.lost)),
-                _share(disagreement(pairs, set_name)),
-                _share(own),
-            )
-        )
-    seeds = disagreement(combinations(base, 2), set_name)
-    alone = (
-        f" Two baseline runs that differ in the seed alone differ on {_share(seeds)} %." if seeds is not None else ""
-    )
-    return Table(
+    for arm, flips in compared.items():
+        cells = group.of(arm, name)
+        pairs = [(old, new) for old, new in product(base, cells) if old.seed == new.seed]
+        own = _disagreement(combinations(cells, 2), name)
+        rows.append((arm.label, len(flips.gained), len(flips.lost), _disagreement(pairs, name), own))
+    seeds = _disagreement(combinations(base, 2), name)
+    alone = "" if seeds is None else f" Two baseline runs that differ in the seed alone differ on {seeds:.1f} %."
+    shares = (Column(f"% of {what}, same seed", ".1f"), Column("% between seeds of the arm", ".1f"))
+    counts = Block(
+        kind="table",
         name="flips",
-        caption=f"Questions that change between right and wrong on {set_name}",
-        columns=("arm", "won", "lost", "% of questions, same seed", "% between seeds of the arm"),
+        title=f"{what.capitalize()} that change between right and wrong on {name}",
+        columns=("arm", "won", "lost", *shares),
         rows=tuple(rows),
-        notes=(
-            "Right means exact match. Won and lost: by the majority of the seeds, against the baseline. The last two "
-            f"columns count single runs that are right in one and wrong in the other.{alone} An arm has an effect on "
-            "single questions only where it changes more than a seed does.",
+        text=f"Won and lost: by the majority of the seeds, against the baseline. The last two columns count single "
+        f"runs of which one is right and the other wrong.{alone} An arm has an effect on single {what} only where it "
+        "changes more than a seed does.",
+    )
+    if named not in compared:
+        return [counts]
+    texts = example_texts(base[0], name)
+    listed = (_listed(compared[named], gained, texts) for gained in (True, False))
+    return [counts, *(block for block in listed if block.rows)]
+
+
+def _listed(flips: Flips, gained: bool, texts: Texts) -> Block:
+    found = flips.gained if gained else flips.lost
+    rows = []
+    for flip in found[:SHOWN]:
+        text, gold = texts.get(flip.id, (flip.id, ()))
+        rows.append((text, " · ".join(gold[:3]), str(flip.before), str(flip.after)))
+    shown = f", the {SHOWN} clearest" if len(found) > SHOWN else ""
+    return Block(
+        kind="table",
+        name=f"flips-{'won' if gained else 'lost'}",
+        title=f"{'Won' if gained else 'Lost'} on {flips.name}: {len(found)}{shown}",
+        columns=(
+            "example",
+            Column("gold", align="left"),
+            *(Column(arm, align="left") for arm in (flips.before, flips.after)),
         ),
+        rows=tuple(rows),
+        text="Each arm's most frequent prediction, with the seeds that were right.",
+        folded=True,
     )
 
 
-def disagreement(pairs: Iterable[tuple[Cell, Cell]], set_name: str) -> float | None:
-    """Mean share of questions that one run of a pair has right and the other wrong; None without pairs.
-
-    Both runs of a pair answered the same questions.
-    """
+def _disagreement(pairs: Iterable[tuple[Cell, Cell]], name: str) -> float | None:
+    """Mean percentage of examples that one run of a pair has right and the other wrong; None without pairs."""
     shares = []
     for one, other in pairs:
-        old, new = one.answers(set_name), other.answers(set_name)
-        shares.append(np.mean(old.right != new.right[new.like(old)]))
+        old, new = one.scored[name], other.scored[name]
+        if old.right is not None and new.right is not None:
+            shares.append(100 * np.mean(old.right != new.right[new.rows(old)]))
     return float(np.mean(shares)) if shares else None
 
 
-def shown_table(flips: Flips) -> Table:
-    """The clearest flips with both answers."""
-    rows = tuple(
-        (
-            "won" if flip.gained else "lost",
-            flip.question or flip.id,
-            some(flip.gold, 3),
-            _answer(flip.before),
-            _answer(flip.after),
-        )
-        for flip in flips.shown
-    )
-    more = len(flips.flips) - len(rows)
-    return Table(
-        name="flipped-questions",
-        caption=f"Flips on {flips.set_name}: {flips.before} → {flips.after}",
-        columns=("", "question", "gold", flips.before, flips.after),
-        rows=rows,
-        notes=(
-            f"{len(flips.gained)} won, {len(flips.lost)} lost of {flips.questions:,} questions"
-            f"{f'; the {len(rows)} clearest are shown' if more > 0 else ''}. Each arm's most frequent answer, with the "
-            "seeds that were right and the mean F1 in percent.",
-        ),
-    )
+def example_texts(cell: Cell, name: str) -> Texts:
+    """Example id to its text and what is right, where the set's file can still be read; else empty.
 
-
-def question_texts(cell: Cell, set_name: str) -> Mapping[str, tuple[str, tuple[str, ...]]]:
-    """Question id to its text and gold answers, where the set's file can still be read; else empty."""
-    for source in filled(cell.record.config)["data"]["eval"]:
-        if short_name(source) == set_name:
-            return _texts(source)
-    return {}
-
-
-@lru_cache(maxsize=32)
-def _texts(source: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Files and embedded sets only: a report never uses the network."""
-    from regtune.tasks.qa.data.sources import load_questions
-
+    Files and embedded sets only: a report never uses the network.
+    """
+    task, sources = TASKS.get(cell.record.task), cell.settings["data.eval"]
+    source = next((source for source in sources if set_name(source) == name), "")
     if not Path(source).is_file() and not source.startswith("embedded:"):
         return {}
     try:
-        examples = load_questions([source], on_bad_record="skip", for_training=False).items
+        settings = settings_of(config_from_dict(cell.record.config, RUN_FILE), task)
+        if hasattr(settings, "on_bad_record"):
+            settings = replace(settings, on_bad_record="skip")
+        return {str(example.id): task.described(example) for example in task.read([source], settings).items}
     except RegtuneError:
         return {}
-    return {e.id: (e.question, tuple(dict.fromkeys(answer.text for answer in e.answers))) for e in examples}
-
-
-def _side(found: Sequence[Answer], kept: bool) -> Side:
-    (text, _), *_ = Counter(answer.text for answer in found).most_common(1)
-    return Side(
-        text=text if kept else NOT_KEPT,
-        f1=float(np.mean([answer.score for answer in found])),
-        right=sum(answer.right for answer in found),
-        seeds=len(found),
-    )
-
-
-def _majority(side: Side) -> str:
-    wrong = side.seeds - side.right
-    return "" if wrong == side.right else "right" if side.right > wrong else "wrong"
-
-
-def _answer(side: Side) -> str:
-    right = f"{side.right}/{side.seeds} right, F1 {100 * side.f1:.1f}"
-    return f"{side.text or '(no answer)'} ({right})"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"

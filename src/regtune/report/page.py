@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regtune.errors import DataError
+from regtune.interfaces import Block
 from regtune.progress import begin_stage, each, stages
-from regtune.records import RUN_FILE, versions
+from regtune.records import RUN_FILE, file_name, versions
 from regtune.report.collect import Sweep, collect
-from regtune.report.inspect import InspectSection, has_records, section_of, sections_of
-from regtune.report.rendering import environment, write
+from regtune.report.inspect import Refused, has_records, section_of, sections_of
+from regtune.report.rendering import environment, render, write
 from regtune.report.result_tables import runs_table, search_table, settings_table, versions_table
 from regtune.report.scores import Settings
-from regtune.report.sections import Section, make_section, named
-from regtune.tables import Column, Table, escaped
+from regtune.report.sections import Part, Section, make_section
+from regtune.tables import Column, escaped
 
 PAGE = "report.html"
 
@@ -25,29 +26,19 @@ class Report:
     """Everything that the page shows."""
 
     title: str
-    sections: tuple[Section, ...]
-    overview: Table | None = None
-    """Tasks, models and training sets in columns, where there are several."""
-    search: Table | None = None
-    settings: Table | None = None
-    versions: Table | None = None
-    runs: Table | None = None
-    """None, as all that tells of runs, where only an `inspect` folder was found."""
-    inspected: tuple[InspectSection, ...] = ()
-    skipped: tuple[tuple[str, str], ...]
-    """Folder and reason of every cell that is not used."""
-    not_begun: tuple[str, ...]
-    """Planned cells without a run yet."""
     folder: str
-    made_with: str
+    sections: tuple[Section, ...]
+    """All at a glance where there are several results, the results, what was seen inside models, how it was done."""
 
     @property
-    def tables(self) -> list[Table]:
-        """All tables, in the page's order."""
-        rest = [self.search, self.settings, self.versions, self.runs]
-        parts: list[Section | InspectSection] = [*self.sections, *self.inspected]
-        first = [] if self.overview is None else [self.overview]
-        return first + [t for part in parts for t in part.tables] + [t for t in rest if t is not None]
+    def results(self) -> list[Section]:
+        """The sections that have a verdict."""
+        return [section for section in self.sections if section.headline is not None]
+
+    @property
+    def how(self) -> Section:
+        """Search, settings, versions, runs, and what was not used."""
+        return self.sections[-1]
 
 
 def write_report(
@@ -72,116 +63,114 @@ def write_report(
         The page's path.
 
     Raises:
-        DataError: no finished run, or predictions that leave out questions; the message names them.
+        DataError: no finished run; the message names what was found instead.
         MissingExtraError: the `report` extra isn't installed.
         ConfigError: a setting of the statistics is out of range.
     """
     environment()
+    place = output if output is not None else folder / "report"
     with stages(3, shown=progress):
         begin_stage(f"reading the records in {folder}")
         report = _records_alone(folder)
         sweep = None if report is not None else collect(folder)
-        begin_stage(f"comparing{_unused(sweep)}")
+        unused = "" if sweep is None or not sweep.skipped else _unused(sweep)
+        begin_stage(f"comparing{unused}")
         if sweep is not None:
             report = build_report(sweep, settings=Settings(delta=delta, resamples=resamples))
         assert report is not None
-        begin_stage(f"writing {len(report.tables)} tables, figures and the page")
-        return _write(report, output if output is not None else folder / "report")
+        begin_stage("writing tables, figures and the page")
+        for name, text in draw(report).items():
+            write(place / name, text)
+    return place / PAGE
 
 
-def _unused(sweep: Sweep | None) -> str:
+def _unused(sweep: Sweep) -> str:
     """What is left out, of how many, for the terminal; the page lists all of it."""
-    if sweep is None or not sweep.skipped:
-        return ""
-    first, found = sweep.skipped[0], len(sweep.skipped)
-    return f"; {found} of {len(sweep.cells) + found} are not used, the first: {first.folder.name}: {first.reason}"
-
-
-def _write(report: Report, place: Path) -> Path:
-    for table in report.tables:
-        write(place / "tables" / f"{table.name}.csv", table.csv)
-    parts: list[Section | InspectSection] = [*report.sections, *report.inspected]
-    for part in parts:
-        for figure in part.figures:
-            write(place / "figures" / f"{figure.name}.svg", figure.standalone)
-    write(place / "tables.md", _markdown(report))
-    return write(place / PAGE, page(report))
+    (name, why), *_ = sweep.skipped
+    count = len(sweep.skipped)
+    return f"; {count} of {len(sweep.cells) + count} are not used, the first: {name}: {why}"
 
 
 def build_report(sweep: Sweep, *, settings: Settings) -> Report:
     """Makes every comparison, table and figure of the page."""
-    several = len(sweep.groups) > 1
-    sections = tuple(
-        named(make_section(group, settings), f"-{number}" if several else "")
-        for number, group in enumerate(each(sweep.groups, "training sets"), start=1)
-    )
+    results = tuple(make_section(group, settings) for group in each(sweep.groups, "training sets"))
     inspected, refused = sections_of(sweep)
+    folder = sweep.folder.resolve().name
+    search = (search_table(sweep.search),) if sweep.search else ()
+    blocks = (*search, settings_table(sweep.cells), versions_table(sweep.cells), runs_table(sweep.groups, folder))
+    how = _how(blocks, (*sweep.skipped, *refused), sweep.not_begun)
     return Report(
         title="Do registers help?" if len(sweep.cells) > 1 else "One run",
-        folder=sweep.folder.resolve().name,
-        not_begun=sweep.not_begun,
-        sections=sections,
-        overview=_overview(sections) if several else None,
-        search=search_table(sweep.search) if sweep.search else None,
-        settings=settings_table(sweep.cells),
-        versions=versions_table(sweep.cells),
-        runs=runs_table(sweep.groups, sweep.folder.resolve().name),
-        skipped=(*((cell.folder.name, cell.reason) for cell in sweep.skipped), *refused),
-        inspected=inspected,
-        made_with=f"regtune {versions()['regtune']}",
+        folder=folder,
+        sections=(*((_overview(results),) if len(results) > 1 else ()), *results, *inspected, how),
     )
 
 
-def _overview(sections: Sequence[Section]) -> Table:
+def _how(blocks: Sequence[Block], skipped: Refused, not_begun: Sequence[str] = ()) -> Section:
+    found = [Part(title="", blocks=tuple(blocks))]
+    for title, name, columns, rows in (
+        ("Not used", "skipped", ("what", Column("why", align="left")), skipped),
+        ("Planned and not begun", "not-begun", ("cells",), tuple((line,) for line in not_begun)),
+    ):
+        block = Block(kind="table", name=name, title=title, columns=columns, rows=rows)
+        found.append(Part(title="", blocks=(block,) if rows else ()))
+    return Section(title="How it was done", parts=tuple(part for part in found if part.blocks))
+
+
+def _overview(sections: Sequence[Section]) -> Section:
     """Arms in rows, sections in columns: the mean, and the difference to the baseline with its verdict."""
-    found = [{row[0]: row for row in section.summary.cells} if section.summary else {} for section in sections]
-    arms = list(dict.fromkeys(arm for column in found for arm in column))
+    tables = [next((block.table for block in section.blocks("")), None) for section in sections]
+    found = [{row[0]: row for row in table.cells} if table else {} for table in tables]
     rows = [
         (arm, *(". ".join(filter(None, (c[arm][1], c[arm][2], c[arm][4]))) if arm in c else "" for c in found))
-        for arm in arms
+        for arm in dict.fromkeys(arm for column in found for arm in column)
     ]
-    titles = [f"{s.title} ({s.summary.caption})" if s.summary else s.title for s in sections]
-    columns = [Column(title, align="left") for title in titles]
-    note = "Mean ± SD over seeds; difference to the baseline with its interval; verdict. Corrected column by column."
-    return Table(name="overview", caption="All at a glance", columns=("arm", *columns), rows=tuple(rows), notes=(note,))
+    titles = [f"{s.title} ({table.caption})" if table else s.title for s, table in zip(sections, tables, strict=True)]
+    block = Block(
+        kind="table",
+        name="overview",
+        title="Mean ± SD over seeds; difference to the baseline with its interval; verdict",
+        columns=("arm", *(Column(title, align="left") for title in titles)),
+        rows=tuple(rows),
+        text="Corrected column by column.",
+    )
+    return Section(title="All at a glance", parts=(Part(title="", blocks=(block,)),))
 
 
 def _records_alone(folder: Path) -> Report | None:
     """The page of a folder that has measurements of a model and no run; None for any other folder."""
     if not has_records(folder) or any(folder.rglob(RUN_FILE)):
         return None
-    section, refused = section_of(folder, folder.resolve().name, "inspect-1")
+    section, refused = section_of(folder, folder.resolve().name)
     if not section.parts:
         raise DataError(f"Nothing in {folder} can be used: " + "; ".join(f"{name}: {why}" for name, why in refused))
-    return Report(
-        title="Inside one model",
-        folder=folder.resolve().name,
-        sections=(),
-        inspected=(section,),
-        skipped=tuple(refused),
-        not_begun=(),
-        made_with=f"regtune {versions()['regtune']}",
-    )
+    return Report(title="Inside one model", folder=folder.resolve().name, sections=(section, _how((), refused)))
 
 
-def page(report: Report) -> str:
-    """The report as one HTML document that needs nothing else."""
-    text: str = environment().get_template("report.html.j2").render(report=report)
-    return text
+def draw(report: Report) -> dict[str, str]:
+    """The report as one HTML document that needs nothing else, and every table and figure: file name to content."""
+    files: dict[str, str] = {}
+    sections = []
+    for number, section in enumerate(report.sections, start=1):
+        suffix = f"-{number}" if section.headline is not None and len(report.results) > 1 else ""
+        parts = []
+        for part in section.parts:
+            blocks = [replace(block, name=f"{block.name}{suffix}") if block.name else block for block in part.blocks]
+            html = render(blocks, file_name(f"section-{number}-{part.title.lower()}"), files)
+            parts.append((part, html))
+        sections.append((section, parts))
+    template = environment().get_template("report.html.j2")
+    page = template.render(report=report, sections=sections, made_with=f"regtune {versions()['regtune']}")
+    return {PAGE: page, "tables.md": _markdown(report), **files}
 
 
 def _markdown(report: Report) -> str:
     parts = [f"# {escaped(report.title)} {escaped(report.folder)}\n"]
     for section in report.sections:
         top = section.headline
-        parts += [f"**{escaped(section.title)}**\n", f"{escaped(top.sentence)}\n"]
-        parts += [f"{escaped(text)}\n" for text in (top.proven, top.controls, top.basis) if text]
-    parts += [table.markdown() for table in report.tables]
-    if report.skipped:
-        listed = "\n".join(f"- {escaped(name)}: {escaped(reason)}" for name, reason in report.skipped)
-        parts.append(f"## Not used\n\n{listed}\n")
-    if report.not_begun:
-        parts.append(
-            "## Planned and not begun\n\n" + "\n".join(f"- {escaped(line)}" for line in report.not_begun) + "\n"
-        )
+        if top is not None:
+            parts += [f"**{escaped(section.title)}**\n"]
+            parts += [f"{escaped(text)}\n" for text in (top.sentence, top.proven, top.controls, top.basis) if text]
+        blocks = (block for part in section.parts for block in part.blocks)
+        parts += [block.table.markdown() for block in blocks if block.kind == "table"]
     return "\n".join(parts)

@@ -1,12 +1,18 @@
-"""Templates, and files written with words where they can't be."""
+"""Blocks as HTML and files, the templates, and files written with words where they can't be."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from regtune.errors import DataError, MissingExtraError
+from regtune.interfaces import Block
 from regtune.records import write_bytes
+from regtune.report.figures import drawn, standalone
 
 
 def environment() -> Any:
@@ -26,6 +32,53 @@ def environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(blocks: Iterable[Block], prefix: str, files: dict[str, str]) -> str:
+    """Blocks as HTML, figures that follow each other side by side.
+
+    Args:
+        blocks: as analyses and the report make them.
+        prefix: names what has no name of its own.
+        files: gets each table as `tables/NAME.csv` and each figure as `figures/NAME.svg`.
+
+    Raises:
+        DataError: explanations that can't be drawn.
+        MissingExtraError: the `report` extra isn't installed.
+    """
+    named = [
+        block if block.name else replace(block, name=f"{prefix}-{number}")
+        for number, block in enumerate(blocks, start=1)
+    ]
+    made = []
+    for side_by_side, group in groupby(named, key=lambda block: block.draw is not None):
+        parts = [_html(block, files) for block in group]
+        made.append(f'<div class="figures">\n{"".join(parts)}</div>\n' if side_by_side else "".join(parts))
+    return "".join(made)
+
+
+def _html(block: Block, files: dict[str, str]) -> str:
+    title = escape(block.title)
+    text = "".join(f'<p class="note">{escape(note)}</p>\n' for note in block.notes)
+    if block.draw is not None:
+        svg = drawn(block, block.name)
+        files[f"figures/{block.name}.svg"] = standalone(svg)
+        return f"<figure><figcaption>{title}</figcaption>{svg}</figure>\n"
+    if block.kind == "table":
+        files[f"tables/{block.name}.csv"] = block.table.csv
+        made = f"{block.table.html}\n"
+    elif block.html is not None or block.kind == "text":
+        made = (text if block.folded or not title else f"<h4>{title}</h4>\n{text}") + (block.html or "")
+    else:
+        made = f"<h4>{title}</h4>\n{_overlays(block)}"
+    return f"<details><summary>{title}</summary>\n{made}</details>\n" if block.folded else made
+
+
+def _overlays(block: Block) -> str:
+    from regtune.report.overlays.page import make_overlays
+
+    template = environment().get_template("overlay_parts.html.j2").module
+    return "".join(template.overlay(one, "h4") for one in make_overlays(block.data, prefix=block.name))
 
 
 def write(path: Path, text: str) -> Path:

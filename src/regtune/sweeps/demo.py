@@ -56,7 +56,7 @@ class DemoResult:
 
 
 def demo_config(num_registers: int, output_dir: Path) -> RunConfig:
-    """The demo's run with this many registers; learning rates as `benchmarks/search_learning_rates.py` found."""
+    """The demo's run with this many registers; learning rates as a search found."""
     return RunConfig(
         model="minilm",
         output_dir=output_dir / f"n{num_registers}",

@@ -15,9 +15,9 @@ from regtune.records import (
     CURVE_FILE,
     RUN_FILE,
     compact_predictions,
+    ids_file,
     inside,
     load_record,
-    questions_file,
     read_predictions,
     write_bytes,
 )
@@ -29,14 +29,14 @@ def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> list
     """Copies every finished cell to `target/cells/KEY`: record, curve, and compact predictions.
 
     Predictions become columns of the task's scores (four decimals), without n-best lists, and without texts in sets of
-    more than `texts_up_to` questions; the question ids, which are most of the bytes and the same in every cell, are
-    written once, to `target/questions`. `sweep.json` and `search.json` come along. Files that have not changed are left
+    more than `texts_up_to` examples; their ids, which are most of the bytes and the same in every cell, are
+    written once, to `target/examples`. `sweep.json` and `search.json` come along. Files that have not changed are left
     alone, so a sweep can be exported again while it grows.
 
     Args:
         folder: a sweep's folder.
         target: where to; for example `docs/results/ablation`.
-        texts_up_to: largest set whose answers are kept as text.
+        texts_up_to: largest set whose predictions are kept as text.
 
     Returns:
         The folders of the cells.
@@ -65,16 +65,13 @@ def _files(run_dir: Path, target: Path, texts_up_to: int) -> Iterator[tuple[Path
     for name, file in record.predictions.items():
         rows = read_predictions(run_dir, record, name)
         content = compact_predictions(rows, texts=len(rows) <= texts_up_to)
-        yield questions_file(target, content["questions"]), _packed([row["id"] for row in rows])
+        yield ids_file(target, content["examples"]), _packed([row["id"] for row in rows])
         place = inside(cell, file)
         raw = _packed(content) if place.suffix == ".gz" else _plain(content)
         sums[file] = hashlib.sha256(raw).hexdigest()
         yield place, raw
     if (run_dir / CURVE_FILE).is_file():
         yield cell / CURVE_FILE, (run_dir / CURVE_FILE).read_bytes()
-    if not record.files:  # of schema 1: as it was written
-        yield cell / RUN_FILE, (run_dir / RUN_FILE).read_bytes()
-        return
     text = json.dumps(dataclasses.asdict(dataclasses.replace(record, files=sums)), indent=1, ensure_ascii=False)
     yield cell / RUN_FILE, f"{text}\n".encode(errors="backslashreplace")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from regtune.config import DataConfig, Epochs, Rate, Registers, RunConfig, Seed, TrainConfig, config_hash
 from regtune.errors import ConfigError
-from regtune.records import file_name
+from regtune.records import set_name
 from regtune.sweeps.arms import Arm, Methods, apply_arm, arm_named
 from regtune.typed import Checked, Range
 
@@ -197,11 +196,6 @@ class SweepConfig(Checked):
             config=config,
             key=config_hash(config),
         )
-
-
-def set_name(name: str) -> str:
-    """The short name under which records keep an evaluation set."""
-    return re.sub(r"\.(json|jsonl|csv|tsv|txt)$", "", file_name(name).removesuffix(".gz"))
 
 
 def _refuse_repeats(name: str, values: Sequence[Hashable]) -> None:

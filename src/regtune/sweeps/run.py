@@ -32,6 +32,7 @@ from regtune.records import (
     read_typed,
     save_record,
     verify,
+    set_name,
     versions,
     write_json,
 )
@@ -40,7 +41,6 @@ from regtune.registers.surgery import (
 )
 from regtune.registry import TASKS
 from regtune.session import MODEL_DIR, Session, SharedInputs, settings_of
-from regtune.sweeps.grid import set_name
 from regtune.training.checkpoints import save_model
 from regtune.training.fine_tune import TrainingResult, fine_tune
 from regtune.training.parameter_groups import register_group

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,16 @@ class SearchFile:
 
     rows: list[dict[str, float | str | None]]
     """A row a rate that was tried, with every figure of the held-out set by its name."""
-    best: dict[str, LearningRates] = field(default_factory=dict)
-    held_out: str = ""
-    epochs: float = 1.0
-    seed: int = 0
-    num_registers: int = 0
-    metric: str = "f1"
-    training_examples: int = 0
-    held_out_examples: int = 0
-    training_questions: int = 0
-    """What searches before tasks called them; so the next two."""
-    held_out_questions: int = 0
-    questions: int = 0
-    machine: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, LearningRates]
+    held_out: str
+    metric: str
+    """What the rates were chosen by."""
+    training_examples: int
+    held_out_examples: int
+    epochs: float
+    seed: int
+    num_registers: int
+    machine: dict[str, Any]
 
 
 def read_search(path: Path) -> SearchFile:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from regtune.errors import CheckpointError
 from regtune.locks import locked
 from regtune.progress import begin_stage, duration, stages
-from regtune.records import read_typed, write_json
+from regtune.records import read_typed, set_name, write_json
 from regtune.registry import TASKS
 from regtune.sweeps.cell_run import LOCKS, Status, cell_status, failure, finished_record, lock_file, run_cell
 from regtune.sweeps.estimate import PlannedCell, plan_cells
-from regtune.sweeps.grid import Cell, SweepConfig, set_name
+from regtune.sweeps.grid import Cell, SweepConfig
 from regtune.sweeps.ray import ClusterConfig, run_on_ray
 from regtune.sweeps.search import SEARCH_FILE, SEARCH_FOLDER, with_found_rates
 from regtune.sweeps.sweep_recipe import sweep_from_dict, sweep_to_dict

@@ -110,6 +110,7 @@ class Classification(Task):
     needs: ClassVar[tuple[Literal["pad", "sep"], ...]] = ("pad",)
     reads_text: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MACRO_F1, MCC)
+    examples: ClassVar[str] = "texts"
 
     def read(
         self, names: Sequence[str], settings: ClassifySettings, *, limit: int | None = None, training: bool = False
