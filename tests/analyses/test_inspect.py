@@ -130,7 +130,7 @@ def test_a_record_that_its_analysis_does_not_understand_is_named_by_the_report(i
         write_json(folder / "inspect" / f"{record.part}.json", content)
     (folder / "inspect" / "artefacts.json").write_text("{", encoding="utf-8")
     page = write_report(folder, output=tmp_path / "out").read_text(encoding="utf-8")
-    assert "The record of attention can&#39;t be understood (KeyError" in page
+    assert "The record of attention can&#x27;t be understood (KeyError" in page
     assert "artefacts.json" in page.split("Not used")[1]
 
 
