@@ -31,8 +31,8 @@ from regtune.records import (
     now,
     read_typed,
     save_record,
-    verify,
     set_name,
+    verify,
     versions,
     write_json,
 )
