@@ -15,9 +15,9 @@ from regtune.interfaces import Metric, Task
 from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve, read_json
 from regtune.registry import TASKS
 from regtune.report.arms import Arm, arm_of, settings_of, told_apart
-from regtune.report.scored import Scored, read_scored
 from regtune.stats.scores import some
 from regtune.sweeps.cell_run import failure
+from regtune.sweeps.scored import Scored, read_scored
 from regtune.sweeps.search import SEARCH_FILE, SEARCH_FOLDER, SearchFile, read_search
 from regtune.sweeps.sweep import SWEEP_FILE, Place, SweepFile, read_sweep_file
 

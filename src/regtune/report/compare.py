@@ -11,8 +11,8 @@ from regtune.errors import ConfigError, DataError
 from regtune.registry import TASKS
 from regtune.report.collect import Cell, open_cell
 from regtune.report.flips import Flip, Flips, Texts, example_texts, find_flips
-from regtune.report.scored import arm_scores
 from regtune.stats.comparison import Comparison, compare, shown, shown_difference, shown_interval
+from regtune.sweeps.scored import arm_scores
 from regtune.tables import Table, one_line, probability
 
 _WIDTH = 100

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from regtune.interfaces import Metric
 from regtune.report.arms import BASELINE, REGISTERS, Arm
 from regtune.report.collect import Cell, Group, seed_list
-from regtune.report.scored import arm_scores
 from regtune.stats.comparison import Comparison, compare
 from regtune.stats.scores import ArmScores
+from regtune.sweeps.scored import arm_scores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import Any
 from regtune.errors import CheckpointError
 from regtune.records import RunRecord, read_typed
 from regtune.session import Target, open_target
-from regtune.sweeps.answers import faults
 from regtune.sweeps.evaluate import titles_of
+from regtune.sweeps.scored import faults
 from regtune.tables import Column, Table
 
 _COPY = "Copy or download the model again."

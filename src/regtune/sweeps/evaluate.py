@@ -16,7 +16,7 @@ from regtune.records import now, versions, write_json
 from regtune.registry import TASKS
 from regtune.session import Session, SharedInputs, Target, fitted, open_target, settings_of
 from regtune.session import open as open_session
-from regtune.sweeps.answers import faults
+from regtune.sweeps.scored import faults
 from regtune.tables import Table
 
 EVALUATION_FILE = "evaluation.json"

@@ -52,6 +52,17 @@ def _shared(ids: tuple[str, ...]) -> dict[str, int]:
     return {example: row for row, example in enumerate(ids)}
 
 
+def faults(folder: Path, record: RunRecord) -> list[str]:
+    """A sentence for each evaluation set whose predictions are damaged or contradict the record."""
+    found = []
+    for name in record.predictions:
+        try:
+            _scored(folder, record, name, TASKS.get(record.task))
+        except RegtuneError as error:
+            found.append(str(error))
+    return found
+
+
 def read_scored(folder: Path, record: RunRecord) -> dict[str, Scored]:
     """The predictions of a run on each of its evaluation sets.
 
