@@ -67,7 +67,8 @@ def test_a_process_whose_partner_is_killed_says_so_in_words_and_the_same_command
             started.append(
                 subprocess.Popen([*command, *more], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
             )
-        return [(process.wait(250), process.stderr.read()) for process in started]
+        said = [process.communicate(timeout=250)[1] for process in started]
+        return [(process.returncode, err) for process, err in zip(started, said, strict=True)]
 
     (code, err), (killed, _) = both("--plugin", "killed.py")
     assert (code, killed) == (1, -signal.SIGKILL), err

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import DistError
 from transformers import TrainingArguments
 
 from regtune.config import TrainConfig
@@ -27,10 +26,9 @@ from regtune.training.batches import BatchOrder, Collator, check_rows, length_mu
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike
 from regtune.training.parameter_groups import register_group
-from regtune.training.trainer import Claims, Evaluate, Progress, RegisterTrainer, RunFlow
+from regtune.training.trainer import Claims, Evaluate, Progress, RegisterTrainer, RunFlow, partner_lost
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-_LOST = re.compile(r"gloo|nccl|by peer|broken pipe|socket ?timeout", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -172,7 +170,7 @@ def _explained(arguments: TrainingArguments, store: CheckpointStore, said: str) 
                 f"Out of memory on {arguments.device} with {said}. Try a smaller batch_size with more "
                 f"gradient_accumulation_steps, or gradient_checkpointing=true. {store.what_is_kept()}"
             ) from error
-        if arguments.world_size > 1 and (isinstance(error, DistError) or _LOST.search(str(error))):
+        if partner_lost(error):
             raise TrainingError(
                 f"Process {arguments.process_index} of {arguments.world_size} (counted from 0) can't reach another one "
                 "any more and stops: that one was killed, ran out of memory or failed, which its own output tells. "

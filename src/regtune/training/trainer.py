@@ -7,6 +7,7 @@ import ctypes
 import functools
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed import DistError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -36,6 +38,7 @@ Progress = Callable[[int, int, float | None], None]
 """Step, all steps, and the latest logged loss."""
 Claims = Callable[[Any], Sequence[Group]]
 """Parameters of a model that learn at rates of their own; asked when the optimiser is made."""
+_LOST = re.compile(r"gloo|nccl|by peer|broken pipe|socket ?timeout", re.IGNORECASE)
 
 
 class RegisterTrainer(Trainer):
@@ -160,6 +163,8 @@ class RegisterTrainer(Trainer):
                 self._write_checkpoint(seconds)
             except (OSError, RuntimeError, SafetensorError) as error:
                 self.store.discard(step)
+                if partner_lost(error):
+                    raise
                 kept, needed = self.store.what_is_kept(), self.checkpoint_bytes()
                 what = f"The checkpoint of step {step}"
                 raise unwritten(what, self.store.path(step), error, kept, needed) from error
@@ -247,6 +252,12 @@ class RegisterTrainer(Trainer):
         self.optimizer = self.lr_scheduler = None
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.accelerator.free_memory()
+
+
+def partner_lost(error: BaseException) -> bool:
+    """Whether torch says that another process of a training shared out to several can't be reached any more."""
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return several and (isinstance(error, DistError) or _LOST.search(str(error)) is not None)
 
 
 class Stopwatch:
