@@ -34,7 +34,8 @@ def measure(family: str) -> dict[str, float]:
         off = logits(compiled, batch)
         found["off"] = logits(model, batch) - off
     with mask_registers(model):
-        found["masked"] = logits(compiled, batch) - off
+        masked = logits(model, batch)
+        found["masked"] = logits(compiled, batch) - masked
     found["on again"] = logits(compiled, batch) - on
     found["other length"] = logits(compiled, other) - logits(model, other)
     found["gradients"] = gradients(compiled, model, batch) - gradients(model, model, batch)

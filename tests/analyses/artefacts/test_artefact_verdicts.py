@@ -157,8 +157,8 @@ def test_content_and_special_tokens_stand_apart_on_the_page_with_what_is_counted
 
 def test_where_attention_cannot_be_read_the_rest_is_still_told(tmp_path):
     config = AutoConfig.for_model(
-        "gpt_neox", vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=66,
+        "opt", vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
+        word_embed_proj_dim=32, max_position_embeddings=66,
     )  # fmt: skip
     AutoModel.from_config(config).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
@@ -172,4 +172,4 @@ def test_where_attention_cannot_be_read_the_rest_is_still_told(tmp_path):
     )
     assert [record.part for record in found.records] == ["artefacts"]
     assert "attention is left out" in found.notes[0]
-    assert "gpt_neox" in found.notes[0]
+    assert "opt" in found.notes[0]
