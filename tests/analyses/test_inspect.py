@@ -131,7 +131,7 @@ def test_a_record_that_its_analysis_does_not_understand_is_named_by_the_report(i
     (folder / "inspect" / "artefacts.json").write_text("{", encoding="utf-8")
     page = write_report(folder, output=tmp_path / "out").read_text(encoding="utf-8")
     assert "The record of attention can&#x27;t be understood (KeyError" in page
-    assert "artefacts.json" in page.split("Not used")[1]
+    assert "artefacts.json" in page.split("Not used", 1)[1]
 
 
 def test_one_model_is_opened_for_all_parts_and_forward_runs_on_it_alone(model, questions, tmp_path, monkeypatch):
