@@ -134,11 +134,17 @@ def read_json(path: Path) -> Any:
                 raw = stream.read(_LARGEST + 1)
         if len(raw) > _LARGEST:
             raise DataError(f"{path} holds more than {_LARGEST >> 20} MiB and is no file of regtune's.")
-        return json.loads(raw)
+        return json.loads(raw, parse_int=_whole)
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} can't be read: {error}") from error
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 19:
+        raise ValueError(f"a number of {len(digits)} digits is none of regtune's")
+    return int(digits)
 
 
 def read_typed(path: Path, kind: Any, *, remedy: str, wrong: type[RegtuneError] = DataError) -> Any:

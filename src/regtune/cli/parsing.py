@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import tyro
 
@@ -89,8 +89,9 @@ def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
     for name in given:
         if name not in own:
             raise unknown_name(f"setting of the task {task}:", name, own)
+    types = get_type_hints(kind, include_extras=True)
     hidden = [
-        (field.name, tyro.conf.Suppress[tyro.conf.Fixed[Any]], dataclasses.field(default=field.default))  # type: ignore[misc]
+        (field.name, _hidden(types[field.name]), dataclasses.field(default=field.default))
         for field in dataclasses.fields(kind)
         if field.name not in own
     ]
@@ -105,6 +106,11 @@ def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     values |= {"task": task, "settings": settings(**given), "methods": tuple(map(_method_text, config.methods.items()))}
     return typed, typed(**values)
+
+
+def _hidden(kind: Any) -> Any:
+    """A type that makes no flag. It is the field's own: tyro remembers types by defaults, and 0.0 equals False."""
+    return tyro.conf.Suppress[tyro.conf.Fixed[kind]]  # type: ignore[misc]
 
 
 def _own(kind: type) -> list[str]:
