@@ -9,11 +9,11 @@ from scipy import stats
 from regtune.errors import ConfigError, DataError
 from regtune.interfaces import Metric
 from regtune.report.collect import collect
-from regtune.report.scores import arm_scores
 from regtune.stats import ArmScores, compare, compare_many, compare_runs, measured
 from regtune.stats.bootstrap import resampled_values
 from regtune.stats.comparison import TWO_VALUED_RATE, arm_differences, two_valued
 from regtune.stats.permutation import exact_sign_flips
+from regtune.sweeps.scored import arm_scores
 from regtune.tasks.qa.task import F1
 from stats.made_up import ENTITY_F1, PERPLEXITY, entities, texts
 
@@ -208,7 +208,10 @@ def test_the_comparison_warns_of_two_valued_seeds():
 @pytest.fixture(scope="module")
 def committed():
     group = collect(ABLATION).groups[0]
-    return {arm.num_registers: arm_scores(group.of(arm), "en.dev", F1) for arm in group.arms}
+    return {
+        arm.num_registers: arm_scores({cell.seed: cell.scored["en.dev"] for cell in group.of(arm)}, F1, arm.label)
+        for arm in group.arms
+    }
 
 
 def test_plain_means_give_the_numbers_that_they_gave_before_there_were_columns(committed):
