@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import peft
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from regtune.config import Count
-from regtune.errors import UnsupportedModelError
+from regtune.errors import MissingExtraError, UnsupportedModelError
 from regtune.families._family import Family
 from regtune.interfaces import Attached, Method
+
+try:
+    import peft
+except ImportError as error:
+    raise MissingExtraError("peft", "peft", "LoRA") from error
+
 from regtune.registers.in_peft import AdaptedModel, RegisterLoraConfig, with_registers
 from regtune.registers.surgery import backbone_of, find_registers, remove_registers
 from regtune.typed import Checked, Range
