@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
+import jaxtyping
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from regtune.config import (
     AnswerConfig,
@@ -18,6 +22,9 @@ from regtune.config import (
 )
 from regtune.errors import ConfigError, RegtuneError, unknown_name
 from regtune.methods.warm_up import WarmUpSettings
+from regtune.registry import ANALYSES, METHODS, TASKS
+from regtune.sweeps.grid import LearningRates, SearchConfig, SweepConfig
+from regtune.sweeps.ray import ClusterConfig
 from regtune.typed import hints_of, problem
 
 
@@ -114,3 +121,84 @@ def test_no_setting_takes_a_value_of_another_kind():
                     assert problem(hint, value), (name, value)
             assert not problem(hint, getattr(kind(), name))
     assert tried > 250
+
+
+NEEDED = {
+    SearchConfig: {"learning_rates": (1e-4,), "register_learning_rates": (1e-3,)},
+    SweepConfig: {
+        "arms": ("baseline",),
+        "seeds": (0,),
+        "training_sets": {"t": ("embedded:train",)},
+        "evaluation_sets": ("embedded:dev",),
+    },
+    LearningRates: {"learning_rate": 1e-4},
+}
+KINDS = [RegisterConfig, DataConfig, TrainConfig, AnswerConfig, RunConfig, ClusterConfig, *NEEDED]
+KINDS += list(dict.fromkeys(room.get(name).settings for room in (TASKS, METHODS, ANALYSES) for name in room))
+FIELDS = [(kind, field.name) for kind in dict.fromkeys(KINDS) for field in dataclasses.fields(kind)]
+ODD = [
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    -1,
+    0,
+    10**30,
+    10**5000,
+    1e308,
+    -1e-320,
+    True,
+    None,
+    "",
+    "x\ud800",
+    b"x",
+]
+ODD += [(), ("",), (float("nan"),), (1, 1), [], {}, {"": None}, {"a": {"b": float("nan")}}, object(), Path("a\0")]
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    """Constructors as a user has them: without the look at types that conftest puts in front."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def refused(kind, name, value):
+    """Whether a setting is refused by a `ConfigError` that names it; any other error passes through."""
+    try:
+        made = kind(**{**NEEDED.get(kind, {}), name: value})
+    except ConfigError as error:
+        said = str(error)
+    else:
+        json.dumps(to_dict(made), allow_nan=False)  # what is accepted can be recorded
+        return False
+    assert name in said or said.startswith("Unknown ")  # a name that is in no table
+    assert len(said) < 4_100
+    return True
+
+
+def test_every_setting_of_every_config_refuses_what_it_cant_be(unwatched):
+    assert len(FIELDS) > 100
+    let_in = [(kind.__name__, name, odd) for kind, name in FIELDS for odd in ODD[:3] if not refused(kind, name, odd)]
+    assert let_in == [], "no setting can be NaN or infinite"
+    for kind, name in FIELDS:
+        found = [refused(kind, name, odd) for odd in ODD]
+        assert sum(found) >= len(ODD) // 3, (kind.__name__, name)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(FIELDS),
+    st.one_of(
+        st.floats(),
+        st.integers(),
+        st.booleans(),
+        st.text(),
+        st.binary(max_size=3),
+        st.none(),
+        st.lists(st.floats() | st.text(), max_size=3).map(tuple),
+        st.dictionaries(st.text(max_size=3), st.floats() | st.none(), max_size=2),
+    ),
+)
+def test_no_value_of_any_kind_ends_a_constructor_in_another_error(field, value):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        refused(*field, value)

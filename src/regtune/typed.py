@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Checked:
         kind: Any = type(self)
         for name, hint in hints_of(kind).items():
             value = getattr(self, name)
-            wrong = problem(hint, value)
+            wrong = problem(hint, value) or ("" if _finite(value) else "finite and below 1.8e308")
             self.require(not wrong, name, f"must be {wrong}.")
 
     def require(self, condition: bool, name: str, rest: str) -> None:
@@ -77,6 +78,15 @@ class Checked:
         if not condition:
             prefix = f"{self.section}." if self.section else ""
             raise ConfigError(f"{prefix}{name}={shown(getattr(self, name))} {rest}")
+
+
+def _finite(value: Any) -> bool:
+    """No NaN, infinity or endless row of digits, wherever in it: no setting means one, and JSON has none."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    if isinstance(value, (list, tuple)):
+        return all(map(_finite, value))
+    return not isinstance(value, (int, float)) or abs(value) <= sys.float_info.max
 
 
 @functools.cache

@@ -26,10 +26,11 @@ from regtune.progress import each
 from regtune.session import Session
 from regtune.texts import PlainText
 from regtune.token_classes import is_content
+from regtune.typed import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplanationSettings:
+class ExplanationSettings(Checked, section="explanations"):
     """What is explained how."""
 
     methods: tuple[str, ...] = ("attnlrp", "chefer", "gradient-input")
@@ -38,6 +39,7 @@ class ExplanationSettings:
     """Explain the first example in full, to be drawn on its text."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for method in self.methods:
             if method not in METHODS:
                 raise unknown_name("attribution method", method, METHODS)

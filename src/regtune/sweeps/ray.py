@@ -7,34 +7,28 @@ import socket
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from regtune.errors import ConfigError, MissingExtraError
 from regtune.sweeps.cell_run import Status, record_failure, run_cell
 from regtune.sweeps.grid import Cell
+from regtune.typed import Checked, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
+class ClusterConfig(Checked, section="cluster"):
     """Where cells run on Ray, and what each one takes."""
 
     address: str | None = None
     """`HOST:PORT` of a running cluster, `auto` for the one that this machine belongs to; unset starts Ray here."""
-    num_cpus: float = 1.0
+    num_cpus: Annotated[float, Range(0, 10**6)] = 1.0
     """CPU cores for a cell."""
-    num_gpus: float = 0.0
+    num_gpus: Annotated[float, Range(0, 10**6)] = 0.0
     """GPUs for a cell, or a fraction: 0.25 lets four cells share one."""
-    retries: int = 3
+    retries: Annotated[int, Range(0, 10**6)] = 3
     """How often a cell is started again when its worker dies."""
-    timeout: float = 10.0
+    timeout: Annotated[float, Range(0, 10**6, above=True)] = 10.0
     """Seconds to wait for the cluster to answer."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_cpus", "num_gpus", "retries"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"cluster.{name}={getattr(self, name)} must be 0 or more.")
-        if self.timeout <= 0:
-            raise ConfigError(f"cluster.timeout={self.timeout} must be a positive number of seconds.")
 
 
 def run_on_ray(

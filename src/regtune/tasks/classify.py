@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from regtune.config import AnswerConfig, DataConfig
+from regtune.config import AnswerConfig, Count, DataConfig, Tokens
 from regtune.errors import ConfigError, DataError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Task
 from regtune.registers.surgery import register_positions
 from regtune.tasks.files import hub_rows, records_of, table
 from regtune.texts import TextRow, text_rows
+from regtune.typed import Checked
 
 if TYPE_CHECKING:
     from regtune.session import Session
@@ -56,7 +57,7 @@ MCC = Metric(name="mcc", title="MCC", columns=_CELLS, value=correlation, bounds=
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifySettings:
+class ClassifySettings(Checked, section="settings"):
     """Which columns hold what, and how long a text may be."""
 
     label_column: str | None = None
@@ -69,9 +70,9 @@ class ClassifySettings:
     """What labels 0, 1, ... of the files are called."""
     encoding: str = "auto"
     """Of text files: UTF-8 or, where it isn't valid, latin-1; or a name that Python knows."""
-    max_length: int = DataConfig.max_length
+    max_length: Tokens = DataConfig.max_length
     """Longest text in tokens, special tokens included, registers not; longer ones are cut and counted."""
-    batch_size: int = AnswerConfig.batch_size
+    batch_size: Count = AnswerConfig.batch_size
     """Texts in a batch at inference."""
     on_bad_record: Literal["raise", "skip", "mend"] = "raise"
     """Stop at the first bad record, or leave it out, count it and list it."""
