@@ -45,6 +45,8 @@ PUBLIC = [
     "from_pretrained",
     "info",
     "inspect",
+    "list_methods",
+    "list_tasks",
     "load_plugin",
     "load_questions",
     "load_registers",
@@ -79,6 +81,7 @@ def test_every_command_has_a_public_function():
     from regtune.cli.main import COMMANDS
 
     functions = {"faithfulness": "inspect", "report": "write_report"}  # regtune.report is the room
+    functions |= {"methods": "list_methods", "tasks": "list_tasks"}  # so are these
     assert all(callable(getattr(regtune, functions.get(name, name))) for name in COMMANDS)
 
 

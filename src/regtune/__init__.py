@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from regtune.families._family import Family
     from regtune.inspection import inspect
     from regtune.interfaces import Analysis, Attached, Block, Examples, Group, Method, Metric, Rows, Stage, Task
+    from regtune.listing import list_methods, list_tasks
     from regtune.methods.peft import RegisterLoraConfig
     from regtune.records import RunRecord
     from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel
@@ -88,6 +89,8 @@ _HOME = {
     "from_pretrained": "regtune.registers.saving",
     "info": "regtune.sweeps.describe:describe",
     "inspect": "regtune.inspection",
+    "list_methods": "regtune.listing",
+    "list_tasks": "regtune.listing",
     "load_plugin": "regtune.registry",
     "load_questions": "regtune.tasks.qa.data.sources",
     "load_registers": "regtune.registers.saving",
@@ -144,6 +147,8 @@ __all__ = [
     "from_pretrained",
     "info",
     "inspect",
+    "list_methods",
+    "list_tasks",
     "load_plugin",
     "load_questions",
     "load_registers",

@@ -291,6 +291,10 @@ class Task:
         scores = self.score(predictions, examples)
         return {metric.name: metric.of(scores) for metric in self.metrics}
 
+    def choices(self, predictions: Sequence[Any], examples: Examples) -> list[tuple[Floats, int]]:
+        """What calibration is measured on, see `regtune.stats.calibration.Choice`; empty where nothing is chosen."""
+        return []
+
     def shortened(self, settings: RowT, limit: int) -> RowT:
         """Settings (the task's, or a `DataConfig`) whose rows have at most `limit` tokens."""
         values: Any = settings
@@ -383,7 +387,11 @@ class Method:
 
     name: ClassVar[str]
     title: ClassVar[str]
-    """In a few words, for lists."""
+    """What it changes, in a few words, for lists."""
+    costs: ClassVar[str] = ""
+    """What it costs, for lists."""
+    use: ClassVar[str] = ""
+    """When to use it, for lists."""
     settings: ClassVar[type]
     """A frozen dataclass; flags, YAML and the label in tables come from it."""
     base: ClassVar[Literal["learns", "frozen", "kept", "moved"]] = "learns"
@@ -397,6 +405,17 @@ class Method:
             UnsupportedModelError: the model can't have it, and why.
         """
         return Attached()
+
+    def initialise(self, session: Session, settings: Any, rows: Rows[Any]) -> None:
+        """Sets start values from training rows; asked at every start of a run, also of one that goes on."""
+
+    def watch(self, session: Session, settings: Any, rows: Rows[Any]) -> Callable[[], Mapping[str, Any]] | None:
+        """Something to look at when training starts, behind each stage and at its end, on training rows.
+
+        Returns:
+            What the record says of that moment under the method's name; None: there is nothing to look at.
+        """
+        return None
 
     def groups(self, model: nn.Module, settings: Any, training: TrainConfig) -> list[Group]:
         """The method's own parameters and their rates; what no method claims learns at `training.learning_rate`.

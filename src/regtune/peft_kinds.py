@@ -2,7 +2,8 @@
 
 `PeftModel.from_pretrained` looks a kind up in peft's own tables, so they must hold regtune's before it is called; and
 `import regtune` must not import peft (and torch) for those who don't use it. Hence a finder that finds nothing itself:
-it runs one function behind peft's own import.
+behind peft's own import it writes an entry for each kind into peft's table of configs. An entry is a promise: the
+classes are imported when it is used, since peft is often imported halfway through the import of other libraries.
 """
 
 from __future__ import annotations
@@ -15,7 +16,41 @@ from types import ModuleType
 from typing import Any
 
 _HOME = "regtune.methods.peft"
-_IMPORTERS = ("regtune.registers.in_peft", _HOME)
+_OWN = ("BITFIT", "BOTTLENECK")
+_OF_PEFT = (
+    "ADAPTION_PROMPT",
+    "IA3",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "LORA",
+    "MISS",
+    "MULTITASK_PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+    "P_TUNING",
+    "TRAINABLE_TOKENS",
+    "VERA",
+)
+KINDS = (*_OWN, *(f"REGISTER_{kind}" for kind in (*_OF_PEFT, *_OWN)))
+"""What `adapter_config.json` calls them."""
+
+
+class _Promise:
+    """Stands for a config class until it is used."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def _kept(self) -> Any:
+        importlib.import_module(_HOME)
+        return sys.modules["peft.mapping"].PEFT_TYPE_TO_CONFIG_MAPPING[self._kind]
+
+    def __call__(self, **fields: Any) -> Any:
+        return self._kept()(**fields)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kept(), name)
 
 
 class _BehindPeft(MetaPathFinder):
@@ -34,22 +69,21 @@ class _BehindPeft(MetaPathFinder):
 
             def run_and_enter(module: ModuleType) -> None:
                 run(module)
-                enter()
+                _enter()
 
             loader.exec_module = run_and_enter  # type: ignore[method-assign]
         return spec
 
 
-def enter() -> None:
-    """Imports what writes the kinds into peft's tables, unless it is that which imports peft just now."""
-    importers = [sys.modules[name] for name in _IMPORTERS if name in sys.modules]
-    if not any(getattr(module.__spec__, "_initializing", False) for module in importers):
-        importlib.import_module(_HOME)
+def _enter() -> None:
+    table = sys.modules["peft.mapping"].PEFT_TYPE_TO_CONFIG_MAPPING
+    for kind in KINDS:
+        table.setdefault(kind, _Promise(kind))
 
 
 def watch() -> None:
     """Enters the kinds now if peft is there, else when it comes."""
-    if "peft" in sys.modules:
-        enter()
+    if "peft.mapping" in sys.modules:
+        _enter()
     elif not any(isinstance(finder, _BehindPeft) for finder in sys.meta_path):
         sys.meta_path.insert(0, _BehindPeft())

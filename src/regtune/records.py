@@ -400,7 +400,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "regtune_source": source_hash()}
-    for package in ("regtune", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy"):
+    for package in ("regtune", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "peft"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -143,6 +143,33 @@ FAMILIES: Final = Registry(
         "XLM-R": "regtune.families.roberta:XLM_ROBERTA",
     },
 )
+_OF_PEFT = (
+    "lora",
+    "rslora",
+    "lora_plus",
+    "dora",
+    "pissa",
+    "olora",
+    "lora_ga",
+    "eva",
+    "qlora",
+    "loha",
+    "lokr",
+    "vera",
+    "miss",
+    "ia3",
+    "ln_tuning",
+    "bitfit",
+    "houlsby",
+    "pfeiffer",
+    "prompt_tuning",
+    "p_tuning",
+    "mpt",
+    "prefix",
+    "llama_adapter",
+    "trainable_tokens",
+)
+"""The table in `regtune.methods.peft`, by name, since loading it takes peft."""
 METHODS: Final = Registry(
     "method",
     "methods",
@@ -151,8 +178,8 @@ METHODS: Final = Registry(
         "linear_probe": "regtune.methods.linear_probe:LinearProbe",
         "lp_ft": "regtune.methods.lp_ft:LinearProbeThenFineTune",
         "warm_up": "regtune.methods.warm_up:WarmUp",
-        "lora": "regtune.methods.peft:lora",
-    },
+    }
+    | {name: f"regtune.methods.peft:{name}" for name in _OF_PEFT},
 )
 ANALYSES: Final = Registry(
     "analysis",

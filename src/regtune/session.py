@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from regtune import peft_kinds
 from regtune.config import RunConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of
@@ -451,7 +450,6 @@ def load_model(
         if (Path(folder) / "adapter_config.json").is_file():
             from regtune.registers.in_peft import load_adapted
 
-            peft_kinds.enter()
             return load_adapted(getattr(transformers, head), folder, **options)
         return from_pretrained(getattr(transformers, head), folder, **options)
 

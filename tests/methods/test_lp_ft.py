@@ -68,3 +68,23 @@ def test_without_epochs_it_is_refused():
         LpFtSettings(epochs=0.0)
     with pytest.raises(ConfigError, match="nan"):
         dataclasses.replace(LpFtSettings(), epochs=float("nan"))
+
+
+def test_the_record_tells_how_long_the_head_is_and_how_far_features_moved(config):
+    record = run_experiment(config, progress=False)
+    seen = record.training["lp_ft"]["seen"]
+    assert list(seen) == ["start", "lp_ft", "end"]
+    model = build_session(config, SharedInputs()).model
+    length = torch.cat([p.flatten() for n, p in model.named_parameters() if n.startswith("qa_outputs")]).norm()
+    assert seen["start"]["head_norm"] == pytest.approx(float(length), rel=1e-5)
+    assert seen["lp_ft"]["head_norm"] != seen["start"]["head_norm"]
+    assert seen["start"]["feature_change"] == 0.0
+    assert 0 < seen["lp_ft"]["feature_change"] < seen["end"]["feature_change"], "registers move features in the probe"
+    assert {"ece", "ece_scaled", "temperature"} <= record.metrics["q"].keys()
+
+
+def test_without_registers_probing_moves_no_feature(config):
+    alone = dataclasses.replace(config, registers=RegisterConfig(num_registers=0))
+    seen = run_experiment(alone, progress=False).training["lp_ft"]["seen"]
+    assert seen["lp_ft"]["feature_change"] == 0.0
+    assert seen["end"]["feature_change"] > 0

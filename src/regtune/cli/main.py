@@ -15,7 +15,21 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from regtune.cli import ask, compare, demo, doctor, evaluate, explain, info, inspect, predict, report, sweep, train
+from regtune.cli import (
+    ask,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    info,
+    inspect,
+    listing,
+    predict,
+    report,
+    sweep,
+    train,
+)
 from regtune.cli.parsing import say
 from regtune.errors import ConfigError, RegtuneError, bounded, unknown_name
 from regtune.tables import Table
@@ -33,8 +47,11 @@ COMMANDS = {
     module.HELP.name: Command(module.run, module.HELP.sentence, module.HELP.examples)
     for module in (demo, train, sweep, report, compare, evaluate, predict, ask, info, doctor, explain, inspect)
 } | {
-    inspect.FAITHFULNESS_HELP.name: Command(
-        inspect.run_faithfulness, inspect.FAITHFULNESS_HELP.sentence, inspect.FAITHFULNESS_HELP.examples
+    help_.name: Command(run, help_.sentence, help_.examples)
+    for help_, run in (
+        (inspect.FAITHFULNESS_HELP, inspect.run_faithfulness),
+        (listing.METHODS_HELP, listing.run_methods),
+        (listing.TASKS_HELP, listing.run_tasks),
     )
 }
 """In the order of the overview."""

@@ -22,6 +22,8 @@ class LinearProbe(Method):
 
     name = "linear_probe"
     title = "the backbone is frozen; the head and other methods' weights learn"
+    costs = "the head"
+    use = "as the least that any method must beat"
     settings = LinearProbeSettings
     base = "frozen"
 

@@ -42,6 +42,8 @@ class RegistersMethod(Method):
 
     name = "registers"
     title = "learned vectors beside the text, in every layer's attention; dropped before the head"
+    costs = "N vectors; attention over N more places"
+    use = "with a backbone that learns too; or beside any method here"
     settings = RegisterConfig
 
     def attach(self, session: Session, settings: RegisterConfig) -> AttachedRegisters:

@@ -286,6 +286,8 @@ class WarmUp(Method):
 
     name = "warm_up"
     title = "masked-LM pretraining on the training texts before fine-tuning"
+    costs = "its steps"
+    use = "as the test whether registers need pretraining"
     settings = WarmUpSettings
     base = "moved"
 

@@ -7,13 +7,13 @@ kind has a name of its own, `REGISTER_LORA`: peft without regtune refuses it, wh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from regtune.config import RegisterConfig
 from regtune.families import family_of
+from regtune.families._family import modules_at
 from regtune.models.loading import resolve_model
 from regtune.models.safety import check_model_files
 from regtune.records import read_typed
@@ -135,6 +136,8 @@ class _RegisterTuner:
             self.facts = base_facts(model)
         config.base_facts = config.base_facts or self.facts
         require_same_base(config.base_facts, self.facts, f"The adapter {adapter_name!r}")
+        if config.quantised:
+            quantise(model)
         super().inject_adapter(model, adapter_name, *args, **options)  # type: ignore[misc]
         _give_registers(model, adapter_name, config, active=adapter_name in self.active_adapters)
 
@@ -145,7 +148,8 @@ class _RegisterTuner:
                 "Group the requests by adapter and switch: model.set_adapter(name); for the base: "
                 "model.disable_adapter()."
             )
-        return super()._enable_peft_forward_hooks(*args, **options)  # type: ignore[misc]
+        plain = getattr(super(), "_enable_peft_forward_hooks", None)
+        return contextlib.nullcontext() if plain is None else plain(*args, **options)
 
     def _unload_and_optionally_merge(self: Any, merge: bool = True, **options: Any) -> Any:
         """The base model: merged with the adapter, whose registers stay on it, or as it was."""
@@ -169,16 +173,23 @@ class _RegisterTuner:
 def with_registers(base: Any) -> Any:
     """The config class of an adapter that holds registers and what `base`, one of peft's config classes, makes.
 
-    Its fields are those of `base`, and `registers`: a `RegisterConfig`, or its fields as a dictionary.
+    Its fields are those of `base`; `registers`, a `RegisterConfig` or its fields as a dictionary; and `quantised`: the
+    base's linear layers are brought to 4 bits before the adapter is put onto them (LoRA alone).
     """
+    if hasattr(base, "registers"):
+        return base
     own = base()
-    kind, tuner = f"REGISTER_{own.peft_type.value}", PEFT_TYPE_TO_TUNER_MAPPING[own.peft_type]
+    kind, tuner = (
+        f"REGISTER_{getattr(own.peft_type, 'value', own.peft_type)}",
+        PEFT_TYPE_TO_TUNER_MAPPING[own.peft_type],
+    )
     injected = isinstance(tuner, type) and issubclass(tuner, BaseTuner)
 
     @dataclasses.dataclass
     class WithRegisters(base):  # type: ignore[misc]
         registers: RegisterConfig | dict[str, Any] | None = None
         base_facts: dict[str, Any] | None = None
+        quantised: bool = False
         modules_to_save: list[str] | None = None
 
         def __post_init__(self) -> None:
@@ -245,6 +256,33 @@ def require_same_base(saved: Mapping[str, Any], here: Mapping[str, Any], what: s
         )
 
 
+def quantise(model: Any) -> None:
+    """Brings the linear layers of a model's layers to 4 bits (nf4, double quantisation), in place; on a CPU too.
+
+    Raises:
+        MissingExtraError: no bitsandbytes.
+    """
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise MissingExtraError("bitsandbytes", "qlora", "QLoRA") from error
+    backbone = backbone_of(model)
+    layers = modules_at(backbone, *family_of(backbone.config).within_layers())
+    for parent in dict.fromkeys(part for layer in layers for part in layer.modules()):
+        for name, linear in parent.named_children():
+            if type(linear) is nn.Linear:
+                weight = linear.weight
+                sizes = {"input_features": linear.in_features, "output_features": linear.out_features}
+                small = bitsandbytes.nn.Linear4bit(**sizes, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
+                small.weight = bitsandbytes.nn.Params4bit(
+                    weight.detach().clone(), requires_grad=False, quant_type="nf4", module=small
+                )
+                small.bias = linear.bias
+                small.support_avx512bf16_for_cpu = False  # packs weights anew, with other bits, in evaluation mode
+                setattr(parent, name, small.to(weight.device))
+    model.is_loaded_in_4bit = True  # peft asks for it
+
+
 # The model around a base and its adapters
 
 
@@ -258,8 +296,9 @@ class AdaptedModel(PeftModel):  # type: ignore[misc]
 
     def __init__(self, model: Any, peft_config: Any, adapter_name: str = "default", **options: Any) -> None:
         facts = base_facts(model)
-        with warnings.catch_warnings():  # peft asks transformers by an old name
-            warnings.simplefilter("ignore", FutureWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+            warnings.filterwarnings("ignore", message="Unsupported layer type")  # norms are none that it has sizes for
             super().__init__(model, peft_config, adapter_name, **options)
         self.facts = facts
         self._adapters_disabled: bool
@@ -275,7 +314,7 @@ class AdaptedModel(PeftModel):  # type: ignore[misc]
 
     def add_adapter(self, adapter_name: str, peft_config: Any, **options: Any) -> None:
         """One more adapter on the same base."""
-        facts = self.__dict__.get("facts") or base_facts(self.get_base_model())
+        facts = self.__dict__.get("facts") or base_facts(self.base_model)
         super().add_adapter(adapter_name, peft_config, **options)
         if not isinstance(self.base_model, BaseTuner):
             self._complete(adapter_name, peft_config, facts)
@@ -336,7 +375,7 @@ class AdaptedModel(PeftModel):  # type: ignore[misc]
         output["last_hidden_state"] = output["last_hidden_state"][:, n:]
         return output
 
-    @contextmanager
+    @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Inside, the base model answers, bit for bit."""
         config = self.active_peft_config

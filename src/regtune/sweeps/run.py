@@ -41,6 +41,7 @@ from regtune.registers.surgery import (
 )
 from regtune.registry import TASKS
 from regtune.session import MODEL_DIR, Session, SharedInputs, settings_of
+from regtune.stats.calibration import calibration
 from regtune.training.checkpoints import save_model
 from regtune.training.fine_tune import TrainingResult, fine_tune
 from regtune.training.parameter_groups import register_group
@@ -109,6 +110,8 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
         learnt, train_rows, watched = train, inputs.rows(train, session, training=True), sets[0]
     write_json(run_dir / CONFIG_FILE, resolved(config))  # only now: a mistyped path must not claim the directory
     texts = [session.reads.text(example) for example in learnt.items]
+    for each in used:
+        each.method.initialise(session, each.settings, train_rows)
     facts = before_training(session, used, texts, run_dir)
 
     def evaluate(candidate: nn.Module) -> Mapping[str, float]:
@@ -119,10 +122,13 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
         own = [group for each in used for group in each.method.groups(of, each.settings, training)]
         return [*own, register_group(of, training)]  # a model may have come with registers
 
+    look = _Looks(session, used, train_rows)
+    look("start")
     for each in with_own(used, "stages"):
         begin_stage(f"training, {each.method.name} first")
         for stage in each.method.stages(session, each.settings, training):
             facts[stage.name] = run_stage(stage, session, train_rows, claims=claims, folder=run_dir)
+            look(stage.name)
     begin_stage(f"training on {len(train_rows):,} rows, {training.epochs:g} epochs")
     result = fine_tune(
         model,
@@ -135,6 +141,8 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
         choose=session.reads.metrics[0] if training.checkpoint == "best" else None,
         fingerprint=fingerprint,
     )
+    look("end")
+    facts |= {name: {**facts.get(name, {}), "seen": moments} for name, moments in look.seen.items()}
     save_model(run_dir / MODEL_DIR, model, session.reader)
     metrics, files = evaluate_sets(session, sets, run_dir)
     write_json(run_dir / CURVE_FILE, list(result.curve))
@@ -161,6 +169,19 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
         model.push_to_hub(training.push_to_hub)
         session.reader.push_to_hub(training.push_to_hub)
     return record
+
+
+class _Looks:
+    """What methods look at while they train, moment by moment."""
+
+    def __init__(self, session: Session, used: Sequence[Used], rows: Rows[Any]) -> None:
+        made = {each.method.name: each.method.watch(session, each.settings, rows) for each in used}
+        self.watches = {name: watch for name, watch in made.items() if watch is not None}
+        self.seen: dict[str, dict[str, Any]] = {name: {} for name in self.watches}
+
+    def __call__(self, moment: str) -> None:
+        for name, watch in self.watches.items():
+            self.seen[name][moment] = watch()
 
 
 def before_training(
@@ -344,7 +365,7 @@ def evaluation_set(name: str, session: Session, inputs: SharedInputs) -> Evaluat
 def evaluate_sets(
     session: Session, sets: Sequence[EvaluationSet], folder: Path
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Figures of each set, and the files under `predictions/` with every example's prediction and scores."""
+    """Figures of each set and its calibration, and files under `predictions/` with each prediction and its scores."""
     metrics: dict[str, dict[str, float]] = {}
     files: dict[str, str] = {}
     for part in sets:
@@ -352,6 +373,7 @@ def evaluate_sets(
         predictions = session.predict(part.examples, part.rows)
         columns: Mapping[str, Floats] = session.reads.score(predictions, part.examples)
         metrics[part.name] = session.reads.figures(predictions, part.examples)
+        metrics[part.name] |= calibration(session.reads.choices(predictions, part.examples))
         file = Path("predictions") / f"{part.name}.json.gz"
         rows = [
             prediction.to_json() | {name: float(column[index]) for name, column in columns.items()}

@@ -213,6 +213,13 @@ class Classification(Task):
         columns = {f"{kind}:{name}": row for kind, rows in hits.items() for name, row in zip(names, rows, strict=True)}
         return {name: column.astype(np.float64) for name, column in {"accuracy": gold == said, **columns}.items()}
 
+    def choices(self, predictions: Sequence[ClassPrediction], examples: Examples) -> list[tuple[Floats, int]]:
+        """Every class, and the gold one."""
+        names = list(predictions[0].probabilities)
+        shares = np.array([list(one.probabilities.values()) for one in predictions])
+        scores = np.log(np.maximum(shares, np.finfo(np.float64).tiny))
+        return [(row, _named(str(item.label), names)) for row, item in zip(scores, examples.items, strict=True)]
+
     def example(self, record: Mapping[str, Any], settings: ClassifySettings) -> LabelledText:
         """From `text` (and `pair`), or from the columns that the settings name."""
         return _example(str(record.get("id", "0")), record, "the text given", settings, need_label=False)

@@ -17,7 +17,7 @@ from regtune.registers.surgery import register_positions
 from regtune.tasks.qa.answers import Prediction, extract_answers, span_logits
 from regtune.tasks.qa.data.sources import language_of, load_questions
 from regtune.tasks.qa.examples import QAExample, Window
-from regtune.tasks.qa.metrics import best_thresholds, by_answerability, score_answers
+from regtune.tasks.qa.metrics import best_thresholds, by_answerability, normalize_answer, score_answers
 from regtune.tasks.qa.shown import answer_shown
 from regtune.tasks.qa.windows import make_windows
 from regtune.texts import pad_tokens
@@ -131,6 +131,16 @@ class QuestionAnswering(Task):
         only = examples.names[0] if len(examples.names) == 1 else ""  # several sets together are scored by SQuAD's
         mlqa = language_of(only) if only.startswith("mlqa:") else ""
         return score_answers([one.text for one in predictions], examples.items, mlqa=mlqa)
+
+    def choices(self, predictions: Sequence[Prediction], examples: Examples) -> list[tuple[Floats, int]]:
+        """The best spans of questions that have an answer, and the first that is one (SQuAD's rule)."""
+        found = []
+        for one, example in zip(predictions, examples.items, strict=True):
+            gold = {normalize_answer(answer.text) for answer in example.answers}
+            if gold and one.texts:
+                places = (place for place, text in enumerate(one.texts) if normalize_answer(text) in gold)
+                found.append((np.asarray(one.scores, dtype=np.float64), next(places, -1)))
+        return found
 
     def figures(self, predictions: Sequence[Prediction], examples: Examples) -> dict[str, float]:
         """The metrics and, for SQuAD v2.0, those of questions with and without an answer and of the best threshold."""
