@@ -75,7 +75,7 @@ def test_the_record_tells_how_long_the_head_is_and_how_far_features_moved(config
     seen = record.training["lp_ft"]["seen"]
     assert list(seen) == ["start", "lp_ft", "end"]
     model = build_session(config, SharedInputs()).model
-    length = torch.cat([p.flatten() for n, p in model.named_parameters() if n.startswith("qa_outputs")]).norm()
+    length = torch.cat([p.flatten() for n, p in model.named_parameters() if n.startswith("qa_outputs")]).detach().norm()
     assert seen["start"]["head_norm"] == pytest.approx(float(length), rel=1e-5)
     assert seen["lp_ft"]["head_norm"] != seen["start"]["head_norm"]
     assert seen["start"]["feature_change"] == 0.0

@@ -16,22 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import peft
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from regtune.config import Count, Positive, TrainConfig
-from regtune.errors import ConfigError, UnsupportedModelError
+from regtune.errors import ConfigError, MissingExtraError, UnsupportedModelError
 from regtune.families._family import Family, modules_at
 from regtune.interfaces import Attached, Group, Method, Rows
+from regtune.training.trainer import preserved_random_state
+from regtune.typed import Checked, Range
+
+try:
+    import peft
+    from peft.tuners.lora import LoraLayer
+except ImportError as error:
+    raise MissingExtraError("peft", "peft", "LoRA and peft's other methods") from error
+
 from regtune.methods.adapters import BottleneckConfig
 from regtune.methods.bitfit import BitFitConfig
 from regtune.registers.in_peft import AdaptedModel, RegisterLoraConfig, with_registers
 from regtune.registers.surgery import backbone_of, find_registers, remove_registers
-from regtune.training.trainer import preserved_random_state
-from regtune.typed import Checked, Range
 
 if TYPE_CHECKING:
     from regtune.session import Session
