@@ -20,6 +20,7 @@ import ablation_results as ablation
 import inside_results as looks
 import speed_results as speed
 
+from regtune.listing import list_methods
 from regtune.records import read_json
 from regtune.report.collect import Group, collect
 from regtune.report.rendering import render
@@ -36,6 +37,7 @@ PAGES = (
     RESULTS / "minilm-tydiqa-en.md",
     RESULTS / "speed.md",
     RESULTS / "inside.md",
+    ROOT / "docs" / "methods.md",
 )
 BLOCK = re.compile(r"(<!-- results:(?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 SET = "en.dev"
@@ -152,6 +154,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "inside-faithfulness": looks.table_faithfulness,
     "inside-registers": looks.table_registers,
     "inside-sentiment": looks.table_sentiment,
+    "methods": lambda: "\n".join(table.markdown() for table in list_methods()).strip(),
 }
 
 

@@ -19,6 +19,12 @@ def test_every_method_says_what_it_changes_costs_and_is_for():
     assert {cell for row in works.rows for cell in row[1:] if row[0] != "qlora"} <= {"yes", "no", "qa, classify"}
 
 
+def test_every_row_of_the_table_has_a_name_in_the_registry():
+    from regtune.methods.peft import TABLE
+
+    assert list(TABLE) == [name for name in METHODS if METHODS.get(name) in TABLE.values()]
+
+
 def test_one_method_has_its_settings_and_the_reasons(capsys):
     code, out, _ = invoke(capsys, ("methods", "prefix"))
     assert code == 0
