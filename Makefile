@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-oldest check benchmarks results screenshots clean
+.PHONY: demo test test-oldest check docs benchmarks results screenshots clean
 
 demo: $(STAMP)  ## fine-tune MiniLM without and with registers on the embedded questions, and compare
 	$(BIN)/regtune demo
@@ -17,13 +17,16 @@ test: $(STAMP)  ## all tests but those that need a GPU or the hub
 test-oldest: $(OLDEST)/.installed  ## the same tests on the lowest versions that pyproject.toml admits, in an environment of their own
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 --dist worksteal -W ignore::DeprecationWarning -W ignore::FutureWarning
 
-check: $(STAMP)  ## lint, types, layers, generated pages, and a wheel that installs and works on its own
+check: $(STAMP) docs  ## lint, types, layers, generated pages, the site, and a wheel that installs and works on its own
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/build_results.py --check
 	$(BIN)/python tests/smoke_wheel.py
+
+docs: $(STAMP)  ## the documentation as a site in build/site, which needs no network; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 results: $(STAMP)  ## write the tables and figures of README and docs/results again from the committed records
 	$(BIN)/python docs/build_results.py

@@ -18,6 +18,7 @@ from typing import Any
 
 import ablation_results as ablation
 import inside_results as looks
+import registers_picture
 import speed_results as speed
 
 from regtune.listing import list_methods
@@ -31,6 +32,7 @@ from regtune.tables import Column, Table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 FIGURE = RESULTS / "minilm-tydiqa-en.svg"
+PICTURE = ROOT / "docs" / "pictures" / "registers.svg"
 PAGES = (
     ROOT / "README.md",
     RESULTS / "ablation.md",
@@ -160,7 +162,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 def build() -> dict[Path, bytes]:
     """Every generated file and its content."""
-    made = {FIGURE: figure().encode()} | ablation.report_files()
+    made = {FIGURE: figure().encode(), PICTURE: registers_picture.picture().encode()} | ablation.report_files()
     for page in PAGES:
         text = BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m['name']]()}\n{m[3]}", page.read_text(encoding="utf-8"))
         made[page] = text.encode()
