@@ -25,6 +25,7 @@ PUBLIC = [
     "RegBertModel",
     "RegisterConfig",
     "RegisterLoraConfig",
+    "RegisterMonitor",
     "RegtuneError",
     "Rows",
     "RunConfig",

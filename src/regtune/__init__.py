@@ -14,6 +14,7 @@ from regtune import peft_kinds
 if TYPE_CHECKING:
     from regtune.analyses.attribution.attribute import attribute
     from regtune.analyses.attribution.explain import explain
+    from regtune.analyses.monitor import RegisterMonitor
     from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
     from regtune.errors import RegtuneError
     from regtune.families._family import Family
@@ -69,6 +70,7 @@ _HOME = {
     "RegBertModel": "regtune.registers.reg_bert",
     "RegisterConfig": "regtune.config",
     "RegisterLoraConfig": "regtune.methods.peft",
+    "RegisterMonitor": "regtune.analyses.monitor",
     "RegtuneError": "regtune.errors",
     "Rows": "regtune.interfaces",
     "RunConfig": "regtune.config",
@@ -127,6 +129,7 @@ __all__ = [
     "RegBertModel",
     "RegisterConfig",
     "RegisterLoraConfig",
+    "RegisterMonitor",
     "RegtuneError",
     "Rows",
     "RunConfig",
