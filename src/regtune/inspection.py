@@ -17,7 +17,7 @@ from typing import Any, Literal, get_origin
 import numpy as np
 
 from regtune.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError, unknown_name
-from regtune.interfaces import Analysis, Block, Examples, Metric, Need
+from regtune.interfaces import Analysis, Block, Examples, Metric, Need, ShownByBlocks
 from regtune.methods.used import label_of
 from regtune.progress import begin_stage, stages
 from regtune.records import file_name, machine, now, read_typed, versions, write_json
@@ -34,7 +34,7 @@ FOLDER = "inspect"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartRecord:
+class PartRecord(ShownByBlocks):
     """What one analysis found in one model."""
 
     schema_version: Literal[2] = 2
@@ -67,6 +67,9 @@ class PartRecord:
         values = [value for value in self.measures.get(measure, ()) if value is not None]
         return float(np.mean(values)) if values else None
 
+    def __repr__(self) -> str:
+        return f"<PartRecord {self.part} of {self.subject['name']}: {len(self.data['ids'])} examples>"
+
     def blocks(self) -> list[Block]:
         """What a person sees of it.
 
@@ -85,7 +88,7 @@ class PartRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspection:
+class Inspection(ShownByBlocks):
     """What `inspect` found and wrote."""
 
     folder: Path
@@ -111,6 +114,12 @@ class Inspection:
             found.append(Block(kind="text", title=ANALYSES.get(record.part).title))
             found += record.blocks()
         return found + ([_differences_table(self.differences)] if self.differences else [])
+
+    def __repr__(self) -> str:
+        parts = ", ".join(record.part for record in self.records) or "nothing"
+        count = len(self.records[0].data["ids"]) if self.records else 0
+        beside = f", beside {len(self.others)} more" if self.others else ""
+        return f"<Inspection in {self.folder}: {parts}; {count} examples{beside}>"
 
     def __str__(self) -> str:
         if not self.records:

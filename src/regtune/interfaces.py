@@ -6,6 +6,7 @@ A new task, method or analysis is one file that fills in one of these protocols 
 
 from __future__ import annotations
 
+import importlib
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from regtune.errors import ConfigError
+from regtune.errors import ConfigError, MissingExtraError
 from regtune.tables import WIDTH, Column, Table
 
 if TYPE_CHECKING:
@@ -492,6 +493,23 @@ class Block:
         if not self.text:
             return f"{self.title}\n{'=' * len(self.title)}"
         return "\n".join([self.title, *(textwrap.fill(line, WIDTH) for line in self.text.split("\n"))])
+
+
+class ShownByBlocks:
+    """A result that a notebook shows by its blocks, as pages draw them."""
+
+    def blocks(self) -> list[Block]:
+        """What a person sees of it."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str | None:
+        """For notebooks; None (its `repr` is shown) without the `report` extra."""
+        draw = importlib.import_module("regtune.report.rendering")  # a room above this one, so it is found by name
+        try:
+            html: str = draw.fragment(self.blocks())
+        except MissingExtraError:
+            return None
+        return html
 
 
 @runtime_checkable

@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from regtune.errors import ConfigError, DataError
+from regtune.interfaces import Block, ShownByBlocks
 from regtune.registry import TASKS
 from regtune.report.collect import Cell, open_cell
-from regtune.report.flips import Flip, Flips, Texts, example_texts, find_flips
+from regtune.report.flips import Flip, Flips, Texts, example_texts, find_flips, listed
 from regtune.stats.comparison import Comparison, compare, shown, shown_difference, shown_interval
 from regtune.sweeps.scored import arm_scores
-from regtune.tables import Table, one_line, probability
+from regtune.tables import one_line, probability
 
 _WIDTH = 100
 
@@ -30,12 +31,27 @@ class SetComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunComparison:
+class RunComparison(ShownByBlocks):
     """Two runs on all their evaluation sets; differences are second minus first."""
 
     first: Cell
     second: Cell
     sets: tuple[SetComparison, ...]
+
+    def blocks(self) -> list[Block]:
+        """What the runs are, and for each set the scores, what they say, and the examples that flip."""
+        found = [Block(kind="text", title="Two runs", text="\n".join(_names(self)))]
+        for part in self.sets:
+            found.append(_scores_block(part, self.first))
+            if part.flips is not None:
+                texts = example_texts(self.first, part.name)
+                found += [listed(part.flips, gained, texts) for gained in (True, False)]
+        return found
+
+    def __repr__(self) -> str:
+        return (
+            f"<RunComparison of {self.first.folder} and {self.second.folder} on {', '.join(s.name for s in self.sets)}>"
+        )
 
     def __str__(self) -> str:
         return comparison_text(self)
@@ -89,14 +105,18 @@ def comparison_text(found: RunComparison, *, flips: int = 5) -> str:
         found: what `compare_two` gave.
         flips: listed of each kind and set.
     """
-    cells = (("A", found.first), ("B", found.second))
-    lines = [f"{letter}  {cell.folder}  ({cell.arm.label}, seed {cell.seed})" for letter, cell in cells]
+    lines = _names(found)
     for part in found.sets:
         lines += ["", *_set_lines(part, found.first, flips)]
     return "\n".join(lines)
 
 
-def _set_lines(part: SetComparison, cell: Cell, most: int) -> Iterator[str]:
+def _names(found: RunComparison) -> list[str]:
+    cells = (("A", found.first), ("B", found.second))
+    return [f"{letter}  {cell.folder}  ({cell.arm.label}, seed {cell.seed})" for letter, cell in cells]
+
+
+def _scores_block(part: SetComparison, cell: Cell) -> Block:
     examples, main = TASKS.get(cell.record.task).examples, next(iter(part.results.values()))
     rows = []
     for result in part.results.values():
@@ -104,9 +124,18 @@ def _set_lines(part: SetComparison, cell: Cell, most: int) -> Iterator[str]:
         interval, p_value = shown_interval(result.metric, result.interval), probability(result.p_value)
         means = (value(result.baseline_mean), value(result.arm_mean))
         rows.append((result.metric.title, *means, difference(result.difference), interval, p_value))
-    yield f"{part.name}, {main.examples:,} {examples}"
-    yield Table(columns=("", "A", "B", "B - A", "95 % interval", "p"), rows=tuple(rows)).text
-    yield f"{main.metric.title}: {main.sentence.replace('the baseline', 'A')}"
+    return Block(
+        kind="table",
+        title=f"{part.name}, {main.examples:,} {examples}",
+        columns=("", "A", "B", "B - A", "95 % interval", "p"),
+        rows=tuple(rows),
+        text=f"{main.metric.title}: {main.sentence.replace('the baseline', 'A')}",
+    )
+
+
+def _set_lines(part: SetComparison, cell: Cell, most: int) -> Iterator[str]:
+    examples = TASKS.get(cell.record.task).examples
+    yield str(_scores_block(part, cell))
     if part.flips is not None:
         gained, lost = part.flips.gained, part.flips.lost
         yield f"Flips: {len(gained)} {examples} wrong in A and right in B, {len(lost)} right in A and wrong in B."

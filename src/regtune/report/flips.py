@@ -139,11 +139,12 @@ def flip_blocks(group: Group, baseline: Arm, named: Arm | None, name: str) -> li
     if named not in compared:
         return [counts]
     texts = example_texts(base[0], name)
-    listed = (_listed(compared[named], gained, texts) for gained in (True, False))
+    listed = (listed(compared[named], gained, texts) for gained in (True, False))
     return [counts, *(block for block in listed if block.rows)]
 
 
-def _listed(flips: Flips, gained: bool, texts: Texts) -> Block:
+def listed(flips: Flips, gained: bool, texts: Texts) -> Block:
+    """A table of the examples that one arm has won, or lost, with what both said."""
     found = flips.gained if gained else flips.lost
     rows = []
     for flip in found[:SHOWN]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from html import escape
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from regtune.errors import DataError, MissingExtraError
 from regtune.interfaces import Block
 from regtune.records import write_bytes
 from regtune.report.figures import drawn, standalone
+
+SCOPE = "regtune"
+"""The class of the element that holds blocks in somebody else's page."""
+_SHOWN = count(1)
+"""Numbers what is shown, so that ids in one page differ."""
 
 
 def environment() -> Any:
@@ -55,6 +61,25 @@ def render(blocks: Iterable[Block], prefix: str, files: dict[str, str]) -> str:
         parts = [_html(block, files) for block in group]
         made.append(f'<div class="figures">\n{"".join(parts)}</div>\n' if side_by_side else "".join(parts))
     return "".join(made)
+
+
+def fragment(blocks: Iterable[Block]) -> str:
+    """Blocks as HTML for somebody else's page (a notebook's cell), with the styles that they need.
+
+    Raises:
+        DataError: explanations that can't be drawn.
+        MissingExtraError: the `report` extra isn't installed.
+    """
+    made = render(blocks, f"shown-{next(_SHOWN)}", {})
+    return f'<div class="{SCOPE}">\n<style>\n{scoped_style()}</style>\n{made}</div>\n'
+
+
+def scoped_style() -> str:
+    """The report's styles for what is inside an element of the class `SCOPE`; nothing else on the page changes."""
+    loader = environment().loader
+    css = "".join(loader.get_source(None, name)[0] for name in ("report.css", "overlay.css"))
+    own = re.sub(r"(?m)^(\s*)(?::root|body|html)(?= )", r"\1&", css)
+    return f".{SCOPE} {{\n{own}}}\n"
 
 
 def _html(block: Block, files: dict[str, str]) -> str:

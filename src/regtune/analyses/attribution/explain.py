@@ -28,7 +28,7 @@ from regtune.errors import (
 )
 from regtune.families import find_family
 from regtune.families._family import LEDGER
-from regtune.interfaces import Examples, Rows, Shown
+from regtune.interfaces import Block, Examples, Rows, Shown, ShownByBlocks
 from regtune.progress import each
 from regtune.registers.surgery import backbone_of, num_registers
 from regtune.session import Session, around
@@ -62,7 +62,7 @@ class ExplainedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explained:
+class Explained(ShownByBlocks):
     """A text, and why one or two models say what they say of it."""
 
     id: str
@@ -85,6 +85,17 @@ class Explained:
             return ()
         each = "; ".join(f"{name}: {text!r}" for name, text in said.items())
         return (f"The models say different things, and what each one says is explained. {each}.",)
+
+    def __repr__(self) -> str:
+        said = "; ".join(
+            f"{one.name}: {shown(one.answer['text']) if one.answer else 'not said'}" for one in self.models
+        )
+        methods = ", ".join(dict.fromkeys(one.method for one in self.attributions))
+        return f"<Explained {self.id}: {said}; by {methods}>"
+
+    def blocks(self) -> list[Block]:
+        """The scores drawn on the text."""
+        return [Block(kind="figure", title=self.question or "What the model reads", data=self.to_json())]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: what `regtune explain --json` prints and the overlays draw."""
