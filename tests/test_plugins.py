@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import ErnieConfig, ErnieForQuestionAnswering
 
 from command_line import QUICK, invoke
-from regtune.registry import ANALYSES, FAMILIES, METHODS, TASKS
+from regtune.registry import ANALYSES, FAMILIES, METHODS, TASKS, load_plugin
+from regtune.testing import check_analysis, check_family, check_method, check_task
 from tiny_tokenizer import save_tiny
 
 PLUGINS = Path(__file__).parents[1] / "examples" / "plugins"
@@ -42,6 +44,16 @@ def plugins(*names):
 @pytest.mark.parametrize("file", sorted(PLUGINS.glob("*.py")), ids=lambda file: file.stem)
 def test_each_example_is_short(file):
     assert len(file.read_text().splitlines()) <= 60
+
+
+def test_each_example_keeps_the_promises_of_its_noun(place):
+    for file in PLUGINS.glob("*.py"):
+        load_plugin(file)
+    check_task("questions", "lines.txt", "model")
+    check_method("last_layers", "model", task="questions")
+    check_analysis("drift", "model", ["lines.txt"], limit=5)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    check_family(ErnieForQuestionAnswering(ErnieConfig(**sizes, vocab_size=120, max_position_embeddings=66)).eval())
 
 
 def test_a_task_and_a_method_from_outside_are_trained_swept_and_reported(place, run):
@@ -93,8 +105,6 @@ def test_a_task_and_a_method_from_outside_are_trained_swept_and_reported(place, 
 
 
 def test_a_family_from_outside_is_examined(place, run):
-    from transformers import ErnieConfig, ErnieForQuestionAnswering
-
     from tiny_tokenizer import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()

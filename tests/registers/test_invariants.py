@@ -12,8 +12,7 @@ from regtune.config import RegisterConfig
 from regtune.families.bert import BERT
 from regtune.registers.decoders import _InFront, _Step
 from regtune.registers.surgery import add_registers
-from regtune.testing import check_family
-from regtune.testing.subject import BrokenInvariantError
+from regtune.testing import BrokenInvariantError, check_family
 from tiny import DECODERS, FAMILIES, attentions_of, inputs, tiny_model
 
 FOUR = RegisterConfig(num_registers=4, init_std=0.5)

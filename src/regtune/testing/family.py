@@ -14,8 +14,9 @@ from regtune.families import family_of
 from regtune.families._family import Family, modules_at, submodule
 from regtune.registers.surgery import backbone_of
 from regtune.targets import TokenLogit
+from regtune.testing.broken import Broken
 from regtune.testing.invariants import prove
-from regtune.testing.subject import BrokenInvariantError, Subject, make_inputs
+from regtune.testing.subject import Subject, make_inputs
 
 
 def check_family(model: nn.Module, registers: Iterable[RegisterConfig] = ()) -> None:
@@ -34,25 +35,25 @@ def check_family(model: nn.Module, registers: Iterable[RegisterConfig] = ()) -> 
     """
     backbone = backbone_of(model)
     family = family_of(backbone.config, "parts")
-    broken = [f"there is no {path}" for path in _missing(family, model)]
-    configs = list(registers) or (list(_everywhere(family)) if family.registers and not broken else [])
+    broken = Broken(f"The family {family.name!r} ({type(model).__name__})")
+    for path in _missing(family, model):
+        broken.require(False, f"there is no {path}")
+    configs = list(registers) or (list(_everywhere(family)) if family.registers and not broken.found else [])
     for config in configs:
         subject = Subject(model=copy.deepcopy(model), inputs=make_inputs(model)[0])
         subject.add(config)
         where = f"placement={config.placement}, depth={config.depth}"
-        broken += [f"{where}: {each.name}: {each.text}" for each in prove(subject) if each.passed is False]
-    if model is not backbone and not broken:
+        for finding in prove(subject):
+            broken.require(finding.passed is not False, f"{where}: {finding.name}: {finding.text}")
+    if model is not backbone and not broken.found:
         exact: Any = copy.deepcopy(model).double()
         inputs = make_inputs(model)[0]
         logits = exact(**inputs).get("logits")
         target = TokenLogit(position=1) if logits is not None and logits.dim() == 3 else None
         for method in family.relevance:
-            try:
+            with broken.trying(method):
                 attribute(exact, inputs, method=method, target=target)
-            except Exception as error:  # whatever a wrong description leads to
-                broken.append(f"{method}: {type(error).__name__}: {error}")
-    if broken:
-        raise BrokenInvariantError(f"{family.name}, {type(model).__name__}:\n" + "\n".join(broken))
+    broken.tell()
 
 
 def _missing(family: Family, model: Any) -> Iterator[str]:

@@ -29,7 +29,8 @@ from regtune.registers.surgery import (
     mask_registers,
     remove_registers,
 )
-from regtune.testing.subject import BrokenInvariantError, Subject, distance
+from regtune.testing.broken import BrokenInvariantError
+from regtune.testing.subject import Subject, distance
 
 MASKED_TOLERANCE = 1e-6
 """Largest difference, for outputs of size 1 in float32, where the same sums are taken in the same order."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from regtune.config import RegisterConfig
-from regtune.errors import RegtuneError
 from regtune.families import family_of
 from regtune.registers.saving import load_registers, save_registers
 from regtune.registers.surgery import (
@@ -23,12 +22,9 @@ from regtune.registers.surgery import (
     num_registers,
     remove_registers,
 )
+from regtune.testing.broken import BrokenInvariantError
 
 _LONGEST = 48
-
-
-class BrokenInvariantError(RegtuneError):
-    """A promise that isn't kept, with what was measured."""
 
 
 @dataclass

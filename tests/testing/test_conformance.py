@@ -1,0 +1,183 @@
+"""Everything that is built in keeps what its noun promises; what doesn't is told with every promise that it breaks."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from regtune.config import RegisterConfig
+from regtune.interfaces import Attached, Group, Method
+from regtune.registers.surgery import add_registers
+from regtune.registry import ANALYSES, METHODS, TASKS
+from regtune.tasks.classify import Classification
+from regtune.testing import BrokenInvariantError, check_analysis, check_method, check_task
+from tiny import tiny_model
+from tiny_tokenizer import save_questions, save_tiny, tiny_tokenizer
+
+LABELLED = "text,label\n" + "".join(f"the cat lives in {i},{'cat' if i % 2 else 'dog'}\n" for i in range(7))
+QUICK = {
+    "artefacts": {"probes": False},
+    "registers": {"resamples": 200, "hows": ("mask",)},
+    "heads": {"examples": 2},
+    "faithfulness": {"texts": 2, "limit_texts": 1, "random_draws": 2, "methods": ("random",), "max_groups": 2},
+}
+"""Settings with which a part takes a second."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conformance")
+    save_tiny(folder / "plain")
+    model = add_registers(tiny_model("bert"), RegisterConfig(num_registers=2))
+    model.save_pretrained(folder / "registers")
+    tiny_tokenizer().save_pretrained(folder / "registers")
+    save_questions(folder / "qa", 4)
+    (folder / "classify").write_text(LABELLED)
+    return folder
+
+
+def data_of(place, task):
+    """The labelled file of a task, by the name that it can be read by."""
+    name = {"qa": "q.json", "classify": "labelled.csv"}[task]
+    (place / name).write_bytes((place / task).read_bytes())
+    return place / name
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_task_keeps_its_promises(place, name):
+    check_task(name, data_of(place, name), place / "plain")
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_keeps_its_promises(place, name):
+    check_method(name, place / "plain")
+
+
+@pytest.mark.parametrize("name", list(ANALYSES))
+def test_every_analysis_keeps_its_promises(place, name):
+    settings = ANALYSES.get(name).settings(**QUICK.get(name, {}))
+    check_analysis(name, place / "registers", [data_of(place, "qa")], settings=settings, limit=3)
+
+
+# What doesn't
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """Registers something for one test."""
+
+    def add(registry, item):
+        monkeypatch.setattr(registry, "_added", {**registry._added})
+        registry.add(item)
+
+    return add
+
+
+class Careless(Classification):
+    name = "careless"
+
+    def read(self, names, settings, *, limit=None, training=False):
+        found = super().read(names, settings, training=training)
+        return dataclasses.replace(found, items=tuple(dataclasses.replace(item, id="x") for item in found.items))
+
+    def decode(self, rows, outputs, examples, session):
+        return super().decode(rows, outputs, examples, session)[::-1]
+
+    def score(self, predictions, examples):
+        return {name: np.append(values, 2.0) for name, values in super().score(predictions, examples).items()}
+
+
+def test_a_careless_task_is_told_what_it_breaks(place, added):
+    added(TASKS, Careless)
+    with pytest.raises(BrokenInvariantError) as caught:
+        check_task("careless", data_of(place, "classify"), place / "plain")
+    for told in ("ids must be unique; 6 come again", "limit=1 must give", "needs a finite number for each of 7"):
+        assert told in str(caught.value)
+
+
+class Bump(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.by = nn.Parameter(torch.ones(1))
+
+    def forward(self, *_):
+        return None
+
+
+@dataclasses.dataclass
+class Loose:
+    step: float = 1.0
+
+
+class Left(Attached):
+    def disabled(self):
+        return nullcontext()
+
+    def save(self, folder):
+        torch.save({}, folder / "weights.bin")
+
+
+class Sloppy(Method):
+    name = "sloppy"
+    title = "moves a bias and leaves it so"
+    settings = Loose
+
+    def attach(self, session, settings):
+        with torch.no_grad():
+            next(session.model.qa_outputs.parameters()).add_(1.0)
+        session.model.bump = Bump()
+        return Left()
+
+    def groups(self, model, settings, training):
+        return [Group(name="strange", parameters=(nn.Parameter(torch.ones(1)), model.bump.by), learning_rate=0.0)]
+
+    def label(self, settings):
+        return " "
+
+
+def test_a_sloppy_method_is_told_what_it_breaks(place, added):
+    added(METHODS, Sloppy)
+    with pytest.raises(BrokenInvariantError) as caught:
+        check_method("sloppy", place / "plain")
+    for told in (
+        "settings must be a frozen dataclass",
+        "label must say",
+        "disabled() must give the model's own outputs, bit for bit",
+        "group 'strange': 1 parameters aren't the model's",
+        "learning rate 0.0",
+        "no gradient reaches",
+        "its own weights have no effect",
+        "save writes ['weights.bin']",
+        "detach leaves other keys: ['bump.by']",
+        "detach leaves other weights: ['qa_outputs.weight']",
+    ):
+        assert told in str(caught.value)
+
+
+class Restless:
+    name = "restless"
+    title = "another number each time"
+    settings = RegisterConfig
+    needs = frozenset({"patience"})
+
+    def measure(self, session, rows, examples, settings):
+        session.model.train()
+        session.model.register_forward_hook(lambda *_: None)
+        return {"measures": {"restless": [float(torch.rand(1)) for _ in examples.items]}}
+
+    def blocks(self, content):
+        raise KeyError("nothing")
+
+
+def test_a_restless_analysis_is_told_what_it_breaks(place, added, monkeypatch):
+    added(ANALYSES, Restless)
+    monkeypatch.setattr("regtune.inspection.lacks", lambda *_: "")
+    with pytest.raises(BrokenInvariantError) as caught:
+        check_analysis("restless", place / "registers", [data_of(place, "qa")])
+    for told in ("needs ['patience']", "left as it was", "the same numbers", "blocks: DataError", "must be a block"):
+        assert told in str(caught.value)
