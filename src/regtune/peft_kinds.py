@@ -8,7 +8,10 @@ classes are imported when it is used, since peft is often imported halfway throu
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
+import logging
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -68,11 +71,31 @@ class _BehindPeft(MetaPathFinder):
             run = loader.exec_module
 
             def run_and_enter(module: ModuleType) -> None:
+                import_bitsandbytes()
                 run(module)
                 _enter()
 
             loader.exec_module = run_and_enter  # type: ignore[method-assign]
         return spec
+
+
+def import_bitsandbytes() -> None:
+    """Imports bitsandbytes, where it is installed, as peft would do next, but without the library `kernels`.
+
+    With it, on a CPU that computes in bfloat16, bitsandbytes would run code from the hub; without it, it warns.
+    """
+    if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
+        return
+    hidden: dict[str, Any] = {"kernels": sys.modules["kernels"]} if "kernels" in sys.modules else {}
+    warns = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    sys.modules["kernels"], warns.disabled = None, True  # type: ignore[assignment]
+    try:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("bitsandbytes")
+    finally:
+        del sys.modules["kernels"]
+        sys.modules |= hidden
+        warns.disabled = False
 
 
 def _enter() -> None:

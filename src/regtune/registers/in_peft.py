@@ -136,7 +136,14 @@ class _RegisterTuner:
             self.facts = base_facts(model)
         config.base_facts = config.base_facts or self.facts
         require_same_base(config.base_facts, self.facts, f"The adapter {adapter_name!r}")
-        if config.quantised:
+        bits = {name: getattr(other, "quantised", False) for name, other in self.peft_config.items()}
+        if len(set(bits.values())) > 1:
+            raise ConfigError(
+                f"The adapters {', '.join(bits)} can't share a base model: "
+                f"{', '.join(name for name in bits if bits[name])} (quantised=True) was made for one in 4 bits. Load "
+                "the base model once more for it."
+            )
+        if config.quantised and len(bits) == 1:
             quantise(model)
         super().inject_adapter(model, adapter_name, *args, **options)  # type: ignore[misc]
         _give_registers(model, adapter_name, config, active=adapter_name in self.active_adapters)
@@ -198,6 +205,8 @@ def with_registers(base: Any) -> Any:
             self.task_type = ADAPTED
             if injected:
                 self.peft_type = kind
+            if self.quantised and not issubclass(base, peft.LoraConfig):
+                raise ConfigError(f"quantised=True is for LoRA alone, not for {kind}. Use RegisterLoraConfig.")
             if isinstance(self.registers, Mapping):
                 self.registers = read_settings(self.registers, f"{kind} adapter")
 
