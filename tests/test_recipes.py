@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig, to_dict
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.recipes import config_from_dict, load_recipe
+from regtune.sweeps.sweep_recipe import load_sweep
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -147,7 +149,7 @@ def test_every_training_recipe_in_the_repository_is_valid_and_named_after_its_ou
         assert load_recipe(path).output_dir == Path("runs") / path.stem
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
 @given(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1),
     st.integers(0, 200),
@@ -165,7 +167,7 @@ def test_a_config_survives_the_way_through_its_plain_form(model, registers, rate
     assert config_from_dict(to_dict(config), "a test") == config
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
@@ -179,3 +181,79 @@ def test_any_yaml_either_is_a_config_or_a_config_error(tmp_path_factory, content
     except ConfigError as error:
         outcome = error
     assert isinstance(outcome, RunConfig) or str(path) in str(outcome)
+
+
+LAUGHS = "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 30))
+BOMBS = {
+    "a billion laughs": f"a0: &a0 [x, x]\n{LAUGHS}",
+    "mappings of aliases": "a: &a {x: 1}\nb: &b {p: *a, q: *a}\nc: &c {p: *b, q: *b}\ndata: *c",
+    "a list in itself": "data: &a [*a]",
+    "a mapping in itself": "&a\ndata: *a",
+    "a key that is itself": "? &a [*a]\n: 1",
+    "merged with itself": "data: &a\n  <<: *a",
+    "merged a billion times": "a: &a {x: 1}\nb: &b {<<: [*a, *a]}\nc: {<<: [*b, *b]}",
+    "no such anchor": "model: *nothing",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_of_aliases_is_refused_before_anything_is_built_of_it(recipe, monkeypatch, name):
+    monkeypatch.setattr(yaml, "compose", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(ConfigError, match=r"my\.yaml, line \d+: .*anchors and aliases .* are not read"):
+        recipe(BOMBS[name])
+
+
+PIECES = ["&a ", "*a", "!!map ", "!<x> ", "<<: ", "? ", "- ", "[", "]", "{", "}", ": ", "\n", "\t", "  ", "#", "|", ">"]
+PIECES += [
+    "%YAML 9.9",
+    "---",
+    "...",
+    "'",
+    '"',
+    "\\x",
+    "\0",
+    "\x85",
+    "\ud800",
+    "\ufeff",
+    "NaN",
+    "1e999",
+    "9" * 5_000,
+    "@",
+    "`",
+]
+
+
+def fuzz(folder, rounds):
+    """Damages real recipes; what reads them gives settings or a sentence that names the file."""
+    draw, refused = Random(0), 0
+    recipes = [file.read_text(encoding="utf-8") for file in sorted(RECIPES.glob("*.yaml"))]
+    path = folder / "any.yaml"
+    for _ in range(rounds):
+        text = draw.choice(recipes)
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(text) + 1)
+            text = (
+                text[:at] + draw.choice(PIECES) * draw.choice((1, 1, 1, 30)) + text[at + draw.choice((0, 0, 1, 20)) :]
+            )
+        raw = bytearray(text.encode(errors="surrogatepass"))
+        if draw.random() < 0.3:
+            raw[draw.randrange(len(raw))] = draw.randrange(256)
+        path.write_bytes(raw)
+        for read in (load_recipe, load_sweep):
+            said = ""
+            try:
+                read(path)
+            except ConfigError as error:
+                said = str(error)
+                refused += 1
+            assert not said or (str(path) in said and len(said) < 5_000)
+    return refused
+
+
+def test_no_damage_to_a_recipe_escapes_as_a_raw_error(tmp_path):
+    assert fuzz(tmp_path, 150) > 150
+
+
+@pytest.mark.slow
+def test_no_damage_to_a_recipe_escapes_as_a_raw_error_in_a_long_run(tmp_path):
+    assert fuzz(tmp_path, 5_000) > 5_000

@@ -53,7 +53,9 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield False
         return
     try:
-        _holder_file(path).write_text(json.dumps(dataclasses.asdict(Holder())), encoding="utf-8")
+        new = path.with_name(f"{path.name}.new")
+        new.write_text(json.dumps(dataclasses.asdict(Holder())), encoding="utf-8")
+        new.replace(_holder_file(path))
         yield True
     finally:
         lock.release()

@@ -121,11 +121,11 @@ def write_bytes(path: Path, raw: bytes) -> Path:
     return path
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, wrong: type[RegtuneError] = DataError) -> Any:
     """Reads what `write_json` wrote.
 
     Raises:
-        DataError: the file is missing or broken.
+        DataError, or what `wrong` names: the file is missing or broken.
     """
     try:
         raw = path.read_bytes()
@@ -133,12 +133,12 @@ def read_json(path: Path) -> Any:
             with gzip.open(io.BytesIO(raw)) as stream:
                 raw = stream.read(_LARGEST + 1)
         if len(raw) > _LARGEST:
-            raise DataError(f"{path} holds more than {_LARGEST >> 20} MiB and is no file of regtune's.")
+            raise wrong(f"{path} holds more than {_LARGEST >> 20} MiB and is no file of regtune's.")
         return json.loads(raw, parse_int=_whole)
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
-        if isinstance(error, DataError):
+        if isinstance(error, RegtuneError):
             raise
-        raise DataError(f"{path} can't be read: {error}") from error
+        raise wrong(f"{path} can't be read: {error}") from error
 
 
 def _whole(digits: str) -> int:
@@ -154,12 +154,12 @@ def read_typed(path: Path, kind: Any, *, remedy: str, wrong: type[RegtuneError] 
         path: the file.
         kind: a dataclass, or an annotation such as `list[dict[str, Any]]`.
         remedy: a sentence that says how the file is made anew.
-        wrong: the error for one of another shape.
+        wrong: the error to raise.
 
     Raises:
-        DataError: it is missing or broken.
+        DataError, or what `wrong` names: it is missing, broken or of another shape.
     """
-    return typed(kind, read_json(path), path, wrong=wrong, remedy=remedy)
+    return typed(kind, read_json(path, wrong=wrong), path, wrong=wrong, remedy=remedy)
 
 
 def save_record(run_dir: Path, record: RunRecord) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,7 +105,7 @@ def test_settings_that_make_no_sense_are_refused(saved):
     config = json.loads((folder / "config.json").read_text())
     config["registers"]["num_registers"] = -1
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"config\.json of .*settings can't be read: .*num_registers=-1"):
+    with pytest.raises(CheckpointError, match=r"settings in config\.json of .*num_registers=-1"):
         from_pretrained(AutoModelForQuestionAnswering, folder)
 
 
@@ -147,7 +149,7 @@ def test_registers_alone_are_two_small_files(saved, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "format_version=99; this regtune reads 1"),
+        ({"format_version": 99}, r"format_version in .*registers\.json: '99'.*update this one"),
         ({"hidden_size": 64}, r"made for hidden_size=64, this model has 32"),
         ({"family": "ELECTRA"}, r"made for family='ELECTRA', this model has 'BERT'"),
         ({"registers": {"num_registers": -1}}, "num_registers=-1 must be"),
@@ -172,10 +174,42 @@ def test_broken_register_files_are_refused(saved, tmp_path):
     with pytest.raises(CheckpointError, match="cut short"):
         load_registers(tiny_model("bert"), folder)
     (tmp_path / "cut" / "registers.json").write_text("{")
-    with pytest.raises(CheckpointError, match="can't be loaded"):
+    with pytest.raises(CheckpointError, match=r"cut/registers\.json can't be read"):
         load_registers(tiny_model("bert"), tmp_path / "cut")
-    with pytest.raises(CheckpointError, match="can't be loaded"):
+    with pytest.raises(CheckpointError, match=r"missing/registers\.json can't be read"):
         load_registers(tiny_model("bert"), tmp_path / "missing")
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_registers_saved_over_others_are_the_old_ones_or_refused_when_the_process_is_killed(
+    saved, tmp_path, monkeypatch, after
+):
+    model, _ = saved
+    old = save_registers(model, tmp_path / "small")
+    before = {file.name: file.read_bytes() for file in old.iterdir()}
+    add_registers(remove_registers(model), RegisterConfig(num_registers=4, placement="suffix"))
+    real, calls = os.replace, iter(range(9))
+
+    def replace(*names):
+        if next(calls) == after:
+            raise Killed
+        real(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(Killed):
+            save_registers(model, old)
+    if after == 0:
+        assert {file.name: file.read_bytes() for file in old.iterdir()} == before
+        load_registers(tiny_model("bert"), old)
+    else:
+        with pytest.raises(CheckpointError, match=r"is not the file that registers\.json was written with"):
+            load_registers(tiny_model("bert"), old)
 
 
 def test_saving_registers_of_a_plain_model_is_refused(tmp_path):

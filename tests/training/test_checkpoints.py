@@ -1,17 +1,22 @@
 """Claims about checkpoints: complete, or not there."""
 
+import dataclasses
 import errno
 import json
 import os
 import pickle
 import random
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerState
 
+from damage import flipped, mutated
 from regtune.errors import CheckpointError, TrainingError
+from regtune.records import write_json
 from regtune.training.checkpoints import SEAL, CheckpointStore, read_state, save_model, write_state
 from tiny import tiny_model
 from tiny_windows import tiny_run
@@ -71,6 +76,39 @@ def test_a_checkpoint_whose_best_is_damaged_is_passed_over(store):
     assert len(store.skipped) == 2
 
 
+def fuzz(store, rounds):
+    """Damages a seal, and a state before it is sealed; the checkpoint is read or passed over in words."""
+    draw, passed_over = Random(0), 0
+    state = {**json.loads(json.dumps(dataclasses.asdict(TrainerState(epoch=0.5, global_step=10)))), "best_metric": 0.5}
+    state["log_history"] = [{"loss": 0.25, "step": 10}]
+    for round_ in range(rounds):
+        folder = store.unfinished(10)
+        (folder / "model.safetensors").write_bytes(b"x")
+        raw = json.dumps(state if round_ % 2 else mutated(state, draw)).encode(errors="backslashreplace")
+        (folder / "trainer_state.json").write_bytes(raw)
+        seal = store.seal(10, best_step=None, seconds=1.0) / SEAL
+        if round_ % 4 == 1:
+            write_json(seal, mutated(json.loads(seal.read_text()), draw))
+        elif round_ % 4 == 3:
+            seal.write_bytes(flipped(seal.read_bytes(), draw))
+        if store.newest():
+            TrainerState.load_from_json(str(store.path(10) / "trainer_state.json"))
+        else:
+            passed_over += 1
+            assert str(store.path(10)) in store.skipped[0]
+            assert len(store.skipped[0]) < 5_000
+    return passed_over
+
+
+def test_no_damage_to_a_seal_or_a_state_escapes_as_a_raw_error(store):
+    assert fuzz(store, 200) > 130
+
+
+@pytest.mark.slow
+def test_no_damage_to_a_seal_or_a_state_escapes_as_a_raw_error_in_a_long_run(store):
+    assert fuzz(store, 5_000) > 3_500
+
+
 def test_what_a_killed_process_left_half_written_is_cleared(store):
     (store.unfinished(7) / "model.safetensors").write_bytes(b"half")
     assert store.newest() is None
@@ -79,8 +117,12 @@ def test_what_a_killed_process_left_half_written_is_cleared(store):
 
 
 def test_a_folder_of_another_configuration_is_refused_with_both_fingerprints(store):
-    with pytest.raises(CheckpointError, match=r"fingerprint abc, this one has xyz.*another output_dir"):
+    with pytest.raises(CheckpointError, match=r"fingerprint has 'abc', this one has xyz.*another output_dir"):
         CheckpointStore(store.root, fingerprint="xyz").open()
+    (store.root / "fingerprint").write_bytes(b"\xff\x1b[2J" + b"9" * 10**5)
+    with pytest.raises(CheckpointError, match=r"another configuration") as caught:
+        store.open()
+    assert len(str(caught.value)) < 1_000
 
 
 def test_only_what_is_kept_remains(store):

@@ -6,20 +6,21 @@ Registers are restored or missed aloud: whatever speaks of them, the config or t
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from regtune.config import RegisterConfig
-from regtune.errors import CheckpointError, ConfigError, RegtuneError, UnsupportedModelError
+from regtune.errors import CheckpointError, RegtuneError, UnsupportedModelError, shown
 from regtune.families import family_of
 from regtune.families._family import submodule
 from regtune.models.safety import (
@@ -30,16 +31,31 @@ from regtune.models.safety import (
     pickle_refused,
     read_model_config,
 )
+from regtune.records import read_typed, write_bytes, write_json
 from regtune.registers.hooks import MODULE_NAME
 from regtune.registers.surgery import CONFIG_KEY, add_registers, backbone_of, require_registers, write_config
+from regtune.typed import typed
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 WEIGHTS = "registers.safetensors"
 SETTINGS = "registers.json"
-FORMAT_VERSION = 1
 _KEYS = re.compile(rf"(?:^|\.){MODULE_NAME}\.(?:tokens|positions|deep)$")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """What `save_registers` writes beside the weights."""
+
+    format_version: Literal[1] = 1
+    registers: RegisterConfig
+    family: str
+    hidden_size: int
+    num_hidden_layers: int
+    base_model: str = ""
+    sha256: str = ""
+    """Of the weights' file; empty in files of the first days."""
 
 
 def from_pretrained(
@@ -200,6 +216,8 @@ def _register_keys(keys: Iterable[str]) -> list[str]:
 def save_registers(model: nn.Module, folder: str | Path) -> Path:
     """Writes the registers alone: `registers.safetensors` (a few kB) and `registers.json`. Returns the folder.
 
+    Each file is whole or the old one, and a pair of different writings is refused by `load_registers`.
+
     Registers that FSDP2 has shared out are gathered: then every process calls this, and the first one writes.
 
     Raises:
@@ -208,20 +226,23 @@ def save_registers(model: nn.Module, folder: str | Path) -> Path:
     registers = require_registers(model)
     folder = Path(folder)
     weights = {name: _whole(value) for name, value in registers.named_parameters()}
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        raw = save(weights)
+        saved = _Saved(**_described(model), registers=registers.config, sha256=hashlib.sha256(raw).hexdigest())
+        write_bytes(folder / WEIGHTS, raw)
+        write_json(folder / SETTINGS, dataclasses.asdict(saved))
+    return folder
+
+
+def _described(model: nn.Module) -> dict[str, Any]:
+    """What a model must have in common with the one whose registers it takes, and its name."""
     backbone = backbone_of(model)
-    settings = {
-        "format_version": FORMAT_VERSION,
-        "registers": dataclasses.asdict(registers.config),
+    return {
         "family": family_of(backbone.config).name,
         "hidden_size": backbone.config.hidden_size,
         "num_hidden_layers": backbone.config.num_hidden_layers,
-        "base_model": getattr(backbone, "name_or_path", ""),
+        "base_model": str(getattr(backbone, "name_or_path", "")),
     }
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / WEIGHTS)
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-    return folder
 
 
 def _whole(value: Tensor) -> Tensor:
@@ -243,40 +264,26 @@ def load_registers(model: ModelT, folder: str | Path) -> ModelT:
     """
     folder = Path(folder)
     check_model_files(folder)
+    remedy = "Save the registers again with save_registers; if a newer regtune made them, update this one."
+    saved: _Saved = read_typed(folder / SETTINGS, _Saved, remedy=remedy, wrong=CheckpointError)
     try:
-        saved = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raw = (folder / WEIGHTS).read_bytes()
+        weights = load(raw)
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(_explain(folder, error)) from error
-    config = _check_origin(saved, model, folder)
-    _check_weights(weights, config, backbone_of(model), folder / WEIGHTS)
-    _add(model, config)
+    for name, value in _described(model).items():
+        found = getattr(saved, name)
+        if found != value and name != "base_model":
+            raise CheckpointError(
+                f"{folder}: these registers were made for {name}={shown(found)}, this model has {value!r}. "
+                f"They were trained on {shown(saved.base_model or 'an unnamed model')}; load them onto that."
+            )
+    _check_weights(weights, saved.registers, backbone_of(model), folder / WEIGHTS)
+    if saved.sha256 not in ("", hashlib.sha256(raw).hexdigest()):
+        raise CheckpointError(f"{folder / WEIGHTS} is not the file that {SETTINGS} was written with. {remedy}")
+    _add(model, saved.registers)
     require_registers(model).load_state_dict(weights)
     return model
-
-
-def _check_origin(saved: Any, model: nn.Module, folder: Path) -> RegisterConfig:
-    if not isinstance(saved, dict):
-        raise CheckpointError(f"{folder / SETTINGS} holds {_shown(saved)}, not the registers' settings.")
-    version = saved.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise CheckpointError(
-            f"{folder / SETTINGS} has format_version={_shown(version)}; this regtune reads {FORMAT_VERSION}. "
-            "Update regtune."
-        )
-    config = backbone_of(model).config
-    here = {
-        "family": family_of(config).name,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-    }
-    for name, value in here.items():
-        if saved.get(name) != value:
-            raise CheckpointError(
-                f"{folder}: these registers were made for {name}={_shown(saved.get(name))}, this model has {value!r}. "
-                f"They were trained on {saved.get('base_model') or 'an unnamed model'!s:.200}; load them onto that."
-            )
-    return read_settings(saved.get("registers"), str(folder / SETTINGS))
 
 
 def _check_weights(weights: Mapping[str, Tensor], config: RegisterConfig, backbone: Any, file: Path) -> None:
@@ -292,7 +299,7 @@ def _check_weights(weights: Mapping[str, Tensor], config: RegisterConfig, backbo
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if n == 0 or found != shapes:
         raise CheckpointError(
-            f"{file} doesn't hold the registers its JSON describes: it has {_shown(found)}, expected {shapes}."
+            f"{file} doesn't hold the registers its JSON describes: it has {shown(found, 200)}, expected {shapes}."
         )
     for name, value in weights.items():
         if value.dtype not in _FLOATS:
@@ -305,29 +312,8 @@ def _check_weights(weights: Mapping[str, Tensor], config: RegisterConfig, backbo
 
 
 def read_settings(settings: Any, where: str) -> RegisterConfig:
-    """A `RegisterConfig` from JSON: known names alone, each with the type that its default has."""
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{where}: the registers' settings can't be read: {_shown(settings)} is not a table.")
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(RegisterConfig)}
-    for name, value in settings.items():
-        kind = kinds.get(name)
-        if kind is None:
-            raise CheckpointError(
-                f"{where}: the registers' settings can't be read: {_shown(name)} is not among {', '.join(kinds)}."
-            )
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise CheckpointError(
-                f"{where}: the registers' settings can't be read: {name}={_shown(value)} is no {kind.__name__}."
-            )
-    try:
-        return RegisterConfig(**settings)
-    except (ConfigError, OverflowError) as error:
-        raise CheckpointError(f"{where}: the registers' settings can't be read: {str(error)[:500]}") from error
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    """A `RegisterConfig` from plain values; `where` they are, for the message."""
+    return typed(RegisterConfig, settings, f"the registers' settings in {where}", wrong=CheckpointError)
 
 
 def _explain(name: str | Path, error: Exception) -> str:

@@ -21,12 +21,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import TrainerState
 
-from regtune.errors import CheckpointError, DataError, TrainingError
+from regtune.errors import CheckpointError, TrainingError, shown
 from regtune.records import checksums, read_typed, write_bytes, write_json
 
 SEAL = "complete.json"
 """Written last: the fingerprint of the run and the SHA-256 of every file. Without it a checkpoint is no one's."""
+STATE = "trainer_state.json"
 _UNFINISHED = ".unfinished-"
 _WEIGHTS = ("model.safetensors", "pytorch_model_fsdp")  # the second is FSDP's folder of shards
 
@@ -43,6 +45,14 @@ class Checkpoint:
     """Training time until here, evaluations left out."""
     files: dict[str, str]
     """Name to SHA-256."""
+
+
+@dataclass
+class State(TrainerState):
+    """How far a training has come: what transformers writes to `trainer_state.json`, typed as JSON holds it."""
+
+    trial_params: dict[str, Any] | None = None
+    stateful_callbacks: dict[str, Any] | None = None  # type: ignore[assignment]
 
 
 class CheckpointStore:
@@ -67,10 +77,10 @@ class CheckpointStore:
         for leftover in self.root.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         owner = self.root / "fingerprint"
-        found = owner.read_text(encoding="utf-8").strip() if owner.exists() else self.fingerprint
+        found = owner.read_bytes().decode(errors="replace").strip() if owner.exists() else self.fingerprint
         if found != self.fingerprint:
             raise CheckpointError(
-                f"{self.root.parent} holds a run of another configuration (fingerprint {found}, this one has "
+                f"{self.root.parent} holds a run of another configuration ({owner} has {shown(found)}, this one has "
                 f"{self.fingerprint}). Choose another output_dir, or delete that folder to start afresh."
             )
         if not owner.exists():
@@ -137,24 +147,27 @@ class CheckpointStore:
             CheckpointError: a file is missing, cut short or changed; the message names it.
         """
         path = self.path(step)
-        try:
-            seal: Checkpoint = read_typed(path / SEAL, Checkpoint, remedy="The checkpoint is not complete.")
-        except DataError as error:
-            raise CheckpointError(str(error)) from error
+        remedy = "The checkpoint is not complete."
+        seal: Checkpoint = read_typed(path / SEAL, Checkpoint, remedy=remedy, wrong=CheckpointError)
         files = seal.files
         if seal.fingerprint != self.fingerprint:
-            raise CheckpointError(f"{path} was written by another configuration (fingerprint {seal.fingerprint}).")
-        unknown = set(_files(path)) - files.keys() - {SEAL}
-        if unknown:
+            found = shown(seal.fingerprint)
+            raise CheckpointError(f"{path} was written by another configuration (fingerprint {found}).")
+        if seal.step != step:
+            raise CheckpointError(f"{path} is sealed as the checkpoint of step {seal.step}.")
+        there = set(_files(path)) - {SEAL}
+        if unknown := there - files.keys():
             raise CheckpointError(f"{path} holds {min(unknown)}, which isn't in its seal.")
+        if missing := files.keys() - there:
+            raise CheckpointError(f"{path} lacks {shown(min(missing))}, which is in its seal.")
         if not any(name.startswith(_WEIGHTS) for name in files):
             raise CheckpointError(f"{path} has no model.safetensors; weights are never read from a pickle.")
         for name, expected in files.items():
-            if not (path / name).is_file():
-                raise CheckpointError(f"{path / name} is missing.")
             if checksums(path, [name])[name] != expected:
                 raise CheckpointError(f"{path / name} was cut short or changed since it was sealed.")
             _refuse_pickle(path / name, fsdp=any(other.startswith(_WEIGHTS[1]) for other in files))
+        if STATE in files:
+            read_typed(path / STATE, State, remedy="The checkpoint can't be used.", wrong=CheckpointError)
         return seal
 
     def keep(self, steps: Iterable[int]) -> None:
@@ -203,7 +216,7 @@ def write_state(path: Path, state: Any) -> None:
     tensors: dict[str, Tensor] = {}
     plain = _plain(state, tensors)
     save_file(tensors, path.with_name(f"{path.name}.safetensors"))
-    path.with_name(f"{path.name}.json").write_text(json.dumps(plain), encoding="utf-8")
+    path.with_name(f"{path.name}.json").write_text(json.dumps(plain), encoding="utf-8")  # the seal makes it whole
 
 
 def read_state(path: Path) -> Any:

@@ -29,7 +29,7 @@ from regtune.interfaces import Group
 from regtune.models.precision import Precision, autocast
 from regtune.progress import steps
 from regtune.training.batches import BatchOrder
-from regtune.training.checkpoints import CheckpointStore, read_state, unwritten, write_state
+from regtune.training.checkpoints import STATE, CheckpointStore, read_state, unwritten, write_state
 from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups
 
@@ -179,7 +179,7 @@ class RegisterTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             Path(folder, "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-            self.state.save_to_json(str(Path(folder, "trainer_state.json")))
+            self.state.save_to_json(str(Path(folder, STATE)))
             self.store.seal(step, best_step=best, seconds=seconds)
             newest = self.store.steps()[-self.config.save_total_limit :]
             self.store.keep([*newest, step, *([best] if best is not None else [])])
@@ -236,7 +236,7 @@ class RegisterTrainer(Trainer):
 
     def restore_finished(self, checkpoint: Path) -> None:
         """Takes over a run that had come to its end: its history and its last weights."""
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self._load_from_checkpoint(str(checkpoint))
 
     def load_best(self) -> None:

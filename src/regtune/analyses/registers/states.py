@@ -20,7 +20,7 @@ from regtune.errors import ConfigError, DataError
 from regtune.families import family_of
 from regtune.families._family import modules_at
 from regtune.interfaces import Batch
-from regtune.records import write_json
+from regtune.records import write_bytes, write_json
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of
 from regtune.token_classes import is_content
@@ -173,7 +173,7 @@ def export_constant_registers(
         ConfigError: no register is constant.
         UnsupportedModelError: as `knocked_out`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     chosen = states.constant(threshold)
     if not chosen:
@@ -183,8 +183,8 @@ def export_constant_registers(
         )
     tensors = {"states": states.means[:-1, list(chosen)], **keys_and_values(model, states, chosen, batch)}
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.float().cpu().contiguous() for name, value in tensors.items()}, folder / CONSTANTS)
+    raw = save({name: value.float().cpu().contiguous() for name, value in tensors.items()})
+    write_bytes(folder / CONSTANTS, raw)
     described = {
         "schema_version": 1,
         "kind": "constant_registers",
