@@ -139,8 +139,8 @@ def flip_blocks(group: Group, baseline: Arm, named: Arm | None, name: str) -> li
     if named not in compared:
         return [counts]
     texts = example_texts(base[0], name)
-    listed = (listed(compared[named], gained, texts) for gained in (True, False))
-    return [counts, *(block for block in listed if block.rows)]
+    tables = (listed(compared[named], gained, texts) for gained in (True, False))
+    return [counts, *(block for block in tables if block.rows)]
 
 
 def listed(flips: Flips, gained: bool, texts: Texts) -> Block:
