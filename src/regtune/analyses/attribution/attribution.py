@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,7 @@ class Attribution:
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": "attribution",
-            **{each.name: _plain(getattr(self, each.name)) for each in fields(self)},
+            **{each.name: plain(getattr(self, each.name)) for each in fields(self)},
         }
 
     @classmethod
@@ -166,11 +166,16 @@ class Attribution:
 _NUMBERS = ("value", "positions", "types", "biases", "softmax", "baseline", "residual")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain JSON types of arrays, dataclasses and what is in them; a number that is none becomes None."""
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
+    if isinstance(value, Attribution):
+        return value.to_json()
+    if is_dataclass(value):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regtune.analyses.attribution.attribute import METHODS, attribute, check_inputs, options_of
-from regtune.analyses.attribution.attribution import Attribution
+from regtune.analyses.attribution.attribution import Attribution, plain
 from regtune.analyses.attribution.batch import make_batch, writes_tokens
 from regtune.analyses.attribution.simple import loss_when_hidden
 from regtune.analyses.attribution.words import by_words
@@ -99,23 +99,7 @@ class Explained(ShownByBlocks):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: what `regtune explain --json` prints and the overlays draw."""
-        models = [
-            {
-                **{each.name: getattr(model, each.name) for each in dataclasses.fields(model)},
-                "notes": list(model.notes),
-                "attributions": [one.to_json() for one in model.attributions],
-            }
-            for model in self.models
-        ]
-        return {
-            "schema_version": 1,
-            "kind": "explanations",
-            "id": self.id,
-            "question": self.question,
-            "context": self.context,
-            "notes": list(self.notes),
-            "models": models,
-        }
+        return {"schema_version": 1, "kind": "explanations", **plain(self), "notes": list(self.notes)}
 
 
 def explain(
