@@ -137,7 +137,7 @@ def inspect(
     *,
     parts: Sequence[str] = (),
     data: Sequence[str] = (),
-    limit: int | None = 200,
+    limit: int | None = 48,
     compare: str | Path | Sequence[str | Path] = (),
     checkpoints: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -147,7 +147,8 @@ def inspect(
 
     Args:
         model: a run directory, a checkpoint, a model's folder, a hub name, `minilm`, or an open session.
-        parts: names of analyses; all by default. What a model or the data can't have is left out with a note.
+        parts: names of analyses; by default all but those that take minutes (`faithfulness`). What a model or the data
+            can't have is left out with a note.
         data: data sets of the model's task, or text files; by default the run's first evaluation set.
         limit: use so many examples, spread evenly over the data; None uses all.
         compare: other models; each is inspected alike, and what differs gets an interval over examples.
@@ -182,11 +183,15 @@ def settings_of_parts(parts: Sequence[str], given: Mapping[str, Any]) -> dict[st
     Raises:
         UnknownNameError, ConfigError: as `inspect`.
     """
-    names = list(dict.fromkeys(parts)) or list(ANALYSES)
+    names = list(dict.fromkeys(parts)) or [name for name in ANALYSES if _by_default(name)]
     for name in given:
         if name not in names:
             raise unknown_name("part to be inspected", name, names)
     return {name: _settings(ANALYSES.get(name), given.get(name, {})) for name in names}
+
+
+def _by_default(name: str) -> bool:
+    return bool(getattr(ANALYSES.get(name), "by_default", True))
 
 
 def _settings(analysis: Analysis, given: Any) -> Any:

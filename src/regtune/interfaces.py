@@ -520,6 +520,8 @@ class Analysis(Protocol):
     title: ClassVar[str]
     settings: ClassVar[type]
     needs: ClassVar[frozenset[Need]]
+    by_default: ClassVar[bool] = True
+    """Whether it is measured where no part is named; not where it takes minutes."""
 
     def measure(self, session: Session, rows: Rows[Any], examples: Examples, settings: Any) -> Mapping[str, Any]:
         """Measures one model on the rows.

@@ -15,7 +15,16 @@ from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.explanations import explanation_measures
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from regtune.inspection import aligned, compare_records, direction, inspect, plain, read_record, read_records
+from regtune.inspection import (
+    aligned,
+    compare_records,
+    direction,
+    inspect,
+    plain,
+    read_record,
+    read_records,
+    settings_of_parts,
+)
 from regtune.records import read_json, write_json
 from regtune.registers.surgery import add_registers
 from regtune.registry import ANALYSES
@@ -62,7 +71,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def inspected(tmp_path_factory, model, questions):
     folder = tmp_path_factory.mktemp("inspect") / "inspect"
-    return inspect(model, data=(questions,), output_dir=folder, settings=QUICK)
+    return inspect(model, parts=tuple(ANALYSES), data=(questions,), output_dir=folder, settings=QUICK)
 
 
 def test_every_part_leaves_one_record_and_nothing_is_left_out(inspected):
@@ -150,7 +159,7 @@ def test_a_model_without_registers_or_head_is_inspected_as_far_as_it_goes(tmp_pa
     folder = save_tiny(tmp_path / "bare", head="none", max_position_embeddings=512)
     found = inspect(str(folder), data=(questions,), output_dir=tmp_path / "out", settings={"heads": {"examples": 2}})
     assert {record.part for record in found.records} == {"attention", "artefacts", "int8", "heads"}
-    assert [note.split()[0] for note in found.notes] == ["registers", "explanations", "faithfulness"]
+    assert [note.split()[0] for note in found.notes] == ["registers", "explanations"]
     assert found["int8"].content["schemes"]["linear"]["metric"] == "relative_error"
     assert found["heads"].content["quantity"] == "last hidden state"
 
@@ -321,6 +330,11 @@ def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path, capsys, monkeyp
         assert "nowhere doesn't exist" in err
     monkeypatch.chdir(tmp_path)
     assert "doesn't exist" in invoke(capsys, ("inspect", "runs/nowhere"))[2]
+
+
+def test_a_part_that_takes_minutes_is_measured_where_it_is_named():
+    assert [name for name in ANALYSES if name not in settings_of_parts((), {})] == ["faithfulness"]
+    assert list(settings_of_parts(("faithfulness",), {})) == ["faithfulness"]
 
 
 def test_wrong_names_are_refused(model, questions, capsys):

@@ -6,9 +6,9 @@ One example is explained in full, the first one, so that nobody chose it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool
@@ -17,16 +17,15 @@ from torch import Tensor
 from regtune.analyses.attribution.attribute import METHODS, attribute
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import explain
-from regtune.analyses.outcomes import explained
-from regtune.analyses.parts import ByExample, mean_interval, with_interval
+from regtune.analyses.outcomes import explained, some
+from regtune.analyses.parts import ByExample, mean_interval, spread_over, table, with_interval
 from regtune.errors import UnknownNameError, unknown_name
 from regtune.interfaces import Block, Examples, Need, Rows
-from regtune.pictures import Estimate
 from regtune.progress import each
 from regtune.session import Session
 from regtune.texts import PlainText
 from regtune.token_classes import is_content
-from regtune.typed import Checked
+from regtune.typed import Checked, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,9 @@ class ExplanationSettings(Checked, section="explanations"):
     """What is explained how."""
 
     methods: tuple[str, ...] = ("attnlrp", "chefer", "gradient-input")
-    """Measured on every example; integrated gradients would take tens of passes for each."""
+    """Integrated gradients would take tens of passes for each example."""
+    examples: Annotated[int, Range(1, 1_000_000)] = 24
+    """At most so many of the sample, evenly spread."""
     show: bool = True
     """Explain the first example in full, to be drawn on its text."""
 
@@ -57,7 +58,7 @@ class ExplanationAnalysis:
         self, session: Session, rows: Rows[Any], examples: Examples, settings: ExplanationSettings
     ) -> Mapping[str, Any]:
         """See `Analysis.measure`."""
-        batches = session.batches(rows.one_each())
+        batches = session.batches(some(rows.one_each(), spread_over(len(examples), settings.examples)))
         measures: dict[str, ByExample] = {}
         notes: list[str] = []
         content, gold = marks_of(batches)
@@ -81,13 +82,11 @@ class ExplanationAnalysis:
                 continue
             notes += dict.fromkeys(f"{method}: {entry.message}" for entry in caught)
             measures |= explanation_measures(method, found, content, gold)
-        titles = {}
-        for name in measures:
-            _, method, what = name.split(".")
-            words = (
-                "entropy of |relevance| (1: spread evenly)" if what == "entropy" else "|relevance| on the gold answer"
-            )
-            titles[name] = f"{words}, {method}"
+        words = {
+            "entropy": "entropy of |relevance| (1: spread evenly)",
+            "on_gold": "|relevance| on the gold answer",
+        }
+        parts = {name: name.split(".") for name in measures}
         shown = None
         if settings.show and session.task is not None and not isinstance(examples.items[0], PlainText):
             (first,) = explain(session, examples.items[:1])
@@ -96,28 +95,24 @@ class ExplanationAnalysis:
             "shown": shown,
             "notes": notes,
             "measures": measures,
-            "titles": titles,
+            "titles": {name: f"{words[what]}, {method}" for name, (_, method, what) in parts.items()},
         }
 
-    def blocks(self, content: Mapping[str, Any]) -> list[Block]:
+    def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        rows = []
-        for name, values in content["measures"].items():
-            known = np.array([value for value in values if value is not None], dtype=np.float64)
-            one = mean_interval(known) if len(known) else Estimate(float("nan"))
-            rows.append((content["titles"][name], with_interval(one), str(len(known))))
-        table = Block(
-            kind="table",
-            title="How scores are spread",
-            text="Means with 95 % intervals over examples. " + " ".join(content["notes"]),
-            columns=("measure", "mean", "examples"),
-            rows=tuple(rows),
+        known = {name: [v for v in values if v is not None] for name, values in content["measures"].items()}
+        yield table(
+            "How scores are spread",
+            ("measure", "mean", "examples"),
+            [
+                (content["titles"][name], with_interval(mean_interval(np.array(values))), len(values))
+                for name, values in known.items()
+                if values
+            ],
+            "Means with 95 % intervals over examples. " + " ".join(content["notes"]),
         )
-        if content["shown"] is None:
-            return [table]
-        title = content["shown"]["question"] or "One text"
-        overlay = Block(kind="figure", title=title, data=content["shown"])
-        return [table, overlay]
+        if content["shown"] is not None:
+            yield Block(kind="figure", title=content["shown"]["question"] or "One text", data=content["shown"])
 
 
 def marks_of(

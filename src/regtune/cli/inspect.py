@@ -36,11 +36,12 @@ class InspectArgs:
     model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run directory, a checkpoint, a model's folder, a hub name or `minilm`; comes first."""
     parts: tuple[str, ...] = ()
-    """attention, artefacts, int8, registers, heads, explanations, faithfulness, or those of a plugin; all if none."""
+    """attention, artefacts, int8, registers, heads, explanations, faithfulness, or those of a plugin; if none,
+    all but faithfulness, which takes minutes."""
     data: tuple[str, ...] = ()
     """Data sets of the model's task, or a .txt file with a paragraph a line; the run's first evaluation set if none."""
-    limit: int = 200
-    """Examples, spread evenly over the data."""
+    limit: int = 48
+    """Examples, spread evenly over the data; some parts look at a few of them (see their settings)."""
     compare: tuple[str, ...] = ()
     """Other models, inspected alike; what differs gets intervals over examples."""
     checkpoints: bool = False

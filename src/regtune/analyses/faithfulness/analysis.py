@@ -97,7 +97,7 @@ class FaithfulnessSettings(Checked, section="faithfulness"):
     how: How = "mask"
     """Write [MASK] over a token, or leave it out (`remove`)."""
     texts: _Count | None = None
-    """At most so many examples of the sample, evenly spread; by default 60, or 12 where texts are long."""
+    """At most so many examples of the sample, evenly spread; by default 60, or 8 where texts are long."""
     fractions: tuple[float, ...] = ERASER_FRACTIONS
     """Shares of the tokens for comprehensiveness and sufficiency."""
     curve: tuple[float, ...] | None = None
@@ -109,7 +109,7 @@ class FaithfulnessSettings(Checked, section="faithfulness"):
     beam_width: _Count = 3
     """Sets kept at each level of the search for the best order."""
     max_groups: _Count | None = None
-    """Tokens of longer texts are tied into so many groups for the search; by default 24, or 8 where texts are long."""
+    """Tokens of longer texts are tied into so many groups for the search; by default 24, or 6 where texts are long."""
     batch_tokens: _Count = 4096
     """Tokens in one forward pass."""
     rationales: Path | None = None
@@ -130,10 +130,10 @@ class FaithfulnessSettings(Checked, section="faithfulness"):
         """With what isn't set chosen by the texts' median length."""
         long = float(np.median(lengths)) > _LONG
         usual: dict[str, Any] = {
-            "texts": 12 if long else 60,
+            "texts": 8 if long else 60,
             "curve": (0.0, 0.2, 0.5, 0.8, 1.0) if long else CURVE,
             "limit_texts": 6 if long else 20,
-            "max_groups": 8 if long else 24,
+            "max_groups": 6 if long else 24,
         }
         return dataclasses.replace(self, **{n: v for n, v in usual.items() if getattr(self, n) is None})
 
@@ -150,6 +150,7 @@ class FaithfulnessAnalysis:
     title: ClassVar[str] = "Faithfulness of explanations"
     settings: ClassVar[type] = FaithfulnessSettings
     needs: ClassVar[frozenset[Need]] = frozenset({"head"})
+    by_default: ClassVar[bool] = False
 
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: FaithfulnessSettings

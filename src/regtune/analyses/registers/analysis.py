@@ -24,7 +24,7 @@ from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.batches import with_words
 from regtune.analyses.outcomes import Outcomes, Runs, explained, outcomes
 from regtune.analyses.parts import estimate, figure, mean_interval, table, text, with_interval
-from regtune.analyses.registers.knock_out import HOWS, How, KnockOut, knocked_out
+from regtune.analyses.registers.knock_out import How, KnockOut, knocked_out
 from regtune.analyses.registers.lens import register_lens
 from regtune.analyses.registers.roles import ALPHA, Change, Effect, judge_roles, rank_correlation
 from regtune.analyses.registers.states import CONSTANT_BELOW, RegisterStates, export_constant_registers, register_states
@@ -47,8 +47,8 @@ _CHANGE = Metric(name="change", title="change", columns=("change",), bounds=(-ma
 class RegisterSettings(Checked, section="registers"):
     """How registers are looked at."""
 
-    hows: tuple[How, ...] = HOWS
-    """Ways of knocking out. The verdict is read from `mask`, or the first."""
+    hows: tuple[How, ...] = ("mask", "mean")
+    """Ways of knocking out (`mask`, `mean`, `swap`, `zero`). The verdict is read from `mask`, or the first."""
     resamples: int = 10_000
     """Bootstrap draws; more where so many registers need them."""
     head_from: str | None = None
