@@ -20,7 +20,7 @@ from regtune.errors import CheckpointError, ConfigError, DataError, UnsupportedM
 from regtune.interfaces import Analysis, Block, Examples, Metric, Need, ShownByBlocks
 from regtune.methods.used import label_of
 from regtune.progress import begin_stage, stages
-from regtune.records import file_name, machine, now, read_typed, versions, write_json
+from regtune.records import file_name, machine, now, plain, read_typed, versions, write_json
 from regtune.registers.surgery import backbone_of, num_registers
 from regtune.registry import ANALYSES
 from regtune.session import MODEL_DIR, Session
@@ -70,6 +70,17 @@ class PartRecord(ShownByBlocks):
     def __repr__(self) -> str:
         return f"<PartRecord {self.part} of {self.subject['name']}: {len(self.data['ids'])} examples>"
 
+    @property
+    def sample(self) -> str:
+        """How many of the examples have a number, and how more get one; a sentence, empty where nothing is measured."""
+        count = len(self.data["ids"])
+        used = sum(any(v is not None for v in values) for values in zip(*self.measures.values(), strict=True))
+        if used == count or not self.measures:
+            return f"Measured on all {count} examples." if self.measures else ""
+        setting = next((name for name in ("examples", "texts") if (self.settings.get(name) or count) < count), "")
+        more = f" (--set {self.part}.{setting}={count} takes all)" if setting else ""
+        return f"Measured on {used} of the {count} examples{more}."
+
     def blocks(self) -> list[Block]:
         """What a person sees of it.
 
@@ -112,6 +123,7 @@ class Inspection(ShownByBlocks):
         found = [_side_by_side((self, *self.others))] if self.others else []
         for record in self.records:
             found.append(Block(kind="text", title=ANALYSES.get(record.part).title))
+            found += [Block(kind="text", title="Sample", text=record.sample)] if record.sample else []
             found += record.blocks()
         return found + ([_differences_table(self.differences)] if self.differences else [])
 
@@ -183,15 +195,11 @@ def settings_of_parts(parts: Sequence[str], given: Mapping[str, Any]) -> dict[st
     Raises:
         UnknownNameError, ConfigError: as `inspect`.
     """
-    names = list(dict.fromkeys(parts)) or [name for name in ANALYSES if _by_default(name)]
+    names = list(dict.fromkeys(parts)) or [name for name in ANALYSES if ANALYSES.get(name).by_default]
     for name in given:
         if name not in names:
             raise unknown_name("part to be inspected", name, names)
     return {name: _settings(ANALYSES.get(name), given.get(name, {})) for name in names}
-
-
-def _by_default(name: str) -> bool:
-    return bool(getattr(ANALYSES.get(name), "by_default", True))
 
 
 def _settings(analysis: Analysis, given: Any) -> Any:
@@ -285,21 +293,6 @@ def _record(
 def _bare_label(session: Session) -> str:
     count = num_registers(session.model)
     return f"registers, N = {count}" if count else "no registers"
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON types: dataclasses as mappings, arrays and tuples as lists, numbers that JSON lacks as None."""
-    if dataclasses.is_dataclass(value):
-        value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-    if hasattr(value, "tolist"):  # numpy's and torch's
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, Path):
-        return value.as_posix()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def aligned(measures: Mapping[str, Any], count: int) -> dict[str, list[float | None]]:

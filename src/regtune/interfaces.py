@@ -512,14 +512,13 @@ class ShownByBlocks:
         return html
 
 
-@runtime_checkable
-class Analysis(Protocol):
+class Analysis:
     """Something measured inside a model."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     settings: ClassVar[type]
-    needs: ClassVar[frozenset[Need]]
+    needs: ClassVar[frozenset[Need]] = frozenset()
     by_default: ClassVar[bool] = True
     """Whether it is measured where no part is named; not where it takes minutes."""
 
@@ -531,8 +530,8 @@ class Analysis(Protocol):
             which two models are compared: measure name to one number, or None, for each of `examples.ids`, or to the
             numbers of some by their index; under `titles` what a person calls them.
         """
-        ...
+        raise NotImplementedError
 
     def blocks(self, content: Mapping[str, Any]) -> Iterable[Block]:
         """What a person sees of it, made from the record's content (plain JSON types) with `measures` and `titles`."""
-        ...
+        raise NotImplementedError

@@ -106,6 +106,26 @@ def _spelled(value: Any) -> Any:
     return [_spelled(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def plain(value: Any) -> Any:
+    """Plain JSON types: dataclasses as mappings, arrays and tuples as lists, numbers that JSON lacks as None.
+
+    A dataclass with a `to_json` of its own is what that gives.
+    """
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if dataclasses.is_dataclass(value):
+        value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    if hasattr(value, "tolist"):  # numpy's and torch's
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_bytes(path: Path, raw: bytes) -> Path:
     """Writes a file so that a reader sees the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,11 @@ from regtune.token_classes import token_classes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlainText:
-    """A paragraph that nobody labelled."""
+    """A paragraph, or a pair of texts, that nobody labelled."""
 
     id: str
     text: str
+    pair: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

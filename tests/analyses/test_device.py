@@ -7,8 +7,8 @@ import pytest
 from analyses.test_inspect import QUICK
 from elsewhere import moved, second_device
 from regtune.config import RegisterConfig
-from regtune.inspection import plain
 from regtune.interfaces import Examples
+from regtune.records import plain
 from regtune.registers.surgery import add_registers
 from regtune.registry import ANALYSES
 from regtune.session import Session

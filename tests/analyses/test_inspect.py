@@ -20,12 +20,11 @@ from regtune.inspection import (
     compare_records,
     direction,
     inspect,
-    plain,
     read_record,
     read_records,
     settings_of_parts,
 )
-from regtune.records import read_json, write_json
+from regtune.records import plain, read_json, write_json
 from regtune.registers.surgery import add_registers
 from regtune.registry import ANALYSES
 from regtune.report.page import write_report
@@ -119,13 +118,20 @@ def test_what_a_person_reads_names_every_part_and_the_model(inspected, model):
     for name in ANALYSES:
         assert f"\n{ANALYSES.get(name).title}\n" in shown
     assert "knocked out by 'mask'" in shown
+    assert inspected["attention"].sample == f"Measured on all {COUNT} examples."
+    assert inspected["explanations"].sample == f"Measured on all {COUNT} examples."
+    assert inspected["faithfulness"].sample in shown
+    assert inspected["faithfulness"].sample.startswith(
+        f"Measured on 3 of the {COUNT} examples (--set faithfulness.texts="
+    )
 
 
 def test_the_report_draws_every_part_from_its_blocks(inspected, tmp_path):
     page = write_report(inspected.folder.parent, output=tmp_path).read_text(encoding="utf-8")
     for name in ANALYSES:
         assert f"<h3>{ANALYSES.get(name).title}</h3>" in page
-    assert f"All parts saw the same {COUNT} examples" in page
+    assert f"All parts were given the same {COUNT} examples" in page
+    assert f"Measured on 3 of the {COUNT} examples (--set heads.examples={COUNT} takes all)." in page
     assert page.count("<svg") > 20
     assert "Not used" not in page
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -20,7 +20,7 @@ from regtune.analyses.attribution.explain import explain
 from regtune.analyses.outcomes import explained, some
 from regtune.analyses.parts import ByExample, mean_interval, spread_over, table, with_interval
 from regtune.errors import UnknownNameError, unknown_name
-from regtune.interfaces import Block, Examples, Need, Rows
+from regtune.interfaces import Analysis, Block, Examples, Rows
 from regtune.progress import each
 from regtune.session import Session
 from regtune.texts import PlainText
@@ -46,13 +46,13 @@ class ExplanationSettings(Checked, section="explanations"):
                 raise unknown_name("attribution method", method, METHODS)
 
 
-class ExplanationAnalysis:
+class ExplanationAnalysis(Analysis):
     """Scores of several methods, and one text with them drawn on it."""
 
-    name: ClassVar[str] = "explanations"
-    title: ClassVar[str] = "Explanations"
-    settings: ClassVar[type] = ExplanationSettings
-    needs: ClassVar[frozenset[Need]] = frozenset({"head"})
+    name = "explanations"
+    title = "Explanations"
+    settings = ExplanationSettings
+    needs = frozenset({"head"})
 
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: ExplanationSettings

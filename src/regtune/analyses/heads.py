@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from regtune.analyses.registers.knock_out import kept_outputs, layer_inputs, res
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
-from regtune.interfaces import Batch, Block, Examples, Need, Rows
+from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.pictures import Estimate, bars, heat_map, matrix, numbered
 from regtune.progress import each
 from regtune.registers.surgery import backbone_of, disable_registers, find_registers, mask_registers, num_registers
@@ -62,7 +62,7 @@ WORDS = {
 class HeadSettings(Checked, section="heads"):
     """How much is knocked out and patched."""
 
-    examples: Annotated[int, Range(1, 1_000_000)] = 8
+    examples: Annotated[int, Range(1, 1_000_000)] = 6
     """At most so many of the sample, evenly spread: the model runs twice for every head."""
     patch: bool = True
     """Patch activations too."""
@@ -72,13 +72,13 @@ class HeadSettings(Checked, section="heads"):
     """Chooses the tokens that are masked."""
 
 
-class HeadAnalysis:
+class HeadAnalysis(Analysis):
     """Knock-outs of heads and tokens, and activation patching."""
 
-    name: ClassVar[str] = "heads"
-    title: ClassVar[str] = "Heads and tokens"
-    settings: ClassVar[type] = HeadSettings
-    needs: ClassVar[frozenset[Need]] = frozenset({"attention"})
+    name = "heads"
+    title = "Heads and tokens"
+    settings = HeadSettings
+    needs = frozenset({"attention"})
 
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: HeadSettings

@@ -20,7 +20,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from regtune.analyses.outcomes import Runs, outcomes
 from regtune.analyses.parts import Verdict, Word, graded, mean_interval, table, verdict_blocks
 from regtune.analyses.reversible import only_reader, replace_forward, require_eval_mode
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
-from regtune.interfaces import Batch, Block, Examples, Need, Rows
+from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.progress import each
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of, find_registers
@@ -284,13 +284,12 @@ def _rounded(
 # The part
 
 
-class Int8Analysis:
+class Int8Analysis(Analysis):
     """The cost of W8A8: the task's metric where the model has a head and the data labels, else hidden states."""
 
-    name: ClassVar[str] = "int8"
-    title: ClassVar[str] = "8 bits"
-    settings: ClassVar[type] = Int8Settings
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    name = "int8"
+    title = "8 bits"
+    settings = Int8Settings
 
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: Int8Settings

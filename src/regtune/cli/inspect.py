@@ -41,7 +41,8 @@ class InspectArgs:
     data: tuple[str, ...] = ()
     """Data sets of the model's task, or a .txt file with a paragraph a line; the run's first evaluation set if none."""
     limit: int = 48
-    """Examples, spread evenly over the data; some parts look at a few of them (see their settings)."""
+    """Examples, spread evenly over the data. The costly parts look at some of them (`--set heads.examples=48`), and
+    every part says how many it measured."""
     compare: tuple[str, ...] = ()
     """Other models, inspected alike; what differs gets intervals over examples."""
     checkpoints: bool = False
@@ -57,17 +58,20 @@ def run(argv: Sequence[str]) -> int:
     args = parse(HELP, InspectArgs, argv)
     for name in (args.model, *args.compare):
         require_there(name)
-    settings = settings_of(args.set)
+    return _inspect(args, args.parts, settings_of(args.set), checkpoints=args.checkpoints)
+
+
+def _inspect(args: Any, parts: Sequence[str], settings: dict[str, Any], *, checkpoints: bool = False) -> int:
     quiet()
     from regtune.inspection import inspect
 
     found = inspect(
         args.model,
-        parts=args.parts,
+        parts=parts,
         data=args.data,
         limit=args.limit,
         compare=args.compare,
-        checkpoints=args.checkpoints,
+        checkpoints=checkpoints,
         settings=settings,
         output_dir=args.output_dir,
     )
@@ -131,17 +135,4 @@ def run_faithfulness(argv: Sequence[str]) -> int:
     # tyro reads the annotations of a class in a function from its module
     FaithfulnessArgs.__annotations__ |= {"settings": FaithfulnessSettings}
     args = parse(FAITHFULNESS_HELP, FaithfulnessArgs, argv)
-    quiet()
-    from regtune.inspection import inspect
-
-    found = inspect(
-        args.model,
-        parts=("faithfulness",),
-        data=args.data,
-        limit=args.limit,
-        compare=args.compare,
-        settings={"faithfulness": args.settings},
-        output_dir=args.output_dir,
-    )
-    say(f"{found}\n\nRecord: {found.folder / 'faithfulness.json'}")
-    return 0
+    return _inspect(args, ("faithfulness",), {"faithfulness": args.settings})

@@ -63,7 +63,7 @@ def section_of(folder: Path, title: str, note: str = "") -> tuple[Section, Refus
         except DataError as error:
             refused.append((f"{folder.name}/{FOLDER}/{record.part}.json", str(error)))
             continue
-        parts.append(Part(title=ANALYSES.get(record.part).title, blocks=blocks))
+        parts.append(Part(title=ANALYSES.get(record.part).title, blocks=blocks, note=record.sample))
     said = " ".join(filter(None, (_sample(records), note)))
     return Section(title=f"Inside: {title}", note=said, parts=tuple(parts)), tuple(refused)
 
@@ -76,5 +76,6 @@ def _sample(records: Sequence[PartRecord]) -> str:
         return f"The parts were measured on different examples ({', '.join(shown)})." if records else ""
     ((names, ids),) = seen
     return (
-        f"All parts saw the same {len(ids)} examples of {', '.join(names)}. Layers, heads and registers count from 0."
+        f"All parts were given the same {len(ids)} examples of {', '.join(names)}. Layers, heads and registers count "
+        "from 0."
     )

@@ -11,7 +11,8 @@ from regtune.analyses.artefacts.analysis import ArtefactAnalysis, artefact_verdi
 from regtune.analyses.artefacts.artefacts import artefact_statistics
 from regtune.analyses.attention.attention import attention_statistics, attention_verdicts
 from regtune.analyses.parts import Verdict, graded, verdict_blocks
-from regtune.inspection import inspect, plain
+from regtune.inspection import inspect
+from regtune.records import plain
 from tiny_tokenizer import save_questions, tiny_tokenizer
 
 

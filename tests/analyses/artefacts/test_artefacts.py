@@ -15,7 +15,7 @@ from regtune.analyses.artefacts.artefacts import EDGES, MEASURES, ArtefactSettin
 from regtune.analyses.artefacts.sites import SITES, blocks_of
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
-from regtune.inspection import plain
+from regtune.records import plain
 from regtune.registers.surgery import add_registers, disable_registers, mask_registers, remove_registers
 
 PLACES = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
+from regtune.analyses.attribution.rules import AttnLRP
 from regtune.config import RegisterConfig
 from regtune.registers.surgery import add_registers
 
@@ -94,3 +96,19 @@ def tolerance(family: str) -> float:
 
 
 CASES = [(family, n) for family in ENCODERS for n in (0, 3)] + [(family, 0) for family in DECODERS]
+
+
+def leave_out(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    """A wrong rule set: the operations that one rule is about keep their plain derivative."""
+    product = AttnLRP.product
+    if rule in ("attention", "product"):  # of matrices, or elementwise
+
+        def kept(self, function, a, b):
+            meant = (function.__name__ in ("matmul", "__matmul__", "bmm")) == (rule == "attention")
+            return function(a, b) if meant else product(self, function, a, b)
+
+        monkeypatch.setattr(AttnLRP, "product", kept)
+    elif rule == "layer_norm":
+        monkeypatch.setattr(AttnLRP, rule, lambda self, module, x, function: self.linear(module, x, function(x)))
+    else:
+        monkeypatch.setattr(AttnLRP, rule, lambda _self, x, function: function(x))

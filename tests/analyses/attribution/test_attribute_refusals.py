@@ -78,8 +78,8 @@ def test_unknown_names_are_refused_with_what_there_is(qa, batch):
         attribute(qa, batch, method="attnlpr")
     with pytest.raises(UnknownNameError, match=r"target of an answer 'anser'.*Did you mean 'answer'"):
         attribute(qa, batch, target="anser")
-    with pytest.raises(UnknownNameError, match="rule 'relu'"):
-        attribute(qa, batch, without=["relu"])
+    with pytest.raises(UnknownNameError, match=r"part to look at \(by\) 'block'"):
+        attribute(qa, batch, by="block")
 
 
 def test_inputs_that_cannot_be_explained_are_refused(qa, batch):

@@ -95,7 +95,7 @@ def test_a_record_without_a_field_is_refused():
 
 def test_options_the_error_of_a_score_and_what_is_inside_the_model_come_back_too():
     one = example(
-        options={"baseline": "pad", "start_layer": 3, "without": None},
+        options={"baseline": "pad", "start_layer": 3, "seed": None},
         error=0.004,
         read_from=(0,),
         by="head",

@@ -117,8 +117,9 @@ def test_the_right_explanation_beats_random_ones_everywhere():
 def test_curves_begin_with_the_whole_text_and_end_without_it():
     scorer = scorer_of(bag(), [batch_of(*TEXTS)])
     found = measure_orders(scorer, orders_of(random_scores(scorer.texts), seed=0))
+    nothing = [(place, np.zeros(len(text.features), dtype=bool)) for place, text in enumerate(scorer.texts)]
     for curve in (found.morf, found.lerf):
-        assert np.array_equal(curve[:, 0], scorer.whole())
+        assert np.array_equal(curve[:, 0], scorer.probabilities(nothing))
         assert curve[:, -1] == pytest.approx(0.5)
 
 

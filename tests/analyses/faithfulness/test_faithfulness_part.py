@@ -14,13 +14,13 @@ from regtune.analyses.faithfulness.analysis import (
     sentence_of,
     window_batch,
 )
-from regtune.analyses.faithfulness.orders import METRICS
+from regtune.analyses.faithfulness.orders import HIGHER_IS_BETTER
 from regtune.analyses.faithfulness.rationales import read_rationales
 from regtune.analyses.parts import mean_interval
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, UnknownNameError
-from regtune.inspection import plain
 from regtune.interfaces import Examples
+from regtune.records import plain
 from regtune.registers.surgery import add_registers
 from regtune.session import Session
 from regtune.tasks.classify import Classification, ClassifySettings
@@ -64,7 +64,9 @@ def found(tmp_path_factory):
 
 
 def test_every_method_gets_every_metric_with_an_interval(found):
-    assert {(row["method"], row["metric"]) for row in found["rows"]} == {(m, k) for m in METHODS for k in METRICS}
+    assert {(row["method"], row["metric"]) for row in found["rows"]} == {
+        (m, k) for m in METHODS for k in HIGHER_IS_BETTER
+    }
     for row in found["rows"]:
         assert row["raw"]["low"] <= row["raw"]["value"] <= row["raw"]["high"]
     assert 0 <= found["facts"]["accuracy"] <= 1
@@ -118,7 +120,10 @@ def test_answers_and_their_sentences_are_marks_too():
     )
     content = measured(session, Examples(items=tuple(examples(4)), names=("made up",)), texts=3, limit_texts=2)
     metrics = {row["metric"] for row in content["rows"] if row["method"] == "attention"}
-    assert metrics == {*METRICS, *(f"{k} {n}" for k in ("answer", "sentence") for n in ("auprc", "f1_own_length"))}
+    assert metrics == {
+        *HIGHER_IS_BETTER,
+        *(f"{k} {n}" for k in ("answer", "sentence") for n in ("auprc", "f1_own_length")),
+    }
     assert content["prevalence"]["answer"] < content["prevalence"]["sentence"] < 1
     assert len(content["measures"]["faithfulness.attention.answer auprc"]) == 3
 

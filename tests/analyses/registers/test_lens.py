@@ -7,7 +7,7 @@ from analyses.attribution.explained import DECODERS, decoder, encoder
 from regtune.analyses.registers.lens import borrowed_head, language_head, register_lens, vocabulary_vectors
 from regtune.analyses.registers.neurons import clamp_effect, clamp_neuron, neuron_lens
 from regtune.errors import CheckpointError, ConfigError, UnknownNameError, UnsupportedModelError
-from regtune.inspection import plain
+from regtune.records import plain
 from regtune.registers.surgery import backbone_of
 from tiny import FAMILIES, inputs, tiny_model
 from tiny_tokenizer import VOCABULARY, save_tiny, tiny_tokenizer

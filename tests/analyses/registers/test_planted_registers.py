@@ -9,10 +9,12 @@ import torch
 
 from regtune.analyses.outcomes import outcomes
 from regtune.analyses.registers.analysis import RegisterAnalysis, RegisterSettings
+from regtune.analyses.registers.knock_out import HOWS
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, UnknownNameError
-from regtune.inspection import plain, settings_of_parts
+from regtune.inspection import settings_of_parts
 from regtune.interfaces import Examples
+from regtune.records import plain
 from regtune.registers.surgery import add_registers, find_registers, mask_registers
 from regtune.session import Session
 from regtune.tasks.qa.examples import Answer, QAExample
@@ -55,7 +57,7 @@ def self_taught(session):
 
 def audit(session, **settings):
     taught = self_taught(session)
-    settings = RegisterSettings(**{"resamples": 500, **settings})
+    settings = RegisterSettings(**{"resamples": 500, "hows": HOWS, **settings})
     return plain(RegisterAnalysis().measure(session, session.rows(taught), taught, settings))
 
 

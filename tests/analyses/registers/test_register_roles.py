@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from regtune.analyses.outcomes import Outcomes, row_losses
-from regtune.analyses.registers.analysis import Scored, effects
+from regtune.analyses.registers.analysis import effects
 from regtune.analyses.registers.knock_out import KnockOut
 from regtune.analyses.registers.roles import equal_roles_p, judge_roles, rank_correlation
 
 
 def scored(loss, f1=0.5, answers=None):
     loss = np.asarray(loss, dtype=np.float64)
-    outcomes = Outcomes(loss=loss, score=np.full(len(loss), f1), said=tuple(answers or ["a"] * len(loss)))
-    return Scored(change=loss, outcomes=outcomes)
+    return Outcomes(loss=loss, score=np.full(len(loss), f1), said=tuple(answers or ["a"] * len(loss)))
 
 
 def judged(changes, *, together=None):

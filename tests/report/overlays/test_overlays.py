@@ -12,7 +12,7 @@ from regtune.errors import DataError, UnknownNameError
 from regtune.report.overlays.page import overlay_page, percent, signed, write_overlay
 from regtune.report.overlays.pictures import read_pictures
 from regtune.report.overlays.terminal import overlay_text
-from regtune.report.overlays.words import joined_pieces, text_pieces
+from regtune.report.overlays.words import text_pieces
 from report.measured import CONTEXT, QUESTION, attribution, explanations
 from report.test_page import Structure
 
@@ -23,6 +23,13 @@ def texts(page):
     """What a reader sees of every question and context."""
     found = re.findall(r'<p class="read[^"]*"><span class="tag">\w+</span>(.*?)</p>', page)
     return [unescape(re.sub(r"<[^>]+>", "", one)) for one in found]
+
+
+def document(record):
+    """One attribution on its text."""
+    content = explanations(methods=(record["method"],), counts=(len(record["registers"]),))
+    content["models"][0]["attributions"] = [record]
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +68,12 @@ def own_share(own):
     return record
 
 
-@pytest.mark.parametrize("text", [True, False])
-def test_a_token_that_keeps_nearly_everything_to_itself_is_not_drawn_and_it_is_said(text):
+def test_a_token_that_keeps_nearly_everything_to_itself_is_not_drawn_and_it_is_said():
     content = explanations(methods=("chefer",), counts=(0,))
     record = own_share(0.97)
     place = record["tokens"].index("ada")
     record |= {"read_from": [place]}
     record["relevance"][14], record["relevance"][place] = 0.0, 0.97
-    if not text:
-        record |= {"offsets": None}
     content["models"][0]["attributions"] = [record]
     (picture,) = read_pictures(content)
     (panel,) = picture.models[0].panels
@@ -80,12 +84,11 @@ def test_a_token_that_keeps_nearly_everything_to_itself_is_not_drawn_and_it_is_s
     for shown in (page, " ".join(said.split())):
         assert "start layer 0" in shown
         assert "not drawn: the explained token itself, 97 %" in shown
-    if text:
-        assert CONTEXT in texts(page)
+    assert CONTEXT in texts(page)
 
 
 def test_a_token_that_keeps_its_part_is_drawn():
-    (picture,) = read_pictures([own_share(0.3)])
+    (picture,) = read_pictures(document(own_share(0.3)))
     assert picture.models[0].panels[0].left_out == 0.0
 
 
@@ -93,12 +96,12 @@ def test_options_stand_on_the_page_and_in_the_terminal():
     record = attribution("integrated-gradients") | {"steps": 42, "error": 0.0032}
     record["options"] = {"baseline": "pad", "registers": "held", "special_tokens": "held"}
     said = "baseline pad, registers held, special tokens held, 42 steps, scores exact to 0.32 % of the largest"
-    assert said in overlay_page([record])
-    assert said in " ".join(overlay_text([record], colour=False).split())
+    assert said in overlay_page(document(record))
+    assert said in " ".join(overlay_text(document(record), colour=False).split())
 
 
 def test_a_share_is_of_everything_that_was_booked():
-    (picture,) = read_pictures([attribution(num_registers=2)])
+    (picture,) = read_pictures(document(attribution(num_registers=2)))
     (panel,) = picture.models[0].panels
     booked = sum(abs(score) for _, score in panel.tokens) + sum(map(abs, panel.registers)) + 0.4 + 1.1 + 0.3
     assert panel.size == pytest.approx(booked)
@@ -200,20 +203,6 @@ def test_several_documents_make_several_pictures_with_ids_of_their_own():
     assert sorted(found.ids) == sorted(set(found.ids))
 
 
-def test_without_the_text_words_are_put_together():
-    record = attribution(num_registers=0) | {"offsets": None}
-    (picture,) = read_pictures([record])
-    shown = "".join(piece.text for piece in picture.models[0].panels[0].context)
-    assert "was designed by ada lindqvist" in shown
-    assert [name for name, _ in picture.models[0].panels[0].special] == ["[CLS]", "[SEP]", "[SEP]"]
-
-
-def test_byte_level_pieces_say_where_words_begin():
-    pieces, special = joined_pieces(["<s>", "The", "Ġbridge", "s", "</s>"], [0.0, 1.0, 2.0, 3.0, 4.0])
-    assert "".join(piece.text for piece in pieces) == "The bridges"
-    assert special == (("<s>", 0.0), ("</s>", 4.0))
-
-
 def test_tokens_that_share_a_character_are_one_piece_with_their_sum():
     (piece,) = [one for one in text_pieces("a 🙂 b", [(2, 3, "x", 1.0), (2, 3, "y", 0.5)]) if one.score is not None]
     assert (piece.text, piece.score, piece.token) == ("🙂", 1.5, "x y")
@@ -222,7 +211,7 @@ def test_tokens_that_share_a_character_are_one_piece_with_their_sum():
 @given(st.text(min_size=1, max_size=30), st.lists(st.tuples(st.integers(0, 29), st.integers(1, 6)), max_size=12))
 def test_pieces_give_back_the_text_and_the_sum_of_the_scores(text, cuts):
     tokens = [(s, min(s + n, len(text)), "t", 1.0) for s, n in cuts if s < len(text)]
-    pieces = text_pieces(text, tokens, whole=True)
+    pieces = text_pieces(text, tokens)
     assert "".join(piece.text for piece in pieces) == text
     assert sum(piece.score or 0.0 for piece in pieces) == len(tokens)
 
@@ -234,6 +223,7 @@ def test_pieces_give_back_the_text_and_the_sum_of_the_scores(text, cuts):
         ({"models": [{}]}, r"why\.json can't be understood \(KeyError: 'attributions'"),
         ({"models": [{"attributions": []}]}, "no attribution in it"),
         ({"models": [{"attributions": [{"method": "x"}]}]}, "is no attribution"),
+        ({"models": [{"attributions": [attribution() | {"offsets": None}]}]}, r"why\.json can't be understood"),
     ],
 )
 def test_what_is_no_explanation_is_refused_by_name(change, message):
@@ -268,7 +258,7 @@ def test_a_page_that_cannot_be_written_is_said(tmp_path):
 def test_scores_that_are_all_zero_are_drawn():
     record = attribution(num_registers=0) | {"positions": 0.0, "biases": 0.0, "softmax": 0.0}
     record["relevance"] = [0.0] * len(record["relevance"])
-    assert 'style="--a:0"' in overlay_page([record])
+    assert 'style="--a:0"' in overlay_page(document(record))
 
 
 @pytest.mark.parametrize(

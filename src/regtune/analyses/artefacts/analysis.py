@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -23,7 +23,7 @@ from regtune.analyses.artefacts.artefacts import (
 )
 from regtune.analyses.artefacts.probes import probe_tokens, token_states
 from regtune.analyses.parts import SITE_WORDS, Verdict, Word, figure, graded, table, text, verdict_blocks
-from regtune.interfaces import Batch, Block, Examples, Need, Rows
+from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.pictures import ridges
 from regtune.session import Session
 from regtune.tables import Column
@@ -69,13 +69,12 @@ _MEASURED: tuple[tuple[str, str, Callable[..., Any], str], ...] = (
 """Site, measure of a text and layer, what is taken over layers, and the title."""
 
 
-class ArtefactAnalysis:
+class ArtefactAnalysis(Analysis):
     """Norms, massive activations, outlier dimensions, likeness of tokens."""
 
-    name: ClassVar[str] = "artefacts"
-    title: ClassVar[str] = "Artefacts in hidden states"
-    settings: ClassVar[type] = ArtefactSettings
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    name = "artefacts"
+    title = "Artefacts in hidden states"
+    settings = ArtefactSettings
 
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: ArtefactSettings

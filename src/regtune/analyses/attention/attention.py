@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ from regtune.analyses.parts import Verdict, figure, graded, table, text, verdict
 from regtune.errors import DataError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
-from regtune.interfaces import Batch, Block, Examples, Need, Rows
+from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.pictures import heat_map, matrix, numbered, percent
 from regtune.progress import each
 from regtune.registers.surgery import backbone_of, find_registers
@@ -240,13 +240,13 @@ def _factor(projection: nn.Module, values: Tensor) -> Float[Tensor, "heads head_
 # The part
 
 
-class AttentionAnalysis:
+class AttentionAnalysis(Analysis):
     """Attention by class of token, sinks, idle heads, and how much registers receive."""
 
-    name: ClassVar[str] = "attention"
-    title: ClassVar[str] = "Attention"
-    settings: ClassVar[type] = AttentionSettings
-    needs: ClassVar[frozenset[Need]] = frozenset({"attention"})
+    name = "attention"
+    title = "Attention"
+    settings = AttentionSettings
+    needs = frozenset({"attention"})
 
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: AttentionSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from regtune.errors import DataError, RegtuneError
+from regtune.records import plain
 from regtune.targets import Resolved
 
 SCHEMA_VERSION = 1
@@ -164,19 +165,6 @@ class Attribution:
 
 
 _NUMBERS = ("value", "positions", "types", "biases", "softmax", "baseline", "residual")
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON types of arrays, dataclasses and what is in them; a number that is none becomes None."""
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
-    if isinstance(value, Attribution):
-        return value.to_json()
-    if is_dataclass(value):
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

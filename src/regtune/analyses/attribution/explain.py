@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regtune.analyses.attribution.attribute import METHODS, attribute, check_inputs, options_of
-from regtune.analyses.attribution.attribution import Attribution, plain
+from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.batch import make_batch, writes_tokens
 from regtune.analyses.attribution.simple import loss_when_hidden
 from regtune.analyses.attribution.words import by_words
@@ -30,11 +30,12 @@ from regtune.families import find_family
 from regtune.families._family import LEDGER
 from regtune.interfaces import Block, Examples, Rows, Shown, ShownByBlocks
 from regtune.progress import each
+from regtune.records import plain
 from regtune.registers.surgery import backbone_of, num_registers
 from regtune.session import Session, around
 from regtune.session import open as open_session
 from regtune.targets import Target
-from regtune.texts import text_rows
+from regtune.texts import PlainText, text_rows
 from regtune.token_classes import is_content
 
 METHODS_SHOWN = ("attnlrp", "chefer", "integrated-gradients")
@@ -99,7 +100,8 @@ class Explained(ShownByBlocks):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: what `regtune explain --json` prints and the overlays draw."""
-        return {"schema_version": 1, "kind": "explanations", **plain(self), "notes": list(self.notes)}
+        found = {name: plain(value) for name, value in vars(self).items()}
+        return {"schema_version": 1, "kind": "explanations", **found, "notes": list(self.notes)}
 
 
 def explain(
@@ -160,7 +162,7 @@ def explain(
     for example in each(examples, "texts"):
         made = [_explained(session, example, asked, methods, per_method, write) for session in sessions]
         (question, text), wrote = _texts(example), made[0][1]
-        models = tuple(_by_words(one, (question, text + own)) if words else one for one, own in made)
+        models = tuple(_in_words(one, (question, text + own)) if words else one for one, own in made)
         found.append(Explained(id=str(example.id), question=question, context=text + wrote, models=models))
     return found[0] if isinstance(given, (str, Mapping)) else found
 
@@ -186,29 +188,25 @@ _WHAT = "a text, a mapping, or a list of texts, pairs and mappings"
 
 def _records(given: object, context: object) -> list[Any]:
     if context is not None:
-        return [_pair(given, context)]
+        return [_record((given, context))]
     if isinstance(given, (str, Mapping)):
         given = [given]
     if not isinstance(given, (list, tuple)):
         raise ConfigError(f"explain was given {type(given).__name__} {shown(given)}; give {_WHAT}.")
     if not given:
         raise DataError("There is nothing to explain: 0 texts. Give at least one.")
-    found: list[Any] = []
-    for one in given:
-        if isinstance(one, (list, tuple)) and len(one) == 2:
-            found.append(_pair(*one))
-        elif isinstance(one, (str, Mapping)):
-            found.append({"text": _text("text", one)} if isinstance(one, str) else one)
-        elif hasattr(one, "id"):
-            found.append(one)
-        else:
-            raise ConfigError(f"One of the texts is {type(one).__name__} {shown(one)}; give {_WHAT}.")
-    return found
+    return [_record(one) for one in given]
 
 
-def _pair(first: object, second: object) -> dict[str, str]:
-    question, context = _text("question", first), _text("context", second)
-    return {"question": question, "context": context, "text": question, "pair": context}
+def _record(one: object) -> Any:
+    if isinstance(one, (list, tuple)) and len(one) == 2:
+        question, context = _text("question", one[0]), _text("context", one[1])
+        return {"question": question, "context": context, "text": question, "pair": context}
+    if isinstance(one, str):
+        return {"text": _text("text", one)}
+    if isinstance(one, Mapping) or hasattr(one, "id"):
+        return one
+    raise ConfigError(f"One of the texts is {type(one).__name__} {shown(one)}; give {_WHAT}.")
 
 
 def _text(what: str, value: object) -> str:
@@ -233,20 +231,11 @@ def _session(model: object) -> Session:
 # What is read
 
 
-@dataclass(frozen=True)
-class _Given:
-    """A text, or a pair of texts, for a model whose head no task is for."""
-
-    id: str
-    text: str
-    pair: str | None = None
-
-
 def _example(session: Session, record: Mapping[str, Any]) -> Any:
     if session.task is not None:
         return session.task.example(record, session.task_settings)
     text = _text("text", record.get("text")).replace("[MASK]", getattr(session.reader, "mask_token", None) or "[MASK]")
-    return _Given(str(record["id"]), text, record.get("pair"))
+    return PlainText(id=str(record["id"]), text=text, pair=record.get("pair"))
 
 
 def _texts(example: Any) -> tuple[str | None, str]:
@@ -313,7 +302,7 @@ def _explained(
     return made, wrote
 
 
-def _by_words(model: ExplainedModel, texts: tuple[str | None, str]) -> ExplainedModel:
+def _in_words(model: ExplainedModel, texts: tuple[str | None, str]) -> ExplainedModel:
     merged = [by_words(one, texts, model.context_start) for one in model.attributions]
     start = merged[0][1] if merged else model.context_start
     return dataclasses.replace(model, attributions=tuple(one for one, _ in merged), context_start=start)

@@ -30,7 +30,6 @@ from regtune.analyses.attribution.batch import Batch
 from regtune.analyses.attribution.rules import (
     BIASES,
     POSITIONS,
-    RULES,
     SOFTMAX,
     AttnLRP,
     Ledger,
@@ -51,33 +50,29 @@ TOKENS, TYPES, REGISTERS, STATES = "tokens", "types", "registers", "states"
 BY = ("head", "layer", "neuron")
 
 
-def attnlrp_scores(batch: Batch, *, without: Sequence[str] = (), by: str | None = None) -> Scores:
+def attnlrp_scores(batch: Batch, *, by: str | None = None) -> Scores:
     """Explains one batch; `value = tokens + registers + positions + types + biases + softmax` up to rounding.
 
     Args:
         batch: texts of a model with relevance rules, in eval mode.
-        without: rules to leave out (of `RULES`), to see that the residual then jumps.
         by: also the relevance of every `layer`'s, `head`'s or `neuron`'s states; see `Attribution.inner`.
 
     Raises:
-        UnknownNameError: `without` names no rule, or `by` no part.
+        UnknownNameError: `by` names no part.
     """
-    return _ledger_scores(batch, without, by, constant_attention=False)
+    return _ledger_scores(batch, by, constant_attention=False)
 
 
-def cp_lrp_scores(batch: Batch, *, without: Sequence[str] = (), by: str | None = None) -> Scores:
+def cp_lrp_scores(batch: Batch, *, by: str | None = None) -> Scores:
     """As `attnlrp_scores`, with attention weights as constants."""
-    return _ledger_scores(batch, without, by, constant_attention=True)
+    return _ledger_scores(batch, by, constant_attention=True)
 
 
-def _ledger_scores(batch: Batch, without: Sequence[str], by: str | None, *, constant_attention: bool) -> Scores:
-    for rule in without:
-        if rule not in RULES:
-            raise unknown_name("rule", rule, RULES)
+def _ledger_scores(batch: Batch, by: str | None, *, constant_attention: bool) -> Scores:
     if by is not None and by not in BY:
         raise unknown_name("part to look at (by)", by, BY)
     ledger = Ledger()
-    rules = AttnLRP(ledger, constant_attention=constant_attention, without=frozenset(without))
+    rules = AttnLRP(ledger, constant_attention=constant_attention)
     with relevance_rules(batch.model, rules, ledger), _watched_parts(batch.model, ledger, by) as inner:
         outputs = batch.run()
         targets = batch.resolve(outputs)

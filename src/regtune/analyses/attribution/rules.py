@@ -100,12 +100,9 @@ def bias_of(module: nn.Module) -> tuple[Tensor, int] | None:
     return bias, 1 if isinstance(module, nn.Conv1d) else -1
 
 
-RULES = ("activation", "attention", "layer_norm", "product", "rms_norm")
-"""Rules of AttnLRP that a test may leave out to see that the ledger notices."""
 Unary = Callable[[Tensor], Tensor]
 _ONE_OPERAND_ACTIVATIONS = frozenset({"tanh", "gelu", "relu", "silu", "elu", "mish", "hardswish", "leaky_relu"})
-_ELEMENTWISE = frozenset({"mul", "__mul__", "__rmul__", "multiply"})
-_PRODUCTS = _ELEMENTWISE | {"matmul", "__matmul__", "bmm"}
+_PRODUCTS = frozenset({"mul", "__mul__", "__rmul__", "multiply", "matmul", "__matmul__", "bmm"})
 _SUMS = frozenset({"add", "__add__", "__radd__"})
 
 
@@ -155,17 +152,13 @@ class Rules:
 class AttnLRP(Rules):
     """The rules of AttnLRP, or of CP-LRP with `constant_attention`, writing to a ledger."""
 
-    def __init__(
-        self, ledger: Ledger, *, constant_attention: bool = False, without: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, ledger: Ledger, *, constant_attention: bool = False) -> None:
         self.ledger = ledger
         self.constant_attention = constant_attention
-        self.without = without
 
     def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
         """Uniform rule: each factor gets half. A product with a constant is linear and gets all."""
-        rule = "product" if function.__name__ in _ELEMENTWISE else "attention"
-        if rule in self.without or not (a.requires_grad and b.requires_grad):
+        if not (a.requires_grad and b.requires_grad):
             return function(a, b)
         return function(*(given(one, lambda gradient: (gradient / 2,), one) for one in (a, b)))
 
@@ -180,12 +173,10 @@ class AttnLRP(Rules):
 
     def activation(self, x: Tensor, function: Unary) -> Tensor:
         """Identity rule: all relevance passes, the slope is f(x)/x."""
-        return function(x) if "activation" in self.without else _with_slope(x, function(x.detach()))
+        return _with_slope(x, function(x.detach()))
 
     def layer_norm(self, module: nn.LayerNorm, x: Tensor, function: Unary) -> Tensor:
         """Linear in x with the standard deviation fixed; its bias goes to the ledger."""
-        if "layer_norm" in self.without:
-            return self.linear(module, x, function(x))
         wide = x.detach().to(_wide(x.dtype))
         deviation = torch.rsqrt(wide.var(-1, unbiased=False, keepdim=True) + module.eps)
         scale = (deviation if module.weight is None else deviation * module.weight.detach()).to(x.dtype)
@@ -198,7 +189,7 @@ class AttnLRP(Rules):
 
     def rms_norm(self, x: Tensor, function: Unary) -> Tensor:
         """Identity rule, which holds the root mean square fixed."""
-        return function(x) if "rms_norm" in self.without else _with_slope(x, function(x.detach()))
+        return _with_slope(x, function(x.detach()))
 
     def linear(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Epsilon rule with epsilon = 0, the plain gradient; the bias goes to the ledger."""

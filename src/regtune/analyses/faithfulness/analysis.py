@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ from regtune.analyses.parts import (
     with_interval,
 )
 from regtune.errors import DataError, UnknownNameError, unknown_name
-from regtune.interfaces import Batch, Block, Examples, Need, Rows
+from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.pictures import Estimate, bars
 from regtune.progress import each
 from regtune.session import Session
@@ -143,14 +143,14 @@ class FaithfulnessSettings(Checked, section="faithfulness"):
         return Grid(fractions=self.fractions, curve=self.curve or CURVE)
 
 
-class FaithfulnessAnalysis:
+class FaithfulnessAnalysis(Analysis):
     """Comprehensiveness, sufficiency and deletion of every method, and agreement with marked words."""
 
-    name: ClassVar[str] = "faithfulness"
-    title: ClassVar[str] = "Faithfulness of explanations"
-    settings: ClassVar[type] = FaithfulnessSettings
-    needs: ClassVar[frozenset[Need]] = frozenset({"head"})
-    by_default: ClassVar[bool] = False
+    name = "faithfulness"
+    title = "Faithfulness of explanations"
+    settings = FaithfulnessSettings
+    needs = frozenset({"head"})
+    by_default = False
 
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: FaithfulnessSettings
@@ -176,7 +176,59 @@ class FaithfulnessAnalysis:
 
     def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        return _blocks(content)
+        facts = content["facts"]
+        yield text(
+            "Are the explanations faithful?",
+            f"What the highlighted tokens do when they are taken away or kept alone, over {facts['texts']} texts "
+            f"({facts['texts_left_out']} had nothing to take away). Random is the mean of many random orders, its "
+            "interval where single ones lie: a method inside it has not been shown to be better than noise. Raw values "
+            "of two models can't be compared; normalised ones can. " + " ".join(content["notes"]),
+        )
+        metrics: dict[str, list[Mapping[str, Any]]] = {}
+        for row in [*content["rows"], *content.get("rationales", {}).get("rows", [])]:
+            metrics.setdefault(row["metric"], []).append(row)
+        for metric, found in metrics.items():
+            placed, raw = (
+                {row["method"]: one for row in found if (one := estimate(row[kind])) is not None}
+                for kind in ("normalised", "raw")
+            )
+            less = not placed and not all(row["higher_is_better"] for row in found)
+            words = (
+                "0: random order, 1: best order known" if placed else f"raw value{', less is better' if less else ''}"
+            )
+            shown = placed or raw
+            yield figure(
+                metric,
+                bars(shown, xlabel=words, falling=not less, marks=(1.0,) if placed else ()),
+                "; ".join(f"{method}: {one.value:.3g}" for method, one in shown.items()),
+            )
+        yield table(
+            "Faithfulness of the methods",
+            ("metric", "method", "raw (95 %)", "n", "normalised (95 %)", "n normalised"),
+            [
+                (
+                    f"{metric} {'↑' if row['higher_is_better'] else '↓'}",
+                    row["method"],
+                    with_interval(estimate(row["raw"])),
+                    row["n"],
+                    with_interval(estimate(row["normalised"])),
+                    row["normalised_n"] or None,
+                )
+                for metric, found in metrics.items()
+                for row in found
+            ],
+            "↑: more is better. n: texts behind each number. Normalised: 0 is a random order, 1 the best known.",
+        )
+        if content["limits"]:
+            yield table(
+                "Limits",
+                ("metric", "random", "search", "best known"),
+                [
+                    (metric, *(with_interval(estimate(ends[name])) for name in ("random", "beam", "limit")))
+                    for metric, ends in content["limits"].items()
+                ],
+                "Means over the texts with limits: what random orders reach, what the search found, the best known.",
+            )
 
 
 class _Run:
@@ -495,60 +547,3 @@ def _label_of(document: Rationale, label2id: Mapping[str, int]) -> int:
         known = ", ".join(map(str, label2id)) or "none"
         raise DataError(f"document {document.id!r} has the class {document.label!r}; the model knows {known}.")
     return int(document.label == "POS")
-
-
-# Blocks
-
-
-def _blocks(content: Mapping[str, Any]) -> Iterator[Block]:
-    facts = content["facts"]
-    yield text(
-        "Are the explanations faithful?",
-        f"What the highlighted tokens do when they are taken away or kept alone, over {facts['texts']} texts "
-        f"({facts['texts_left_out']} had nothing to take away). Random is the mean of many random orders, its interval "
-        "where single ones lie: a method inside it has not been shown to be better than noise. Raw values of two "
-        "models can't be compared; normalised ones can. " + " ".join(content["notes"]),
-    )
-    metrics: dict[str, list[Mapping[str, Any]]] = {}
-    for row in [*content["rows"], *content.get("rationales", {}).get("rows", [])]:
-        metrics.setdefault(row["metric"], []).append(row)
-    for metric, found in metrics.items():
-        placed, raw = (
-            {row["method"]: one for row in found if (one := estimate(row[kind])) is not None}
-            for kind in ("normalised", "raw")
-        )
-        less = not placed and not all(row["higher_is_better"] for row in found)
-        words = "0: random order, 1: best order known" if placed else f"raw value{', less is better' if less else ''}"
-        shown = placed or raw
-        yield figure(
-            metric,
-            bars(shown, xlabel=words, falling=not less, marks=(1.0,) if placed else ()),
-            "; ".join(f"{method}: {one.value:.3g}" for method, one in shown.items()),
-        )
-    yield table(
-        "Faithfulness of the methods",
-        ("metric", "method", "raw (95 %)", "n", "normalised (95 %)", "n normalised"),
-        [
-            (
-                f"{metric} {'↑' if row['higher_is_better'] else '↓'}",
-                row["method"],
-                with_interval(estimate(row["raw"])),
-                row["n"],
-                with_interval(estimate(row["normalised"])),
-                row["normalised_n"] or None,
-            )
-            for metric, found in metrics.items()
-            for row in found
-        ],
-        "↑: more is better. n: texts behind each number. Normalised: 0 is a random order, 1 the best known.",
-    )
-    if content["limits"]:
-        yield table(
-            "Limits",
-            ("metric", "random", "search", "best known"),
-            [
-                (metric, *(with_interval(estimate(ends[name])) for name in ("random", "beam", "limit")))
-                for metric, ends in content["limits"].items()
-            ],
-            "Means over the texts with limits: what random orders reach, what the search found, the best known.",
-        )

@@ -213,10 +213,6 @@ class PerturbedModel:
             self.forwarded += len(part)
         return np.array([self._known[key] for key in keys], dtype=np.float64)
 
-    def whole(self) -> Float64[np.ndarray, " texts"]:
-        """The probability for every text as it is."""
-        return self.probabilities([(i, np.zeros(len(t.features), dtype=bool)) for i, t in enumerate(self.texts)])
-
     def _key(self, text: int, gone: np.ndarray) -> tuple[int, bytes]:
         features = len(self.texts[text].features)
         if gone.shape != (features,) or gone.dtype != np.bool_:

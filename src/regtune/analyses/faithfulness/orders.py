@@ -53,7 +53,6 @@ ERASER_FRACTIONS = (0.01, 0.05, 0.10, 0.20, 0.50)
 CURVE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the features that are gone on the deletion curves."""
 HIGHER_IS_BETTER = {"comprehensiveness": True, "sufficiency": False, "deletion": True, "deletion-lerf": False}
-METRICS = tuple(HIGHER_IS_BETTER)
 _ROUNDING = 1e-9
 _NOTHING = 1e-6
 """A distance between the limits, in probability, that nothing can be divided by."""
@@ -107,8 +106,6 @@ def orders_of(scores: Sequence[Float64[np.ndarray, " _"]], *, seed: int) -> list
 
 def random_orders(scorer: PerturbedModel, *, count: int, seed: int) -> list[list[Order]]:
     """`count` random orders of every text's features; those of text i depend on `seed` and i alone."""
-    if count < 1:
-        raise ConfigError(f"count={count} random orders is too few; at least 1 is needed.")
     drawn = [np.random.default_rng([seed, index]) for index in range(len(scorer.texts))]
     pairs = list(zip(scorer.texts, drawn, strict=True))
     return [[draw.permutation(len(text.features)).astype(np.int64) for text, draw in pairs] for _ in range(count)]

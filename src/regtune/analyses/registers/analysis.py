@@ -8,12 +8,13 @@ one row an example.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -27,14 +28,14 @@ from regtune.analyses.parts import estimate, figure, mean_interval, table, text,
 from regtune.analyses.registers.knock_out import How, KnockOut, knocked_out
 from regtune.analyses.registers.lens import register_lens
 from regtune.analyses.registers.roles import ALPHA, Change, Effect, judge_roles, rank_correlation
-from regtune.analyses.registers.states import CONSTANT_BELOW, RegisterStates, export_constant_registers, register_states
+from regtune.analyses.registers.states import CONSTANT_BELOW, export_constant_registers, register_states
 from regtune.errors import ConfigError
-from regtune.interfaces import Batch, Block, Examples, Metric, Need, Rows
+from regtune.interfaces import Analysis, Batch, Block, Examples, Metric, Rows
 from regtune.pictures import Estimate, dots, heat_map, matrix, numbered
 from regtune.progress import each
 from regtune.registers.surgery import num_registers
 from regtune.session import Session
-from regtune.stats.comparison import Comparison, compare
+from regtune.stats.comparison import compare
 from regtune.stats.scores import ArmScores
 from regtune.typed import Checked
 
@@ -64,13 +65,13 @@ class RegisterSettings(Checked, section="registers"):
         self.require(once, "hows", "must name at least one way of knocking out, each once.")
 
 
-class RegisterAnalysis:
+class RegisterAnalysis(Analysis):
     """What each register holds and does."""
 
-    name: ClassVar[str] = "registers"
-    title: ClassVar[str] = "Registers"
-    settings: ClassVar[type] = RegisterSettings
-    needs: ClassVar[frozenset[Need]] = frozenset({"registers"})
+    name = "registers"
+    title = "Registers"
+    settings = RegisterSettings
+    needs = frozenset({"registers"})
 
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: RegisterSettings
@@ -89,9 +90,19 @@ class RegisterAnalysis:
         attention = attention_statistics(session.model, batches)
         which: list[tuple[int, ...] | None] = [*((index,) for index in range(count)), None]
         knock_outs = [KnockOut(how=how, registers=chosen) for how in hows for chosen in which]
-        scorer = _Scorer(session, rows, examples, batches, states)
-        untouched = scorer(None)
-        scored = {one: scorer(one) for one in each(knock_outs, "knock-outs")}
+        moved = Runs(session, batches, len(examples), states=True)
+
+        def score(one: KnockOut | None) -> Outcomes:
+            def changed(_batch: int = 0) -> AbstractContextManager[None]:
+                return nullcontext() if one is None else knocked_out(session.model, one, means=states.means)
+
+            with changed():
+                scored = outcomes(session, rows, examples)
+            return scored if scored.loss is not None else dataclasses.replace(scored, moved=moved(changed))
+
+        untouched = score(None)
+        quantity = "the last hidden state" if untouched.loss is None else "loss"
+        scored = {one: score(one) for one in each(knock_outs, "knock-outs")}
         found = effects(untouched, scored, resamples=settings.resamples, seed=settings.seed)
         main = "mask" if "mask" in hows else hows[0]
         alone = [scored[KnockOut(how=main, registers=chosen)].change - untouched.change for chosen in which]
@@ -104,19 +115,19 @@ class RegisterAnalysis:
         )
         if settings.constants_dir is not None and states.constant():
             held = KnockOut(how="mean", registers=states.constant())
-            (lost,) = effects(untouched, {held: scorer(held)}, resamples=settings.resamples, seed=settings.seed)
+            (lost,) = effects(untouched, {held: score(held)}, resamples=settings.resamples, seed=settings.seed)
             error: dict[str, Any] = {name: one and vars(one) for name, one in lost.changes.items()}
             error |= {"registers": states.constant(), "how": "mean"}
             export_constant_registers(session.model, states, settings.constants_dir, batch=batches[0], error=error)
         names = [f"registers.{main}.{'all' if chosen is None else chosen[0]}" for chosen in which]
-        before, out = untouched.outcomes, attention.means["register_attention_out"].mean(axis=1, dtype=np.float64)
+        out = attention.means["register_attention_out"].mean(axis=1, dtype=np.float64)
         return {
             "num_registers": count,
-            "quantity": untouched.quantity,
+            "quantity": quantity,
             "examples": len(changes),
-            "loss": None if before.loss is None else float(np.nanmean(before.loss)),
-            "metric": None if before.metric is None else {"name": before.metric.name, "title": before.metric.title},
-            "score": None if before.score is None else float(before.score.mean()),
+            "loss": None if untouched.loss is None else float(np.nanmean(untouched.loss)),
+            "metric": untouched.metric and {"name": untouched.metric.name, "title": untouched.metric.title},
+            "score": None if untouched.score is None else float(untouched.score.mean()),
             "hows": hows,
             "knock_outs": [{"register": one.register, "how": one.knock_out.how, **one.changes} for one in found],
             "roles": {**vars(roles), "alpha": ALPHA},
@@ -131,83 +142,84 @@ class RegisterAnalysis:
             "attention_out": 1.0 - out[..., _REGISTER],
             "attention_out_by_class": dict(zip(CLASSES, np.moveaxis(out, -1, 0), strict=True)),
             "lens": register_lens(session.model, states.means, session.reader, head_from=settings.head_from),
-            **({} if before.loss is None else _relevance(session, batches, changes, settings.seed)),
+            **({} if untouched.loss is None else _relevance(session, batches, changes, settings.seed)),
             "measures": dict(zip(names, alone, strict=True)),
-            "titles": {
-                name: f"change in {untouched.quantity} without register {name.rpartition('.')[2]}" for name in names
-            },
+            "titles": {name: f"change in {quantity} without register {name.rpartition('.')[2]}" for name in names},
         }
 
     def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
-        return _blocks(content)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scored:
-    """How a model does on each example."""
-
-    change: Float64[np.ndarray, " examples"]
-    """The loss or, without a head or labels, how far the last hidden state moved (0 for the untouched model)."""
-    outcomes: Outcomes
-
-    @property
-    def quantity(self) -> str:
-        """What `change` is."""
-        return "loss" if self.outcomes.loss is not None else "the last hidden state"
-
-
-class _Scorer:
-    """Runs one model with registers knocked out, over all rows or, for its states, over one row an example."""
-
-    def __init__(
-        self, session: Session, rows: Rows[Any], examples: Examples, batches: list[Batch], states: RegisterStates
-    ) -> None:
-        self.session, self.rows, self.examples, self.means = session, rows, examples, states.means
-        self.moved = Runs(session, batches, len(examples), states=True)
-
-    def __call__(self, one: KnockOut | None) -> Scored:
-        def changed() -> Any:
-            return nullcontext() if one is None else knocked_out(self.session.model, one, means=self.means)
-
-        with changed():
-            found = outcomes(self.session, self.rows, self.examples)
-        return Scored(change=self.moved(lambda _: changed()) if found.loss is None else found.loss, outcomes=found)
+        count = int(content["num_registers"])
+        unit = "nats" if content["quantity"] == "loss" else "relative"
+        sentences = [content["verdict"]]
+        if "rank_correlation" in content:
+            sentences.append(content["rank_correlation"]["sentence"])
+        if content["constant"]:
+            sentences.append(
+                f"Constant key and value biases (they vary by at most {content['constant_below']:.0%} of what tokens "
+                f"do): register {', '.join(map(str, content['constant']))}."
+            )
+        yield text("Do all registers play the same role?", " ".join(sentences))
+        single: dict[str, dict[str, Estimate]] = {}
+        for entry in content["knock_outs"]:
+            one = estimate(entry["loss"])
+            if entry["register"] is not None and one is not None:
+                single.setdefault(_HOWS[entry["how"]], {})[str(entry["register"])] = one
+        yield figure(
+            f"Change in {content['quantity']} when one register is taken away, with its 95 % interval",
+            dots(single, xlabel=f"change, {unit} (right of 0: it is missed)", ylabel="register"),
+            "; ".join(
+                f"{how}, register {r}: {e.value:+.3g}" for how, found in single.items() for r, e in found.items()
+            ),
+        )
+        axis = numbered("register", count)
+        last = len(content["similarity_contextual"]) - 1
+        for title, values in (
+            ("Similarity (cosine) of the learned vectors", content["similarity_initial"]),
+            (f"Similarity (cosine) of what layer {last} reads", content["similarity_contextual"][-1]),
+        ):
+            draw = heat_map(matrix(values), most=1.0, signed=True, form=_cosine, rows=axis, columns=axis)
+            yield figure(title, draw, "Cosines between registers.")
+        variation = matrix(content["variation"]).T
+        yield figure(
+            "How much a register varies with the text, in % of what tokens do",
+            heat_map(variation, rows=axis, columns=numbered("layer", variation.shape[1])),
+            f"Largest: {np.nanmax(variation):.1%}.",
+        )
+        yield _table(content, count)
 
 
 def effects(
-    untouched: Scored, knocked: Mapping[KnockOut, Scored], *, resamples: int = 10_000, seed: int = 0
+    untouched: Outcomes, knocked: Mapping[KnockOut, Outcomes], *, resamples: int = 10_000, seed: int = 0
 ) -> list[Effect]:
     """What every knock-out changed; the p-values of single registers are corrected together, each way by itself."""
     found: dict[KnockOut, dict[str, Change]] = {one: {} for one in knocked}
-    before = untouched.outcomes
     groups: dict[tuple[str, bool], list[KnockOut]] = {}
     for one in knocked:
         groups.setdefault((one.how, one.registers is None), []).append(one)
     for group in groups.values():
         draws = max(100, resamples, math.ceil(4 * len(group) / ALPHA))
         scores = {"loss": (untouched.change, {one: knocked[one].change for one in group})}
-        if before.score is not None:
-            scores["score"] = (before.score, {one: np.asarray(knocked[one].outcomes.score) for one in group})
+        if untouched.score is not None:
+            scores["score"] = (untouched.score, {one: np.asarray(knocked[one].score) for one in group})
         for name, (base, arms) in scores.items():
-            named = {str(place): _arm(values) for place, values in enumerate(arms.values())}
-            for one, compared in zip(arms, compare(_arm(base), named, resamples=draws, seed=seed), strict=True):
-                found[one][name] = _change(compared)
+            first, *others = (ArmScores(scores=v[None], metric=_CHANGE, gaps=True) for v in (base, *arms.values()))
+            named = {str(place): other for place, other in enumerate(others)}
+            for one, compared in zip(arms, compare(first, named, resamples=draws, seed=seed), strict=True):
+                low, high = compared.interval
+                found[one][name] = Change(
+                    difference=compared.difference,
+                    low=low,
+                    high=high,
+                    p_value=compared.p_value,
+                    p_adjusted=compared.p_adjusted,
+                )
     for one, scored in knocked.items():
-        after = scored.outcomes.said
-        if before.said is not None and after is not None:
-            other = mean_interval(np.array([a != b for a, b in zip(after, before.said, strict=True)], dtype=np.float64))
+        if untouched.said is not None and scored.said is not None:
+            differs = [a != b for a, b in zip(scored.said, untouched.said, strict=True)]
+            other = mean_interval(np.array(differs, dtype=np.float64))
             found[one]["said"] = Change(difference=other.value, low=other.low, high=other.high)
     return [Effect(knock_out=one, **changes) for one, changes in found.items()]
-
-
-def _arm(values: Float64[np.ndarray, " examples"]) -> ArmScores:
-    return ArmScores(scores=values[None], metric=_CHANGE, gaps=True)
-
-
-def _change(found: Comparison) -> Change:
-    low, high = found.interval
-    return Change(difference=found.difference, low=low, high=high, p_value=found.p_value, p_adjusted=found.p_adjusted)
 
 
 def _relevance(
@@ -227,48 +239,6 @@ def _relevance(
         found[batch["example"].numpy()] = [np.abs(attribution.registers) for attribution in attributions]
     ranks = rank_correlation(found, changes, seed=seed)
     return {"relevance": found.mean(axis=0), "rank_correlation": {**vars(ranks), "sentence": ranks.sentence}}
-
-
-# Blocks
-
-
-def _blocks(content: Mapping[str, Any]) -> Iterator[Block]:
-    count = int(content["num_registers"])
-    unit = "nats" if content["quantity"] == "loss" else "relative"
-    sentences = [content["verdict"]]
-    if "rank_correlation" in content:
-        sentences.append(content["rank_correlation"]["sentence"])
-    if content["constant"]:
-        sentences.append(
-            f"Constant key and value biases (they vary by at most {content['constant_below']:.0%} of what tokens do): "
-            f"register {', '.join(map(str, content['constant']))}."
-        )
-    yield text("Do all registers play the same role?", " ".join(sentences))
-    single: dict[str, dict[str, Estimate]] = {}
-    for entry in content["knock_outs"]:
-        one = estimate(entry["loss"])
-        if entry["register"] is not None and one is not None:
-            single.setdefault(_HOWS[entry["how"]], {})[str(entry["register"])] = one
-    yield figure(
-        f"Change in {content['quantity']} when one register is taken away, with its 95 % interval",
-        dots(single, xlabel=f"change, {unit} (right of 0: it is missed)", ylabel="register"),
-        "; ".join(f"{how}, register {r}: {e.value:+.3g}" for how, found in single.items() for r, e in found.items()),
-    )
-    axis = numbered("register", count)
-    last = len(content["similarity_contextual"]) - 1
-    for title, values in (
-        ("Similarity (cosine) of the learned vectors", content["similarity_initial"]),
-        (f"Similarity (cosine) of what layer {last} reads", content["similarity_contextual"][-1]),
-    ):
-        draw = heat_map(matrix(values), most=1.0, signed=True, form=_cosine, rows=axis, columns=axis)
-        yield figure(title, draw, "Cosines between registers.")
-    variation = matrix(content["variation"]).T
-    yield figure(
-        "How much a register varies with the text, in % of what tokens do",
-        heat_map(variation, rows=axis, columns=numbered("layer", variation.shape[1])),
-        f"Largest: {np.nanmax(variation):.1%}.",
-    )
-    yield _table(content, count)
 
 
 def _cosine(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,27 +68,19 @@ def register_lens(
         CheckpointError, ConfigError: a head that doesn't exist or doesn't fit; `top` below 1.
     """
     head = language_head(model) if head_from is None else borrowed_head(model, head_from)
-    if head is None:
-        through, source = None, None
-    else:
-        probabilities = head(states).float().softmax(-1)
-        through = _by_register(top_tokens(probabilities, tokenizer, top=top))
-        source = type(model).__name__ if head_from is None else _name(head_from)
-    cosines = cosines_with(states, vocabulary_vectors(model))
+    source = model if head_from is None else head_from
+    normal, vectors = nn.functional.normalize, vocabulary_vectors(model)
+    cosines = normal(states.to(vectors), dim=-1) @ normal(vectors, dim=-1).T
+
+    def nearest(scores: Tensor) -> Nearest:
+        return tuple(zip(*top_tokens(scores, tokenizer, top=top), strict=True))
+
     return RegisterLens(
-        embedding=_by_register(top_tokens(cosines, tokenizer, top=top)),
-        head=through,
-        head_from=source,
+        embedding=nearest(cosines),
+        head=None if head is None else nearest(head(states).float().softmax(-1)),
+        head_from=None if head is None else type(source).__name__ if isinstance(source, nn.Module) else str(source),
         norms=() if head is None else head.norms,
     )
-
-
-def cosines_with(
-    states: Float[Tensor, "*batch hidden"], vectors: Float[Tensor, "vocabulary hidden"]
-) -> Float[Tensor, "*batch vocabulary"]:
-    """Cosines of states with every entry of a vocabulary."""
-    states = nn.functional.normalize(states.to(vectors), dim=-1)
-    return states @ nn.functional.normalize(vectors, dim=-1).T
 
 
 def top_tokens(scores: Float[Tensor, "*batch vocabulary"], tokenizer: Any = None, *, top: int = 5) -> Any:
@@ -111,14 +102,6 @@ def _named(ids: list, scores: list, tokenizer: Any) -> tuple:
     # An embedding table may be longer than the vocabulary; such rows have no name.
     names = [str(index) if name is None else str(name) for index, name in zip(ids, known, strict=True)]
     return tuple(NearToken(name, float(score)) for name, score in zip(names, scores, strict=True))
-
-
-def _by_register(by_depth: Sequence[Sequence[tuple[NearToken, ...]]]) -> Nearest:
-    return tuple(zip(*by_depth, strict=True))
-
-
-def _name(source: nn.Module | str | Path) -> str:
-    return type(source).__name__ if isinstance(source, nn.Module) else str(source)
 
 
 # What puts hidden states into words: the vocabulary, and a language-model head, the model's own or a borrowed one

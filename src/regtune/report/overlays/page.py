@@ -18,6 +18,7 @@ from regtune.records import versions
 from regtune.report.overlays.pictures import METHOD_WORDS, SHARES, Model, Panel, Picture, read_pictures
 from regtune.report.overlays.words import Piece
 from regtune.report.rendering import environment, write
+from regtune.tables import Table
 
 PALETTES = {"green-red": "green / red", "blue-orange": "blue / orange", "lines": "lines only"}
 """What can be chosen in the page, and what it starts with."""
@@ -100,18 +101,19 @@ class Overlay:
             return share
         return f"{signed(score)} {panel.unit}, {share} of all that was booked"
 
-    def table(self, model: Model) -> tuple[list[str], list[list[str]]]:
-        """Every number of a model: a row a token and register, a column a method and target, in percent."""
-        header = ["token", *(f"{panel.method}, {panel.asked}" for panel in model.panels)]
-        if not model.panels:
-            return header, []
-        names = [token for token, _ in model.panels[0].tokens]
-        names += [f"register {index}" for index in range(len(model.panels[0].registers))]
+    def table(self, model: Model) -> Table:
+        """Every number of a model that has any: a row a token and register, a column a method and target."""
+        first = model.panels[0]
+        names = [*(token for token, _ in first.tokens), *(f"register {index}" for index in range(len(first.registers)))]
         columns = [
             [percent(panel.share(score)) for score in (*(score for _, score in panel.tokens), *panel.registers)]
             for panel in model.panels
         ]
-        return header, [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
+        return Table(
+            columns=("token", *(f"{panel.method}, {panel.asked}" for panel in model.panels)),
+            rows=tuple(zip(names, *columns, strict=True)),
+            notes=("Shares of everything that was booked, in percent.",),
+        )
 
 
 def overlay_page(content: Any, *, palette: str = "green-red", source: str = "the explanations") -> str:

@@ -3,8 +3,7 @@
 An *explanations document* is a dict with `schema_version`, `kind` ("explanations"), `question` (or null), `context`,
 `notes`, and `models`: each with `name`, `num_registers`, `answer` (`text`, `start`, `end` in characters of the context,
 `probability`; or null), `notes`, `context_start` (number of tokens before the context) and `attributions`
-(`Attribution.to_json()`, with the target's name as `asked`). Plain lists of attributions are taken too; they lack the
-text, so words are put together from their pieces.
+(`Attribution.to_json()`, with the target's name as `asked` and with offsets).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.errors import DataError
-from regtune.report.overlays.words import Piece, Token, joined_pieces, text_pieces
+from regtune.report.overlays.words import Piece, Token, text_pieces
 from regtune.tables import Column, Table
 
 SCHEMA_VERSION = 1
@@ -168,7 +167,7 @@ class Picture:
 
 
 def read_pictures(content: Any, source: str = "the explanations") -> tuple[Picture, ...]:
-    """One document, a list of documents, or a list of attributions, as pictures.
+    """One document, or a list of documents, as pictures.
 
     Raises:
         DataError: another schema, or something that is no explanation; the source is named.
@@ -177,8 +176,6 @@ def read_pictures(content: Any, source: str = "the explanations") -> tuple[Pictu
     if not isinstance(documents, Sequence) or isinstance(documents, str) or not documents:
         raise DataError(f"{source} hold no explanation; `regtune explain` writes such a file.")
     try:
-        if "relevance" in documents[0]:
-            documents = [{"schema_version": SCHEMA_VERSION, "models": [{"attributions": documents}]}]
         return tuple(_picture(one) for one in documents)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
@@ -191,14 +188,14 @@ def _picture(document: Mapping[str, Any]) -> Picture:
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise DataError(f"schema_version={version!r}; this regtune reads {SCHEMA_VERSION}. Explain again.")
-    question, context = document.get("question"), document.get("context")
+    question, context = document["question"], document["context"]
     models = tuple(_model(one, question, context) for one in document["models"])
     if not any(model.panels for model in models):
         raise DataError("There is no attribution in it. Explain again with at least one method.")
     return Picture(question=question or "", models=models, notes=tuple(map(str, document.get("notes") or ())))
 
 
-def _model(one: Mapping[str, Any], question: str | None, context: str | None) -> Model:
+def _model(one: Mapping[str, Any], question: str | None, context: str) -> Model:
     answer = one.get("answer") or {}
     marked = (int(answer["start"]), int(answer["end"])) if "start" in answer else None
     start = int(one.get("context_start") or 0)
@@ -216,7 +213,7 @@ def _model(one: Mapping[str, Any], question: str | None, context: str | None) ->
 def _panel(
     record: Mapping[str, Any],
     question: str | None,
-    context: str | None,
+    context: str,
     context_start: int,
     marked: tuple[int, int] | None,
 ) -> Panel:
@@ -230,30 +227,21 @@ def _panel(
     left_out = sum(abs(scores[place]) for place in own) / size if size else 0.0
     if left_out <= _OWN_SHARE:
         own, left_out = (), 0.0
-    drawn = [None if place in own else score for place, score in enumerate(scores)]
-    asked: tuple[Piece, ...] = ()
-    cut = (False, False)
-    if found.offsets is None or context is None:
-        text, special = joined_pieces(tokens, drawn)
-    else:
-        rows = [(*span, token, score) for span, token, score in zip(found.offsets, tokens, scores, strict=True)]
-        shown = [row for place, row in enumerate(rows) if place not in own]
-        special = tuple((token, score) for start, end, token, score in shown if end <= start)
-        behind = context_start - sum(place < context_start for place in own)
-        asked = text_pieces(question or "", _with_text(shown[:behind]), whole=True)
-        read = _with_text(rows[context_start:])
-        text = text_pieces(context, _with_text(shown[behind:]), marked=marked, between=_span(read))
-        cut = _cut(context, read)
+    rows = [(*span, token, score) for span, token, score in zip(found.offsets or (), tokens, scores, strict=True)]
+    shown = [row for place, row in enumerate(rows) if place not in own]
+    behind = context_start - sum(place < context_start for place in own)
+    read = _with_text(rows[context_start:])
+    first, last = (min(row[0] for row in read), max(row[1] for row in read)) if read else (0, len(context))
     return Panel(
         method=found.method,
         asked=str(record.get("asked") or found.target.split(" at ")[0].split(" of ")[0]),
         target=found.target,
         value=found.value,
-        question=asked,
-        context=text,
-        cut=cut,
+        question=text_pieces(question or "", _with_text(shown[:behind])),
+        context=text_pieces(context, _with_text(shown[behind:]), marked=marked, between=(first, last)),
+        cut=(bool(context[:first].strip()), bool(context[last:].strip())),
         tokens=tuple(zip(tokens, scores, strict=True)),
-        special=special,
+        special=tuple((token, score) for start, end, token, score in shown if end <= start),
         registers=tuple(found.registers.tolist()),
         ledger=tuple(_ledger(found)),
         how=how(found),
@@ -265,10 +253,6 @@ def _panel(
 
 def _with_text(rows: Iterable[Token]) -> list[Token]:
     return [row for row in rows if row[1] > row[0]]
-
-
-def _span(rows: Sequence[Token]) -> tuple[int, int] | None:
-    return (min(row[0] for row in rows), max(row[1] for row in rows)) if rows else None
 
 
 def how(found: Attribution) -> str:
@@ -312,13 +296,6 @@ def _inside(found: Attribution) -> Table | None:
     lines = tuple((str(n), float(row.sum()), strongest(row, called)) for n, row in enumerate(found.inner))
     columns = (what[0], Column(f"all {what[1]}", "+.3g"), "strongest")
     return Table(columns=columns, rows=lines, caption=f"What each {what[0]} carried", notes=notes)
-
-
-def _cut(context: str, own: Sequence[Token]) -> tuple[bool, bool]:
-    if not own:
-        return False, False
-    first, last = min(one[0] for one in own), max(one[1] for one in own)
-    return bool(context[:first].strip()), bool(context[last:].strip())
 
 
 def _ledger(found: Attribution) -> Iterator[tuple[str, float]]:
