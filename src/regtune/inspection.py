@@ -16,6 +16,7 @@ from typing import Any, Literal, get_origin
 
 import numpy as np
 
+from regtune.analyses.parts import table
 from regtune.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError, unknown_name
 from regtune.interfaces import Analysis, Block, Examples, Metric, Need, ShownByBlocks
 from regtune.methods.used import label_of
@@ -27,6 +28,7 @@ from regtune.session import MODEL_DIR, Session
 from regtune.session import open as open_session
 from regtune.stats.comparison import Comparison, compare_many
 from regtune.stats.scores import measured
+from regtune.tables import Column
 from regtune.texts import PlainText
 from regtune.typed import hints_of, typed
 
@@ -267,16 +269,16 @@ def lacks(session: Session, examples: Examples, need: Need) -> str:
 def _record(
     session: Session, examples: Examples, analysis: Analysis, settings: Any, content: dict[str, Any]
 ) -> PartRecord:
-    run = session.record
-    made = versions()
+    run, count, made = session.record, num_registers(session.model), versions()
+    bare = f"registers, N = {count}" if count else "no registers"
     return PartRecord(
         part=analysis.name,
         subject={
             "name": session.name,
             "architecture": type(session.model).__name__,
             "base": session.config.model,
-            "label": label_of(session.config) if run is not None else _bare_label(session),
-            "num_registers": num_registers(session.model),
+            "label": label_of(session.config) if run is not None else bare,
+            "num_registers": count,
             "seed": None if run is None else session.config.training.seed,
             "run": None if run is None else run.config_hash,
             "code": made["regtune_source"],
@@ -288,11 +290,6 @@ def _record(
         content=content,
         made={"versions": made, "machine": machine(), "time": now()},
     )
-
-
-def _bare_label(session: Session) -> str:
-    count = num_registers(session.model)
-    return f"registers, N = {count}" if count else "no registers"
 
 
 def aligned(measures: Mapping[str, Any], count: int) -> dict[str, list[float | None]]:
@@ -438,23 +435,22 @@ def direction(found: Comparison) -> Literal["higher", "lower", "not shown"]:
 
 
 def _differences_table(rows: Sequence[Comparison]) -> Block:
-    return Block(
-        kind="table",
-        title="What differs",
-        text="Means over the same examples and 95 % intervals over examples (one model a side says nothing about other "
-        f"training seeds); verdicts are corrected (Holm) over {len(rows)} rows, intervals are not.",
-        columns=("measure", "model", "other", "difference", "interval", "verdict"),
-        rows=tuple(
-            (
-                row.metric.title,
-                f"{row.baseline_mean:.3g}",
-                f"{row.arm_mean:.3g}",
-                f"{row.difference:+.3g}",
-                f"{row.interval[0]:+.3g} to {row.interval[1]:+.3g}",
-                direction(row),
-            )
-            for row in rows
+    between = Column("interval", lambda ends: f"{ends[0]:+.3g} to {ends[1]:+.3g}")
+    return table(
+        "What differs",
+        (
+            "measure",
+            *(Column(name, ".3g") for name in ("model", "other")),
+            Column("difference", "+.3g"),
+            between,
+            "verdict",
         ),
+        [
+            (row.metric.title, row.baseline_mean, row.arm_mean, row.difference, row.interval, direction(row))
+            for row in rows
+        ],
+        "Means over the same examples and 95 % intervals over examples (one model a side says nothing about other "
+        f"training seeds); verdicts are corrected (Holm) over {len(rows)} rows, intervals are not.",
     )
 
 
@@ -463,12 +459,8 @@ def _side_by_side(found: Sequence[Inspection]) -> Block:
     columns = [dict(_verdicts(each)) for each in found]
     names = list(dict.fromkeys(name for column in columns for name in column))
     labels = [each.records[0].subject["name"] for each in found]
-    return Block(
-        kind="table",
-        title="Known artefacts, model by model",
-        columns=("artefact", *labels),
-        rows=tuple((name, *(column.get(name, "not measured") for column in columns)) for name in names),
-    )
+    rows = [(name, *(column.get(name, "not measured") for column in columns)) for name in names]
+    return table("Known artefacts, model by model", ("artefact", *labels), rows)
 
 
 def _verdicts(found: Inspection) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -175,21 +175,26 @@ class StartLogit:
     """The start logit of a token; of the model's best start in the text behind [CLS] if none is given."""
 
     position: int | None = None
+    output: ClassVar[str] = START
 
     def resolve(self, row: Row) -> Resolved:
         """See `Target`."""
-        return _one_end(START, "start", self.position, row)
+        name = self.output.removesuffix("_logits")
+        logits, position = row.need(self.output, 1, f"The {name} of an answer"), self.position
+        if position is None:
+            allowed = row.text.copy()
+            allowed[int(row.text.argmax())] = False
+            if not allowed.any():
+                raise TargetError(f"The text has no token behind [CLS], so it has no {name} of an answer.")
+            position = int(np.where(allowed, logits, -np.inf).argmax())
+        term = Term(output=self.output, index=(row.check(position, name),), position=position)
+        return Resolved(label=f"{name} at token {position}", terms=(term,))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EndLogit:
+class EndLogit(StartLogit):
     """The end logit of a token; of the model's best end in the text behind [CLS] if none is given."""
 
-    position: int | None = None
-
-    def resolve(self, row: Row) -> Resolved:
-        """See `Target`."""
-        return _one_end(END, "end", self.position, row)
+    output = END
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,18 +343,6 @@ def values_of(outputs: Mapping[str, Tensor], targets: Sequence[Resolved]) -> Ten
         terms = [term.weight * outputs[term.output][row][term.index] for term in target.terms]
         rows.append(torch.stack(terms).sum())
     return torch.stack(rows)
-
-
-def _one_end(output: str, name: str, position: int | None, row: Row) -> Resolved:
-    logits = row.need(output, 1, f"The {name} of an answer")
-    if position is None:
-        allowed = row.text.copy()
-        allowed[int(row.text.argmax())] = False
-        if not allowed.any():
-            raise TargetError(f"The text has no token behind [CLS], so it has no {name} of an answer.")
-        position = int(np.where(allowed, logits, -np.inf).argmax())
-    term = Term(output=output, index=(row.check(position, name),), position=position)
-    return Resolved(label=f"{name} at token {position}", terms=(term,))
 
 
 def _span(start: int, end: int, weight: float) -> tuple[Term, Term]:

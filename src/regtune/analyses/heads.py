@@ -97,8 +97,12 @@ class HeadAnalysis(Analysis):
 
         for layer, head in each([(n, m) for n in range(layers) for m in range(heads)], "heads"):
             lost[layer, head] = run(partial(kept.changed, layer=layer, change=silent, head=head)) - normal
+
+        def unseen(batch: Batch, kind: TokenClass) -> Batch:
+            return {**batch, "attention_mask": batch["attention_mask"] * (batch["token_classes"] != kind)}
+
         tokens = {
-            name: run(batches=[_hidden(batch, kind) for batch in run.batches]) - normal
+            name: run(batches=[unseen(batch, kind) for batch in run.batches]) - normal
             for name, kind in TOKENS.items()
             if any(bool((batch["token_classes"] == kind).any()) for batch in run.batches)
         }
@@ -177,11 +181,6 @@ def shape_of(model: nn.Module) -> tuple[int, int]:
     """Number of layers (each depth counts) and of heads."""
     config = backbone_of(model).config
     return int(config.num_hidden_layers), int(config.num_attention_heads)
-
-
-def _hidden(batch: Batch, kind: TokenClass) -> Batch:
-    """The batch in which no token attends to those of a class."""
-    return {**batch, "attention_mask": batch["attention_mask"] * (batch["token_classes"] != kind)}
 
 
 HeadVisit = Callable[[int, Tensor], "Tensor | None"]

@@ -176,8 +176,10 @@ def probe_tokens(
         size = max(LEAST_TOKENS, min(map(len, kinds.values())))
         for kind, of_kind in kinds.items():
             chosen = _frequent(np.random.default_rng(seed).permutation(of_kind)[:size], label, most)
-            local = name in ("token", "part")
-            grouped = local or _label_crosses_texts(label[chosen], tokens.example[chosen])
+            spread = [
+                len(np.unique(tokens.example[chosen][label[chosen] == each])) for each in np.unique(label[chosen])
+            ]
+            grouped = name in ("token", "part") or min(spread, default=0) >= FOLDS  # texts enough to hold some out
             probe = Probe(
                 information=name,
                 tokens=kind,
@@ -195,12 +197,6 @@ def _frequent(members: np.ndarray, label: np.ndarray, most: int = _FREQUENT) -> 
     order = np.argsort(-counts, kind="stable")[:most]
     kept: np.ndarray = members[np.isin(label[members], classes[order][counts[order] >= 2 * FOLDS])]
     return kept
-
-
-def _label_crosses_texts(label: np.ndarray, texts: np.ndarray) -> bool:
-    """Whether every class occurs in texts enough to hold some of them out."""
-    spread = [len(np.unique(texts[label == value])) for value in np.unique(label)]
-    return bool(spread) and min(spread) >= FOLDS
 
 
 def _probed(probe: Probe, tokens: TokenStates, label: np.ndarray, resamples: int, seed: int) -> Probe:

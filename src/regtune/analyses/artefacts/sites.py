@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,10 +99,9 @@ def watch_blocks(model: nn.Module, callback: Callback) -> Iterator[None]:
         for block in blocks:
             stack.callback(block.register_forward_pre_hook(watch.enter, with_kwargs=True).remove)
             for path, part in block.named_modules():
-                if is_norm(part):
-                    stack.callback(part.register_forward_hook(watch.hear_norm(path)).remove)
-                elif is_linear(part):
-                    stack.callback(part.register_forward_hook(watch.hear_linear(path)).remove)
+                if is_norm(part) or is_linear(part):
+                    hear = partial(watch.hear, path, is_norm(part))
+                    stack.callback(part.register_forward_hook(hear).remove)
             stack.callback(block.register_forward_hook(watch.leave).remove)
         yield
 
@@ -115,7 +115,8 @@ class _Watch:
         self.layer = 0
         self.shape: torch.Size | None = None
         self.norm: tuple[str, Tensor, Tensor] | None = None
-        self.linear: tuple[str, Tensor] | None = None
+        self.linear: tuple[str, Tensor, Tensor] | None = None
+        """Path, input and output of each."""
 
     def restart(self, _backbone: nn.Module, _args: tuple) -> None:
         self.layer = 0
@@ -125,19 +126,12 @@ class _Watch:
         self.shape = given[0].shape if given else None
         self.norm = self.linear = None
 
-    def hear_norm(self, path: str) -> Callable[..., None]:
-        def heard(_module: nn.Module, args: tuple, output: Tensor) -> None:
-            if args and args[0].shape == self.shape:
+    def hear(self, path: str, norm: bool, _module: nn.Module, args: tuple, output: Tensor) -> None:
+        if args and output.shape == self.shape:
+            if norm:
                 self.norm = (path, args[0], output)
-
-        return heard
-
-    def hear_linear(self, path: str) -> Callable[..., None]:
-        def heard(_module: nn.Module, _args: tuple, output: Tensor) -> None:
-            if output.shape == self.shape:
-                self.linear = (path, output)
-
-        return heard
+            else:
+                self.linear = (path, args[0], output)
 
     def leave(self, block: nn.Module, _args: tuple, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
@@ -148,7 +142,7 @@ class _Watch:
             )
         norm, linear = self.norm, self.linear
         self.norm = self.linear = None
-        sites = dict(zip(SITES, (norm[1], linear[1], states), strict=True))
+        sites = dict(zip(SITES, (norm[1], linear[2], states), strict=True))
         found = BlockStates(
             layer=self.layer,
             sites={name: registers_first(value, self.registers, 1) for name, value in sites.items()},

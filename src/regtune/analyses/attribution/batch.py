@@ -161,7 +161,11 @@ def make_batch(
     known = {*inspect.signature(model.forward).parameters, "attention_mask"} - set(_LABELS)
     inputs = {name: value.to(device) for name, value in tensors.items() if name in known}
     if f"{_DECODER}input_ids" not in inputs and backbone_of(model).config.is_encoder_decoder and writes_tokens(model):
-        first = _decoder_start(model)
+        first = _token_id("decoder_start", model.config, getattr(model, "generation_config", None))
+        if first is None:
+            raise ConfigError(
+                f"{type(model).__name__} doesn't say which token its decoder starts with; give decoder_input_ids."
+            )
         inputs[f"{_DECODER}input_ids"] = torch.full((len(inputs["input_ids"]), 1), first, device=device)
     return Batch(
         model=model,
@@ -171,7 +175,7 @@ def make_batch(
         tolerance=tolerance,
         token_classes=tensors.get("token_classes"),
         tokenizer=tokenizer,
-        token_ids={name: _token_id(name, model, tokenizer) for name in ("pad", "mask")},
+        token_ids={name: _token_id(name, tokenizer, getattr(model, "config", None)) for name in ("pad", "mask")},
     )
 
 
@@ -180,22 +184,10 @@ def writes_tokens(model: Any) -> bool:
     return getattr(model, "get_output_embeddings", lambda: None)() is not None
 
 
-def _decoder_start(model: Any) -> int:
-    for source in (model.config, getattr(model, "generation_config", None)):
-        found = getattr(source, "decoder_start_token_id", None)
-        if found is not None:
-            return int(found)
-    raise ConfigError(
-        f"{type(model).__name__} doesn't say which token its decoder starts with; give decoder_input_ids."
-    )
-
-
-def _token_id(name: str, model: nn.Module, tokenizer: Any) -> int | None:
-    for source in (tokenizer, getattr(model, "config", None)):
-        found = getattr(source, f"{name}_token_id", None)
-        if found is not None:
-            return int(found)
-    return None
+def _token_id(name: str, *sources: Any) -> int | None:
+    """The id of a special token, from the first source that knows it."""
+    found = (getattr(source, f"{name}_token_id", None) for source in sources)
+    return next((int(one) for one in found if one is not None), None)
 
 
 # Embeddings

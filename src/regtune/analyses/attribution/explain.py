@@ -271,7 +271,9 @@ def _explained(
     inputs, wrote = {name: batch[name] for name in _INPUTS if name in batch}, ""
     names = said.default if said.only or not asked else asked
     goals = {name: said.targets.get(name, name) for name in names}
-    if session.task is None and writes_tokens(session.model) and not _has_mask(session, inputs):
+    mask = getattr(session.reader, "mask_token_id", None)
+    masked = mask is not None and bool((inputs["input_ids"] == mask).any())
+    if session.task is None and writes_tokens(session.model) and not masked:
         inputs, pieces = _written(session, inputs, write)
         first = 0 if "decoder_input_ids" in inputs else inputs["input_ids"].shape[1] - len(pieces)
         written = {f"{piece.strip()}@{place}": f"predicted@{place}" for place, piece in enumerate(pieces, start=first)}
@@ -309,11 +311,6 @@ def _in_words(model: ExplainedModel, texts: tuple[str | None, str]) -> Explained
 
 
 # Heads that no task is for
-
-
-def _has_mask(session: Session, inputs: Mapping[str, Tensor]) -> bool:
-    mask = getattr(session.reader, "mask_token_id", None)
-    return mask is not None and bool((inputs["input_ids"] == mask).any())
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -106,17 +107,17 @@ def _balance(targets: Sequence[Resolved], values: Tensor, shares: dict[str, list
     )
 
 
+@dataclass(eq=False)
 class _Inner:
     """Relevance of parts inside the model, in the order of the forward pass."""
 
-    def __init__(self, by: str | None, ledger: Ledger, registers: Registers | None, heads: int) -> None:
-        self.by = by
-        self.ledger = ledger
-        self.registers = registers
-        self.heads = heads
-        self.found: list[Tensor] = []
-        self.laws: list[list[Tensor]] = []
-        """For each depth what is to add up to 0, where that can be said on the spot."""
+    by: str | None
+    ledger: Ledger
+    registers: Registers | None
+    heads: int
+    found: list[Tensor] = field(default_factory=list)
+    laws: list[list[Tensor]] = field(default_factory=list)
+    """For each depth what is to add up to 0, where that can be said on the spot."""
 
     def watch(self, states: Any) -> None:
         """`[batch, total, width]`, inputs of what the layers, heads or neurons are read by."""
@@ -225,34 +226,26 @@ def relevance_rules(model: nn.Module, rules: Rules, ledger: Ledger, *, inputs: s
     family = family_of(backbone.config, "relevance")
     with ExitStack() as stack:
         stack.enter_context(only_reader(model))
-        session = _Session(model, backbone, family, rules, ledger, stack)
+        changes = _Changes(model, backbone, family, rules, ledger, stack)
         freeze(model, stack)
-        session.follow_attention()
-        session.follow_layers()
-        session.follow_scopes()
-        session.make_leaves(inputs)
+        changes.follow_attention()
+        changes.follow_layers()
+        changes.follow_scopes()
+        changes.make_leaves(inputs)
         yield
 
 
-class _Session:
+@dataclass(eq=False)
+class _Changes:
     """What one context changes, each change with its undoing on the stack."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        backbone: Any,
-        family: Family,
-        rules: Rules,
-        ledger: Ledger,
-        stack: ExitStack,
-    ) -> None:
-        self.model = model
-        self.backbone = backbone
-        self.family = family
-        self.rules = rules
-        self.ledger = ledger
-        self.stack = stack
-        self.inside = False
+    model: nn.Module
+    backbone: Any
+    family: Family
+    rules: Rules
+    ledger: Ledger
+    stack: ExitStack
+    inside: bool = False
 
     # Attention
 

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regtune.analyses.reversible import replace_forward
-from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
+from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
 from regtune.registers.registers import Registers
@@ -39,18 +39,10 @@ HOWS: tuple[How, ...] = get_args(How)
 
 @dataclass(frozen=True, kw_only=True)
 class KnockOut:
-    """Which registers are taken out of action (all of them if None), and how.
+    """Which registers are taken out of action (all of them if None), and how."""
 
-    Raises:
-        UnknownNameError: a `how` that isn't in `HOWS`.
-    """
-
-    how: str
+    how: How
     registers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.how not in HOWS:
-            raise unknown_name("way to knock registers out", self.how, HOWS)
 
     def chosen(self, count: int) -> tuple[int, ...]:
         """The indices, of a model with `count` registers.
@@ -151,42 +143,37 @@ def layer_inputs(model: nn.Module, visit: Visit) -> Iterator[None]:
     """
     backbone = backbone_of(model)
     family = family_of(backbone.config, "parts")
-    walk = _Walk(visit)
-    with ExitStack() as stack:
-        stack.callback(backbone.register_forward_pre_hook(walk.restart).remove)
-        for layer in _layers(model):
-            stack.callback(layer.register_forward_pre_hook(walk.enter, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(walk.leave).remove)
-        stack.callback(backbone.get_submodule(family.stack).register_forward_hook(walk.finish).remove)
-        yield
+    depth, written = 0, None
 
+    def restart(_backbone: nn.Module, _args: tuple) -> None:
+        nonlocal depth, written
+        depth, written = 0, None
 
-class _Walk:
-    """One way through the layers."""
-
-    def __init__(self, visit: Visit) -> None:
-        self.visit = visit
-        self.depth = 0
-        self.written: Tensor | None = None
-
-    def restart(self, _backbone: nn.Module, _args: tuple) -> None:
-        self.depth, self.written = 0, None
-
-    def enter(self, _layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        states = args[0] if args else kwargs["hidden_states"]
-        changed = self.visit(self.depth, states)
-        self.depth += 1
+    def enter(_layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        nonlocal depth
+        changed = visit(depth, args[0] if args else kwargs["hidden_states"])
+        depth += 1
         if changed is None:
             return None
         return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
 
-    def leave(self, _layer: nn.Module, _args: tuple, output: Any) -> None:
-        self.written = output[0] if isinstance(output, tuple) else output
+    def leave(_layer: nn.Module, _args: tuple, output: Any) -> None:
+        nonlocal written
+        written = output[0] if isinstance(output, tuple) else output
 
-    def finish(self, _stack: nn.Module, _args: tuple, _output: Any) -> None:
-        if self.written is not None:
-            self.visit(self.depth, self.written)
-        self.written = None
+    def finish(_stack: nn.Module, _args: tuple, _output: Any) -> None:
+        nonlocal written
+        if written is not None:
+            visit(depth, written)
+        written = None
+
+    with ExitStack() as stack:
+        stack.callback(backbone.register_forward_pre_hook(restart).remove)
+        for layer in _layers(model):
+            stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(leave).remove)
+        stack.callback(backbone.get_submodule(family.stack).register_forward_hook(finish).remove)
+        yield
 
 
 @contextmanager

@@ -46,13 +46,13 @@ class Overlay:
     def methods(self) -> list[tuple[str, str, list[tuple[Model, str, Panel | None]]]]:
         """Name, words and panels of each method: target by target, the models side by side."""
         return [
-            (method, METHOD_WORDS.get(method, ""), [(m, a, m.panel(method, a)) for a in asked for m in self._models])
+            (
+                method,
+                METHOD_WORDS.get(method, ""),
+                [(model, target, model.panel(method, target)) for target in asked for model in self.picture.models],
+            )
             for method, asked in self.picture.rows.items()
         ]
-
-    @property
-    def _models(self) -> tuple[Model, ...]:
-        return self.picture.models
 
     def marks(self, panel: Panel, pieces: tuple[Piece, ...]) -> str:
         """The pieces as HTML; the only place where it is made outside a template, since no space may be added."""

@@ -16,12 +16,11 @@ from typing import Any
 
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.errors import DataError
+from regtune.families._family import LEDGER
 from regtune.report.overlays.words import Piece, Token, text_pieces
 from regtune.tables import Column, Table
 
 SCHEMA_VERSION = 1
-LEDGER = ("attnlrp", "cp-lrp")
-"""Methods that account for every part of the model."""
 ADDING_UP = (*LEDGER, "integrated-gradients")
 """Methods whose parts add up to the explained value."""
 METHOD_WORDS = {
