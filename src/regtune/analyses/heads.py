@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from regtune.analyses.batches import with_words
 from regtune.analyses.outcomes import Runs, some
-from regtune.analyses.parts import figure, mean_interval, spread_over, table, text, with_interval
+from regtune.analyses.parts import CLASS_WORDS, figure, mean_interval, spread_over, table, text, with_interval
 from regtune.analyses.registers.knock_out import kept_outputs, layer_inputs, resumed
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of
@@ -43,19 +43,7 @@ from regtune.token_classes import TokenClass, is_content
 from regtune.typed import Checked, Range
 
 Floats = Float64[np.ndarray, " examples"]
-TOKENS = {
-    "cls": TokenClass.CLS,
-    "sep": TokenClass.SEP,
-    "punctuation": TokenClass.PUNCTUATION,
-    "question": TokenClass.QUESTION,
-}
-WORDS = {
-    "cls": "[CLS]",
-    "sep": "[SEP]",
-    "punctuation": "punctuation",
-    "question": "the question",
-    "register": "registers",
-}
+TOKENS = {kind.name.lower(): kind for kind in TokenClass if TokenClass.CLS <= kind <= TokenClass.QUESTION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +97,7 @@ class HeadAnalysis(Analysis):
         if num_registers(model):
             tokens["register"] = run(lambda _: mask_registers(model)) - normal
         unit = f"{run.quantity}, {len(chosen)} examples of the sample"
-        titles = {f"heads.without_{name}": f"change without {WORDS[name]} ({unit})" for name in tokens}
+        titles = {f"heads.without_{name}": f"change without {CLASS_WORDS[name]} ({unit})" for name in tokens}
         return {
             "layers": layers,
             "heads": heads,
@@ -136,7 +124,7 @@ class HeadAnalysis(Analysis):
             heat_map(effects, signed=True, form=lambda value: f"{value:.2f}", rows=rows, columns=columns),
             f"The largest: {'; '.join(f'layer {n}, head {m}: {effects[n, m]:+.3g}' for n, m in places)}.",
         )
-        tokens = {WORDS[name]: Estimate(**one) for name, one in content["token_effects"].items()}
+        tokens = {CLASS_WORDS[name]: Estimate(**one) for name, one in content["token_effects"].items()}
         yield figure(
             f"Tokens that nobody may attend to: {unit}",
             bars(tokens, xlabel=unit),

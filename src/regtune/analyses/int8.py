@@ -193,10 +193,6 @@ def _ends(x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
 def activation_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Range]:
     """The extremes of every site on these texts; padding doesn't count. The model is left as it was.
 
-    Args:
-        model: a Hugging Face model in eval mode, with or without registers.
-        batches: analysis batches.
-
     Raises:
         DataError: no batch at all.
         UnsupportedModelError: training mode, a model without linear layers, or activations that are not numbers.
@@ -221,13 +217,8 @@ def quantised(
 ) -> Iterator[None]:
     """Inside the context the model computes with rounded weights and activations; then all is as it was.
 
-    No parameter is written to, so tied weights (a masked-LM head) stay the embeddings they are.
-
-    Args:
-        model: the model that `ranges` were measured on.
-        ranges: from `activation_ranges`; sites that it doesn't name are left as they are.
-        scheme: `bondarenko` or `linear`.
-        weights: one range for a whole weight matrix, or one for each output channel.
+    No parameter is written to, so tied weights (a masked-LM head) stay the embeddings they are. `ranges` are of
+    `activation_ranges` on this model; sites that they don't name are left as they are.
 
     Raises:
         ConfigError: `ranges` of another model, or an unknown scheme or choice of `weights`.

@@ -47,22 +47,15 @@ class Outcomes:
 
 
 @torch.inference_mode()
-def outcomes(session: Session, rows: Rows[Any], examples: Examples, *, batch_size: int = 16) -> Outcomes:
-    """Runs the model over all rows.
-
-    Args:
-        session: the model; without a task nothing is found.
-        rows: all rows of the examples, labels among them.
-        examples: the examples.
-        batch_size: rows that run together.
-    """
+def outcomes(session: Session, rows: Rows[Any], examples: Examples) -> Outcomes:
+    """Runs the model over all rows of the examples, labels among them; without a task nothing is found."""
     task = session.task
     if task is None or (examples.items and isinstance(examples.items[0], PlainText)):
         return Outcomes()
     sums, counts = np.zeros(len(examples)), np.zeros(len(examples))
 
     def run() -> Iterator[tuple[Sequence[int], Any]]:
-        for indices in by_length(rows, batch_size):
+        for indices in by_length(rows, 16):
             batch = rows.batch(indices)
             output = session.forward(batch)
             losses = row_losses(output, batch)
@@ -156,26 +149,14 @@ class Runs:
     """
 
     def __init__(self, session: Session, batches: Sequence[Batch], count: int, *, states: bool = False) -> None:
-        """Runs nothing yet.
-
-        Args:
-            session: the model.
-            batches: analysis batches, one row an example.
-            count: of examples.
-            states: look at hidden states although there may be a loss.
-        """
+        """For batches of one row an example, of `count` examples; `states`: hidden states although there is a loss."""
         self.session, self.batches, self.count = session, list(batches), count
         lossy = session.task is not None and any({"labels", "start_positions"} & batch.keys() for batch in batches)
         self.quantity = "loss" if lossy and not states else "last hidden state"
         self._first: list[Tensor] = []
 
     def __call__(self, changed: Change = lambda _: nullcontext(), batches: Sequence[Batch] | None = None) -> Floats:
-        """One number an example; NaN for those that aren't in the batches.
-
-        Args:
-            changed: makes the contexts.
-            batches: run these instead, of the same examples in the same shape.
-        """
+        """One number an example, NaN for those that aren't in the batches; or of other batches of the same shape."""
         found = np.full(self.count, np.nan)
         for index, (given, own) in enumerate(zip(batches or self.batches, self.batches, strict=True)):
             with torch.inference_mode(), changed(index):

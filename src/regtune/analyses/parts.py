@@ -18,6 +18,16 @@ Word = Literal["present", "weak", "absent", "unclear", "not measured"]
 ByExample = Mapping[int, float]
 """Index of an example to its number."""
 RESAMPLES = 2_000
+CLASS_WORDS = {
+    "content": "content",
+    "cls": "[CLS]",
+    "sep": "[SEP]",
+    "punctuation": "punctuation",
+    "question": "question",
+    "context": "context",
+    "register": "registers",
+}
+"""What a person calls the classes of tokens."""
 SITE_WORDS = {"norm_input": "norm input", "feed_forward": "feed-forward", "block": "block output"}
 
 

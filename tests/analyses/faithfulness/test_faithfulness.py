@@ -20,7 +20,6 @@ from analyses.attribution.bag_of_words import (
     random_scores,
 )
 from analyses.attribution.explained import encoder
-from regtune.analyses.faithfulness.analysis import FaithfulnessSettings
 from regtune.analyses.faithfulness.model import PerturbedModel, perturbable_texts, perturbed
 from regtune.analyses.faithfulness.orders import (
     ERASER_FRACTIONS,
@@ -30,7 +29,8 @@ from regtune.analyses.faithfulness.orders import (
     order_of,
     orders_of,
 )
-from regtune.errors import ConfigError, UnsupportedModelError
+from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from regtune.inspection import settings_of_parts
 from regtune.interfaces import Examples
 from regtune.session import Session
 from regtune.targets import ClassLogit
@@ -269,12 +269,12 @@ def test_a_model_without_classes_or_answers_is_refused():
 def test_impossible_settings_are_refused():
     model = bag()
     texts = perturbable_texts(model, [batch_of([1, 2, 3])])
-    with pytest.raises(ConfigError, match="how='removed' must be one of mask, remove"):
-        FaithfulnessSettings(how="removed")
+    with pytest.raises(UnknownNameError, match="Did you mean 'remove'"):
+        settings_of_parts(("faithfulness",), {"faithfulness": {"how": "removed"}})
     with pytest.raises(ConfigError, match="needs mask_token_id"):
         PerturbedModel(model, texts, how="mask")
     with pytest.raises(ConfigError, match="batch_tokens=0"):
-        FaithfulnessSettings(batch_tokens=0)
+        settings_of_parts(("faithfulness",), {"faithfulness": {"batch_tokens": 0}})
     with pytest.raises(ConfigError, match=r"fractions=\(0\.0,\)"):
         Grid(fractions=(0.0,))
     with pytest.raises(ConfigError, match="must rise from 0 to 1"):

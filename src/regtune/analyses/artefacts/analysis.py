@@ -22,7 +22,7 @@ from regtune.analyses.artefacts.artefacts import (
     artefact_statistics,
 )
 from regtune.analyses.artefacts.probes import probe_tokens, token_states
-from regtune.analyses.parts import SITE_WORDS, Verdict, Word, figure, graded, table, text, verdict_blocks
+from regtune.analyses.parts import CLASS_WORDS, SITE_WORDS, Verdict, Word, figure, graded, table, text, verdict_blocks
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.pictures import ridges
 from regtune.session import Session
@@ -47,7 +47,6 @@ DEFINITIONS = {
         "high in any model with an outlier dimension). Present: 0.5; weak: 0.25 (regtune; after Shi 2022, Bai 2024)."
     ),
 }
-_TOKENS = {"content": "content", "cls": "[CLS]", "sep": "[SEP]", "register": "registers"}
 _WORST = "content tokens where the norm reads, worst layer"
 _MEASURED: tuple[tuple[str, str, Callable[..., Any], str], ...] = (
     ("norm_input", "norm_max_over_median", np.max, f"largest norm / median norm ({_WORST})"),
@@ -186,15 +185,17 @@ def _large_norms(content: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         yield SITE_WORDS[site], "content", n, layers[n]["median"], layers[n]["max"], ratio
         for name, of_class in content["special"].items():
             relative, n = max((each["relative"], n) for n, each in enumerate(of_class[site]))
-            yield SITE_WORDS[site], _TOKENS[name], n, of_class[site][n]["median"], of_class[site][n]["max"], relative
+            most = of_class[site][n]
+            yield SITE_WORDS[site], CLASS_WORDS[name], n, most["median"], most["max"], relative
 
 
 def _massive_tokens(content: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     for site, layers in content["sites"].items():
-        for kind, words in _TOKENS.items():
+        for kind in layers[0]["massive_largest"]:
             times, size, n = max((*place["massive_largest"][kind][::-1], n) for n, place in enumerate(layers))
             if size:
-                yield SITE_WORDS[site], words, n, size, times, sum(place["massive"][kind] for place in layers)
+                massive = sum(place["massive"][kind] for place in layers)
+                yield SITE_WORDS[site], CLASS_WORDS[kind], n, size, times, massive
 
 
 # Verdicts
@@ -240,10 +241,10 @@ def _massive(found: Artefacts) -> Verdict:
     counted = {kind: count for kind, count in place.massive.items() if count}
     kind, (size, times) = max(place.massive_largest.items(), key=lambda each: each[1][1])
     word: Word = "present" if counted else "weak" if times >= 100 else "absent"
-    strength = f"|x| = {size:.4g}, {times:,.0f} × the median of its text, at {_TOKENS[kind]}"
+    strength = f"|x| = {size:.4g}, {times:,.0f} × the median of its text, at {CLASS_WORDS[kind]}"
     if counted:
         dimensions = ", ".join(str(dimension) for dimension, _ in place.massive_dimensions[:3])
-        tokens = ", ".join(f"{count} {_TOKENS[name]}" for name, count in counted.items())
+        tokens = ", ".join(f"{count} {CLASS_WORDS[name]}" for name, count in counted.items())
         strength += f"; tokens: {tokens}; dimension {dimensions}"
     strength += f"; content alone at most {place.massive_largest['content'][1]:,.0f} ×" if kind != "content" else ""
     return _verdict("massive activations", word, strength, value=times, layer=layer, site=site)

@@ -153,12 +153,9 @@ class Artefacts:
 def artefact_statistics(
     model: nn.Module, batches: Iterable[Batch], settings: ArtefactSettings | None = None
 ) -> Artefacts:
-    """Looks for artefacts in every layer at the three sites; the model is left as it was.
+    """Looks for artefacts in every layer at the three sites; the model is left as it was, and its head doesn't run.
 
-    Args:
-        model: a Hugging Face model in eval mode, with or without registers and head; the head doesn't run.
-        batches: analysis batches. Padding, their order and their size change nothing but rounding.
-        settings: the thresholds.
+    Padding, the batches' order and their size change nothing but rounding.
 
     Raises:
         DataError: not one content token.

@@ -85,16 +85,7 @@ def token_states(
     most_ordinary: int = 4000,
     seed: int = 0,
 ) -> TokenStates:
-    """The content tokens of one place whose norm is above a limit, and a random sample of the others.
-
-    Args:
-        model: a model in eval mode.
-        batches: analysis batches.
-        layer: from 0.
-        site: one of `artefact_sites.SITES`.
-        norm_above: ‖x‖₂ from which a token is an outlier, for example a threshold of `artefact_statistics`.
-        most_ordinary: how many other tokens are kept at most.
-        seed: of the sample.
+    """The content tokens of one place whose norm ‖x‖₂ is above a limit, and a random sample of the others.
 
     Raises:
         ConfigError: no such layer or site.
@@ -229,11 +220,7 @@ def held_out_hits(
 ) -> Bool[np.ndarray, " tokens"]:
     """For each token whether a linear probe that wasn't trained on it (or its text) names its label.
 
-    Args:
-        states: what the probe reads.
-        labels: what it shall name.
-        texts: tokens with the same number stay together; None parts them at random, each class evenly.
-        seed: of the folds.
+    Tokens with the same number in `texts` stay together; None parts them at random, each class evenly.
     """
     try:
         from sklearn.linear_model import RidgeClassifier

@@ -33,7 +33,7 @@ from regtune.analyses.attention.measures import (
 )
 from regtune.analyses.attention.tap import attention_tap
 from regtune.analyses.batches import run_backbone, with_words
-from regtune.analyses.parts import Verdict, figure, graded, table, text, verdict_blocks
+from regtune.analyses.parts import CLASS_WORDS, Verdict, figure, graded, table, text, verdict_blocks
 from regtune.errors import DataError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
@@ -76,11 +76,7 @@ def attention_statistics(
 ) -> AttentionStatistics:
     """Runs the model over the batches and measures every layer's attention as it is computed.
 
-    Args:
-        model: a Hugging Face model of a supported family, with or without registers, eager or SDPA, in eval mode. It
-            is left as it was.
-        batches: analysis batches (`regtune.analyses.batches`); rows without a word are left out.
-        settings: thresholds and choice of queries.
+    The model, eager or SDPA, is left as it was. Rows without a word are left out.
 
     Raises:
         UnsupportedModelError: a model in training mode, of an unknown family, or with an attention implementation
@@ -211,12 +207,7 @@ class OutputNorms:
     def __call__(
         self, module: nn.Module, values: Float[Tensor, "batch heads total head_dim"]
     ) -> Float[Tensor, "batch heads total"]:
-        """The norms, in float32 or wider.
-
-        Args:
-            module: the attending module.
-            values: its value states.
-        """
+        """The norms of an attending module's value states, in float32 or wider."""
         if id(module) not in self._factors:
             self._factors[id(module)] = _factor(self._projection[id(module)], values)
         factor = self._factors[id(module)]
@@ -361,14 +352,6 @@ _MEASURED = {
     "sink_rate_text": "heads with a sink, over text alone",
     "idle": "idle heads: 0.9 of their attention on tokens without content, and little moved",
     "column_deviation": "column deviation of attention",
-}
-CLASS_WORDS = {
-    "cls": "[CLS]",
-    "sep": "[SEP]",
-    "punctuation": "punctuation",
-    "question": "question",
-    "context": "context",
-    "register": "registers",
 }
 _MAPS = {
     "entropy_text": "Entropy of attention over text (100 is uniform)",

@@ -45,7 +45,7 @@ from torch import Tensor
 from regtune.token_classes import TokenClass, is_content
 from regtune.typed import Checked, Range
 
-CLASSES: tuple[str, ...] = ("cls", "sep", "punctuation", "question", "context", "register")
+CLASSES: tuple[str, ...] = tuple(kind.name.lower() for kind in TokenClass if kind >= 0)
 """Names of the token classes, at the place of their number."""
 _WITHOUT_CONTENT = (TokenClass.CLS, TokenClass.SEP, TokenClass.PUNCTUATION, TokenClass.REGISTER)
 

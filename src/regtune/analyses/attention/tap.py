@@ -69,10 +69,7 @@ def attention_tap(model: nn.Module, callback: Callback) -> Iterator[None]:
 def registers_first(values: Tensor, registers: Registers | None, *axes: int) -> Tensor:
     """Puts the named axes, `total` long inside the model, in the order `[registers, text]`.
 
-    Args:
-        values: `[batch, ...]` of the forward pass that runs.
-        registers: the model's registers (`find_registers(model)`), or None.
-        axes: which of its axes run over text and registers.
+    `values` are `[batch, ...]` of the forward pass that runs.
     """
     if registers is None or not registers.enabled:
         return values

@@ -148,14 +148,8 @@ def make_batch(
 ) -> Batch:
     """Puts a batch on the model's device.
 
-    Args:
-        model: the model.
-        family: its family, if it is known.
-        tensors: `input_ids`, `attention_mask` and what else there is; a row of each is a text's. A model that writes
-            text from text (T5) is explained at the tokens of `decoder_input_ids`, or at its first one without them.
-        wanted: a target for each row, None for the default.
-        tolerance: largest residual that is allowed, as a share.
-        tokenizer: says which ids are special, unless `token_classes` are given.
+    A model that writes text from text (T5) is explained at the tokens of `decoder_input_ids`, or at its first one
+    without them. A target of None is the head's default.
     """
     device = next(model.parameters()).device
     known = {*inspect.signature(model.forward).parameters, "attention_mask"} - set(_LABELS)

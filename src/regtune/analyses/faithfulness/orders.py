@@ -114,13 +114,7 @@ def random_orders(scorer: PerturbedModel, *, count: int, seed: int) -> list[list
 def measure_orders(
     scorer: PerturbedModel, orders: Sequence[Order], *, texts: Sequence[int] | None = None, grid: Grid | None = None
 ) -> Measured:
-    """All metrics for one order of the features of each text.
-
-    Args:
-        scorer: the model and its texts.
-        orders: for each of the texts its features, most relevant first.
-        texts: which of the scorer's texts they are; all by default.
-        grid: where the model is asked.
+    """All metrics for one order of the features of each text (all of the scorer's texts, or those named).
 
     Raises:
         ConfigError: an order that isn't one of its text's features.
@@ -236,14 +230,7 @@ def measure_beam(
 ) -> dict[str, ByText]:
     """Every metric under the orders that a search finds: the steepest where a fall is good, else the flattest.
 
-    Args:
-        scorer: the model and its texts.
-        texts: which of them.
-        width, max_groups: see `beam_order`.
-        grid: where the model is asked, as for the methods.
-
-    Returns:
-        For each text the better of the beam's order and the order by single effects.
+    For each text the better of the beam's order (`beam_order`) and the order by single effects.
     """
     search = functools.partial(beam_order, scorer, width=width, max_groups=max_groups)
     tried = {

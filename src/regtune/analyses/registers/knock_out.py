@@ -67,10 +67,7 @@ def knocked_out(
 ) -> Iterator[None]:
     """Inside the context the model runs with registers knocked out; afterwards it is as it was.
 
-    Args:
-        model: a model with registers.
-        knock_out: which, and how (see this module).
-        means: for `mean`: the registers' mean state at every depth (`RegisterStates.means`).
+    `mean` needs the registers' mean state at every depth (`RegisterStates.means`).
 
     Raises:
         UnsupportedModelError: the model has no registers, or they are disabled.
@@ -132,11 +129,7 @@ def layer_inputs(model: nn.Module, visit: Visit) -> Iterator[None]:
     the last of L layers wrote. `states` are `[batch, total, hidden]`, registers included, in the order inside the
     model (`Registers.strip` and `Registers.registers_of` part them). What `visit` returns takes their place; None
     leaves them, and at depth L, which no layer reads, it is always as with None. Layers that share their weights
-    (ALBERT) count each time.
-
-    Args:
-        model: a Hugging Face model of a known family.
-        visit: called inside the forward pass; it must not change the tensors in place.
+    (ALBERT) count each time. `visit` must not change the tensors in place.
 
     Raises:
         UnsupportedModelError: an unknown family.
@@ -188,13 +181,7 @@ def kept_outputs(model: nn.Module, outputs: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def resumed(model: nn.Module, outputs: Sequence[Any], layer: int) -> Iterator[None]:
-    """Inside the context the layers before one don't run: each gives what it gave before, to the same batch.
-
-    Args:
-        model: a Hugging Face model of a known family.
-        outputs: from `kept_outputs`, one entry a layer.
-        layer: the first one that runs.
-    """
+    """Inside the context the layers before `layer` don't run: each gives what `kept_outputs` kept of the same batch."""
     depth = 0
 
     def restart(_module: nn.Module, _args: tuple) -> None:

@@ -162,10 +162,6 @@ def language_head(model: nn.Module) -> LanguageHead | None:
 def borrowed_head(model: nn.Module, source: nn.Module | str | Path) -> LanguageHead:
     """The language-model head of another model: of the base that a question-answering model was fine-tuned from.
 
-    Args:
-        model: the model whose states are to be read.
-        source: a loaded model with such a head, or the folder or hub name of one.
-
     Raises:
         CheckpointError: the source was saved without such a head, so its words would be random.
         ConfigError: a source of another hidden size or vocabulary.

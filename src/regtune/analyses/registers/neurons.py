@@ -120,13 +120,6 @@ def clamp_neuron(model: nn.Module, layer: int, neuron: int, *, value: float) -> 
 def clamp_effect(model: nn.Module, batch: Batch, *, layer: int, neuron: int, value: float) -> dict[str, Tensor]:
     """By how much each logit changes when a neuron is held at a value: outputs with it minus outputs without.
 
-    Args:
-        model: a model with a head, in eval mode.
-        batch: `input_ids` and what else the tokenizer made, on any device.
-        layer: from 0.
-        neuron: in the layer.
-        value: of its activation.
-
     Returns:
         Every logits tensor of the model's output (`logits`, or `start_logits` and `end_logits`), in its own shape.
 

@@ -124,11 +124,7 @@ class RankCorrelation:
 def judge_roles(changes: Changes, effects: Sequence[Effect], *, resamples: int = 10_000, seed: int = 0) -> Roles:
     """The verdict on one way of knocking out (see this module).
 
-    Args:
-        changes: change in loss of each question when each register alone is knocked out.
-        effects: of the same knock-outs, registers in order; then, if measured, of all registers together.
-        resamples: bootstrap draws.
-        seed: of all random draws.
+    `effects` are of the same knock-outs, registers in order; then, if measured, of all registers together.
     """
     single = {effect.register: effect.loss for effect in effects if effect.register is not None}
     real = {register: loss.difference for register, loss in single.items() if loss.p_adjusted <= ALPHA}
@@ -161,14 +157,7 @@ def equal_roles_p(changes: Changes, *, seed: int = 0) -> float:
 
 
 def rank_correlation(relevance: Changes, changes: Changes, *, resamples: int = 2_000, seed: int = 0) -> RankCorrelation:
-    """Spearman's rho of the registers' mean |relevance| and mean change in loss.
-
-    Args:
-        relevance: each register's |relevance| for each question.
-        changes: change in loss without it, the same questions in the same order.
-        resamples: bootstrap draws of questions.
-        seed: of all random draws.
-    """
+    """Spearman's rho of the registers' mean |relevance| and mean change in loss, over the same questions."""
     questions, count = changes.shape
     mine, theirs = relevance.mean(axis=0), changes.mean(axis=0)
     rho = float(_spearman(mine, theirs))

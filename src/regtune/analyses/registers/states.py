@@ -59,10 +59,6 @@ class RegisterStates:
 def register_states(model: nn.Module, batches: Iterable[Batch]) -> RegisterStates:
     """Runs the batches twice (moments, then similarities); memory doesn't grow with their number.
 
-    Args:
-        model: a model with registers, in eval mode.
-        batches: analysis batches; `token_classes` says which tokens are content.
-
     Raises:
         UnsupportedModelError: no registers, disabled ones, an unknown family or training mode.
         DataError: fewer than two windows, or no content token.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -141,8 +142,7 @@ class _Painter:
         return f"{_BOLD}{text}{_RESET}" if self.colour else text
 
     def _plain(self, text: str) -> Iterator[str]:
-        cells = [(" ", " ") if not word else (word, word) for word in _words(printable(text))]
-        yield from self._wrapped(cells)
+        yield from textwrap.wrap(printable(text), self.width, break_long_words=False, break_on_hyphens=False)
 
     def _wrapped(self, cells: Sequence[tuple[str, str]]) -> Iterator[str]:
         """Lines of at most `width` columns, broken at blanks; what is longer than a line stays whole."""
@@ -163,11 +163,3 @@ class _Painter:
 def printable(text: str) -> str:
     """Text that does nothing to a terminal: control characters and escapes become blanks, as do line breaks."""
     return "".join(sign if sign.isprintable() else " " for sign in text)
-
-
-def _words(text: str) -> Iterator[str]:
-    for number, word in enumerate(text.split(" ")):
-        if number:
-            yield ""
-        if word:
-            yield word
