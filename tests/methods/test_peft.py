@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import sys
 
 import pytest
 import torch
 
 import regtune
+from regtune import registry
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
-from regtune.errors import CheckpointError, ConfigError
+from regtune.errors import CheckpointError, ConfigError, MissingExtraError
 from regtune.methods.used import methods_of
 from regtune.records import load_record
 from regtune.registers.surgery import num_registers
@@ -138,9 +140,25 @@ def test_an_adapter_whose_base_has_changed_is_refused(config, tmp_path):
 
 @pytest.mark.parametrize(
     ("other", "why"),
-    [("linear_probe", "so they are frozen already"), ("warm_up", "is not saved with it")],
+    [
+        ("linear_probe", "so they are frozen already"),
+        ("warm_up", "is not saved with it"),
+        ("bitfit", "a model has one kind of adapter"),
+    ],
 )
 def test_methods_that_exclude_each_other_are_refused_before_anything_is_read(config, other, why):
     both = dataclasses.replace(config, methods={"lora": {}, other: {}}, model="nowhere")
     with pytest.raises(ConfigError, match=rf"lora and {other} exclude each other.*{why}.*Take one of the two out"):
         build_session(both, SharedInputs())
+
+
+def test_without_peft_its_methods_say_which_extra_brings_it(config, monkeypatch):
+    monkeypatch.setattr(registry, "_load", registry._load.__wrapped__)  # without what it remembers
+    ours = [f"regtune.{name}" for name in ("methods.peft", "methods.adapters", "methods.bitfit", "registers.in_peft")]
+    for name in ours:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == "peft"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for method in ("lora", "bitfit", "prefix"):
+        with pytest.raises(MissingExtraError, match=r"needs the package 'peft'.*pip install 'regtune\[peft\]'"):
+            build_session(dataclasses.replace(config, methods={method: {}}, model="nowhere"), SharedInputs())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from regtune import RegisterConfig, RegisterLoraConfig, add_registers, from_pretrained, num_registers
-from regtune.errors import CheckpointError, ConfigError, InputError
+from regtune.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from regtune.registers.surgery import find_registers, register_parameters
 from tiny import inputs, tiny_model
 
@@ -133,6 +133,49 @@ def test_adapters_that_need_other_hooks_are_refused():
         model.add_adapter("deep", config(depth="every_layer"))
     with pytest.raises(ConfigError, match=r"base model has 2 registers of its own.*remove_registers"):
         peft.get_peft_model(add_registers(tiny_model("bert"), RegisterConfig(num_registers=2)), config())
+
+
+def test_modules_to_save_may_name_the_registers_that_an_adapter_brings(tmp_path):
+    named = {"target_modules": TARGETS, "modules_to_save": ["registers", "qa_outputs"]}
+    model = peft.get_peft_model(tiny_model("bert"), RegisterLoraConfig(registers={"num_registers": 2}, **named))
+    model.add_adapter("more", RegisterLoraConfig(registers={"num_registers": 5}, **named))
+    for name, n in (("default", 2), ("more", 5)):
+        model.set_adapter(name)
+        trained(model, seed=n)
+        model.save_pretrained(tmp_path, selected_adapters=[name])
+        expected = logits(model)
+        folder = tmp_path if name == "default" else tmp_path / name
+        again = peft.PeftModel.from_pretrained(tiny_model("bert"), folder)
+        assert num_registers(again) == num_registers(model) == n
+        assert torch.equal(logits(again), expected)
+    with pytest.raises(ConfigError, match=r"names 'registers', and there are none.*RegisterLoraConfig\(registers="):
+        peft.get_peft_model(tiny_model("bert"), RegisterLoraConfig(**named))
+
+
+def plain_lora(model):
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=TARGETS))
+
+
+def inside_transformers(model):
+    model.add_adapter(peft.LoraConfig(target_modules=TARGETS))
+    return model
+
+
+def prompted(model):
+    return peft.get_peft_model(model, peft.PromptTuningConfig(task_type="QUESTION_ANS", num_virtual_tokens=4))
+
+
+@pytest.mark.parametrize("wrap", [plain_lora, inside_transformers, prompted])
+def test_registers_that_an_adapter_would_be_saved_without_are_refused(wrap):
+    model = wrap(tiny_model("bert"))
+    with pytest.raises(UnsupportedModelError, match=r"would be saved without these registers.*RegisterLoraConfig"):
+        add_registers(model, RegisterConfig(num_registers=2))
+    assert find_registers(model) is None
+
+
+def test_a_model_that_gave_its_adapter_back_takes_registers():
+    for model in (plain_lora(tiny_model("bert")).merge_and_unload(), plain_lora(tiny_model("bert")).unload()):
+        assert num_registers(add_registers(model, RegisterConfig(num_registers=2))) == 2
 
 
 def test_one_batch_with_several_adapters_is_refused_and_says_how():

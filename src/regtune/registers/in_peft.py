@@ -45,7 +45,7 @@ from regtune.records import read_typed
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks
 from regtune.registers.registers import Registers
 from regtune.registers.saving import from_pretrained, read_settings
-from regtune.registers.surgery import add_registers, backbone_of, forget_config, make_registers, write_config
+from regtune.registers.surgery import backbone_of, forget_config, join_registers, make_registers, write_config
 
 ADAPTED = "REGTUNE"
 """The task type by which peft finds `AdaptedModel`."""
@@ -95,7 +95,7 @@ def _give_registers(model: nn.Module, adapter: str, config: Any, *, active: bool
     backbone = backbone_of(model)
     place = backbone._modules.get(MODULE_NAME)
     if place is None:
-        add_registers(model, config.registers)
+        join_registers(model, config.registers)
         forget_config(model)  # they are the adapter's, and the base has none
         place = AdapterRegisters(adapter, backbone.registers)
         backbone.registers = place
@@ -136,6 +136,12 @@ class _RegisterTuner:
             self.facts = base_facts(model)
         config.base_facts = config.base_facts or self.facts
         require_same_base(config.base_facts, self.facts, f"The adapter {adapter_name!r}")
+        named = MODULE_NAME in (config.modules_to_save or ())
+        if named and not (config.registers or MODULE_NAME in backbone_of(model)._modules):
+            raise ConfigError(
+                f"modules_to_save names {MODULE_NAME!r}, and there are none. Say which: "
+                f"{type(config).__name__}(registers=RegisterConfig(num_registers=4), ...)."
+            )
         bits = {name: getattr(other, "quantised", False) for name, other in self.peft_config.items()}
         if len(set(bits.values())) > 1:
             raise ConfigError(

@@ -33,7 +33,7 @@ from regtune.models.safety import (
 )
 from regtune.records import read_typed, write_bytes, write_json
 from regtune.registers.hooks import MODULE_NAME
-from regtune.registers.surgery import CONFIG_KEY, add_registers, backbone_of, require_registers, write_config
+from regtune.registers.surgery import CONFIG_KEY, backbone_of, join_registers, require_registers, write_config
 from regtune.typed import typed
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -174,7 +174,7 @@ def _add_where_spoken(model: PreTrainedModel, name: str | Path) -> None:
 
 def _add(model: Any, config: RegisterConfig) -> None:
     """Adds registers whose values will be read from a file; the config says how they were made at first."""
-    add_registers(model, dataclasses.replace(config, init="normal"))
+    join_registers(model, dataclasses.replace(config, init="normal"))
     require_registers(model).config = config
     write_config(model, config)
 

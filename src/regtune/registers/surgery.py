@@ -48,11 +48,16 @@ def add_registers(
         mask_token_id: id of [MASK] for `init="mask"`.
 
     Raises:
-        UnsupportedModelError: the family isn't supported, the model has registers already, or it is shared out to
-            several processes.
+        UnsupportedModelError: the family isn't supported, the model has registers already, it is shared out to
+            several processes, or peft has put an adapter onto it.
         ConfigError: the configuration cannot work on this model; the message says why.
     """
-    config = config or RegisterConfig()
+    _refuse_adapted(model)
+    return join_registers(model, config or RegisterConfig(), {"sep": sep_token_id, "mask": mask_token_id})
+
+
+def join_registers(model: ModelT, config: RegisterConfig, ids: dict[str, int | None] | None = None) -> ModelT:
+    """`add_registers`, on a model with peft's adapters too: for callers that see to it that they are saved."""
     _refuse_shared_out(model)
     backbone = backbone_of(model)
     family = family_of(backbone.config)
@@ -63,7 +68,7 @@ def add_registers(
     if config.num_registers == 0:
         return model
     _check_fit(config, family, backbone)
-    registers = make_registers(config, backbone, {"sep": sep_token_id, "mask": mask_token_id})
+    registers = make_registers(config, backbone, ids)
     backbone.add_module(MODULE_NAME, registers.train(backbone.training))
     RegisterHooks(backbone, family).install(backbone, deep=registers.deep is not None)
     write_config(model, config)
@@ -317,6 +322,18 @@ def _refuse_shared_out(model: nn.Module) -> None:
                     "changed any more: each process would have others. Call add_registers or remove_registers first, "
                     "and wrap the model then."
                 )
+
+
+def _refuse_adapted(model: nn.Module) -> None:
+    """peft saves its adapters alone: registers that join behind them would learn and be left out without a word."""
+    for module in model.modules():
+        if hasattr(type(module), "adapter_layer_names") or hasattr(module, "peft_type"):
+            raise UnsupportedModelError(
+                f"This {type(model).__name__} has an adapter of peft, which would be saved without these registers. "
+                "Put both into one adapter: get_peft_model(base, regtune.RegisterLoraConfig(registers="
+                "RegisterConfig(...), ...)); or add the registers first, and then the adapter with "
+                f"modules_to_save=[{MODULE_NAME!r}]."
+            )
 
 
 def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
