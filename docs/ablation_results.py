@@ -99,7 +99,7 @@ def sentence() -> str:
 
 
 def arms() -> str:
-    """For the page: every arm and control with all that its verdict rests on, on the first set."""
+    """For the page: every arm and control with all that is behind its verdict, on the first set."""
     return _both(lambda folder: _results(folder, "Arms", "Controls"))
 
 
@@ -125,7 +125,7 @@ def _verdict(folder: Path) -> str:
             escaped(f"{top.proven} {top.controls}".strip()),
             *(block.table.markdown(0).strip() for block in section.blocks("")),
             _figures(section, folder),
-            f"<details><summary>What this rests on</summary>\n\n{escaped(f'{_runs(group)} {top.basis}')}\n\n</details>",
+            f"<details><summary>How measured</summary>\n\n{escaped(f'{_runs(group)} {top.basis}')}\n\n</details>",
         ]
     return "\n\n".join(part for part in parts if part)
 

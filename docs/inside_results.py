@@ -131,7 +131,7 @@ def claims() -> str:
 
 
 _CLAIMS: tuple[tuple[str, str], ...] = (
-    ("registers clean up attention: less of it rests on [CLS] …", "attention.mass_text.cls"),
+    ("registers clean up attention: less of it is on [CLS] …", "attention.mass_text.cls"),
     ("… and on [SEP] …", "attention.mass_text.sep"),
     ("… fewer heads have a sink …", "attention.sink_rate_text"),
     ("… and attention is less spread", "attention.entropy_text"),

@@ -1,4 +1,4 @@
-"""`inspect`: looks inside a model, part by part, on one sample of examples, and leaves one record a part.
+"""`inspect`: measures the inside of a model, part by part, on one sample of examples, and leaves one record a part.
 
 Parts are the registered analyses. All of them see the same examples, whose ids stand in every record; a costly part may
 look at some of them, and has no number for the others. The records lie in `inspect` in the run directory, one file a
@@ -157,7 +157,7 @@ def inspect(
     settings: Mapping[str, Any] | None = None,
     output_dir: Path | None = None,
 ) -> Inspection:
-    """Looks inside a model: attention, artefacts, 8 bits, explanations and their faithfulness, registers, heads.
+    """Measures attention, artefacts, 8 bits, explanations and their faithfulness, registers and heads of a model.
 
     Args:
         model: a run directory, a checkpoint, a model's folder, a hub name, `minilm`, or an open session.

@@ -110,9 +110,7 @@ def test_a_frame_of_ones_own_gets_the_registers_of_its_encoder_back(tmp_path):
 def test_registers_that_the_config_does_not_speak_of_are_refused_with_two_remedies_that_work(tmp_path):
     model = two_heads()
     model.save_pretrained(tmp_path / "untold")
-    with pytest.raises(
-        CheckpointError, match=r"bert\.registers\.positions.*doesn't speak of.*registers=RegisterConfig"
-    ):
+    with pytest.raises(CheckpointError, match=r"bert\.registers\.positions.*doesn't mention.*registers=RegisterConfig"):
         from_pretrained(AutoModelForTokenClassification, tmp_path / "untold")
     two_heads(told=True).save_pretrained(tmp_path / "told")
     by_hand = from_pretrained(AutoModelForTokenClassification, tmp_path / "untold", registers=FOUR)
@@ -192,7 +190,7 @@ def test_a_config_object_of_ones_own_is_used(tmp_path):
     loaded = from_pretrained(AutoModelForQuestionAnswering, tmp_path, config=config)
     assert (num_registers(loaded), loaded.config.hidden_dropout_prob) == (4, 0.4)
     del config.registers
-    with pytest.raises(CheckpointError, match="doesn't speak of"):
+    with pytest.raises(CheckpointError, match="doesn't mention"):
         from_pretrained(AutoModelForQuestionAnswering, tmp_path, config=config)
 
 
@@ -220,7 +218,7 @@ def test_a_model_that_lost_its_registers_says_so_as_soon_as_regtune_is_asked(tmp
         lambda: save_registers(plain, tmp_path / "alone"),
     ]
     for question in asked:
-        with pytest.raises(CheckpointError, match=r"was loaded without regtune: its config speaks of 4 registers"):
+        with pytest.raises(CheckpointError, match=r"was loaded without regtune: its config has 4 registers"):
             question()
     del plain.config.registers
     assert num_registers(plain) == 0

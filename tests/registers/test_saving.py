@@ -96,7 +96,7 @@ def test_settings_without_weights_are_refused(saved):
     weights = load_file(folder / "model.safetensors")
     del weights["bert.registers.positions"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"speaks of registers, but the weights lack bert\.registers\.positions"):
+    with pytest.raises(CheckpointError, match=r"has registers, but the weights lack bert\.registers\.positions"):
         from_pretrained(AutoModelForQuestionAnswering, folder)
 
 

@@ -290,9 +290,9 @@ def test_sentence_transformers_encodes_texts_of_different_length(tmp_path):
         assert not torch.equal(row, before)
 
 
-def test_a_trainer_as_readme_advises_gives_registers_a_rate_of_their_own_and_no_weight_decay(tmp_path):
-    readme = (TESTS.parent / "README.md").read_text()
-    advice = next(block for block in readme.split("```python\n")[1:] if "optimizers=" in block).split("```")[0]
+def test_a_trainer_as_the_documents_advise_gives_registers_a_rate_of_their_own_and_no_weight_decay(tmp_path):
+    start = (TESTS.parent / "docs" / "index.md").read_text()
+    advice = next(block for block in start.split("```python\n")[1:] if "optimizers=" in block).split("```")[0]
     model, batch = registered(depth="every_layer"), inputs("bert", batch=4)
     rows = [{name: value[row] for name, value in batch.items()} | {"labels": row % 2} for row in range(4)]
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, max_steps=2)
@@ -336,7 +336,7 @@ def test_two_processes_train_save_and_load_like_one(tmp_path, families):
             assert torch.equal(logits(loaded, batch), found["on"])
             add, remove = (folder / "refused.txt").read_text().splitlines()
             assert add == remove
-            assert "shared out to several processes" in add
+            assert "distributed over several processes" in add
 
 
 @one_always

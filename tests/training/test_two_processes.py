@@ -1,4 +1,4 @@
-"""The claim that one run can be shared out to several processes with torchrun."""
+"""The claim that one run can be distributed over several processes with torchrun."""
 
 import json
 import os

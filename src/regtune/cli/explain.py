@@ -16,7 +16,7 @@ from regtune.errors import ConfigError
 
 HELP = CommandHelp(
     name="explain",
-    sentence="Show which words an answer, a class, a tag or a next token rests on.",
+    sentence="Show which words matter for an answer, a class, a tag or a next token.",
     examples=(
         'regtune explain runs/n8 --question "Who built it?" --context "It was built by Ada." --html why.html',
         'regtune explain runs/n8 --compare runs/n0 --question "Who built it?" --context-file article.txt',
@@ -29,7 +29,7 @@ HELP = CommandHelp(
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainArgs:
-    """Shows which words an answer, a class, a tag or a next token rests on, on the terminal or as one HTML page.
+    """Shows which words matter for an answer, a class, a tag or a next token, on the terminal or as one HTML page.
 
     Explained is what the model itself says unless you name something else. What the numbers mean, and when not to trust
     them, is in docs/explaining.md.

@@ -16,7 +16,7 @@ from regtune.recipes import plain_value
 
 HELP = CommandHelp(
     name="inspect",
-    sentence="Look inside a model: attention, artefacts, 8 bits, registers, heads, explanations.",
+    sentence="Inspect a model: attention, artefacts, 8 bits, registers, heads, explanations.",
     examples=(
         "regtune inspect minilm --parts attention artefacts",
         "regtune inspect runs/n8 --compare runs/n0 --limit 100",
@@ -27,7 +27,7 @@ HELP = CommandHelp(
 
 @dataclass(frozen=True, kw_only=True)
 class InspectArgs:
-    """Looks inside any supported model, trained or not, with or without registers and head.
+    """Inspects any supported model, trained or not, with or without registers and head.
 
     Every part is measured on the same examples and leaves one record in `inspect` in the run directory, which `regtune
     report` draws. What the model or the data can't have is left out with a note.

@@ -1,6 +1,6 @@
 """Saving and loading: the whole model with its registers, or the registers alone. Safetensors only.
 
-Registers are restored or missed aloud: whatever speaks of them, the config or the weights, the other must agree.
+Registers are restored or there is an error: what config and weights say of them must agree.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _concrete_class(auto_class: Any, name: str | Path, options: Mapping[str, Any
 
 
 def _add_where_spoken(model: PreTrainedModel, name: str | Path) -> None:
-    """Adds registers to every model inside this one whose own config speaks of them, the outermost that takes them."""
+    """Adds registers to every model inside this one whose own config has them, the outermost that takes them."""
     refused: UnsupportedModelError | None = None
     done: list[str] = []
     for path, part in list(model.named_modules()):
@@ -169,7 +169,7 @@ def _add_where_spoken(model: PreTrainedModel, name: str | Path) -> None:
         except UnsupportedModelError as error:  # a frame of the user's own around the encoder: look inside
             refused = refused or error
     if not done:
-        raise refused or CheckpointError(f"{name}: its config speaks of registers, and no part of it can have any.")
+        raise refused or CheckpointError(f"{name}: its config has registers, and no part of the model can have any.")
 
 
 def _add(model: Any, config: RegisterConfig) -> None:
@@ -186,13 +186,13 @@ def _require_restored(name: str | Path, model: Any, report: Mapping[str, Any]) -
     left = _register_keys(report["unexpected_keys"])
     if missing:
         raise CheckpointError(
-            f"{name}: config.json speaks of registers, but the weights lack {', '.join(missing)}. "
+            f"{name}: config.json has registers, but the weights lack {', '.join(missing)}. "
             "Save the model with model.save_pretrained while its registers are on it."
         )
     if left:
         raise CheckpointError(
             f"{name}: the weights hold registers ({', '.join(left)}) that the config of "
-            f"{type(config).__name__} doesn't speak of, and without them this is another model. It was saved from a "
+            f"{type(config).__name__} doesn't mention, and without them this is another model. It was saved from a "
             "model whose config didn't see add_registers (a second head on the same encoder). Say what they are: "
             "from_pretrained(..., registers=RegisterConfig(num_registers=..., placement=..., ...)); or, before saving: "
             "model.config.registers = model.base_model.config.registers."
@@ -218,7 +218,7 @@ def save_registers(model: nn.Module, folder: str | Path) -> Path:
 
     Each file is whole or the old one, and a pair of different writings is refused by `load_registers`.
 
-    Registers that FSDP2 has shared out are gathered: then every process calls this, and the first one writes.
+    Registers that FSDP2 has sharded are gathered: then every process calls this, and the first one writes.
 
     Raises:
         UnsupportedModelError: the model has no registers.
@@ -246,7 +246,7 @@ def _described(model: nn.Module) -> dict[str, Any]:
 
 
 def _whole(value: Tensor) -> Tensor:
-    """A parameter on the CPU, gathered from all processes where FSDP2 has shared it out (a DTensor)."""
+    """A parameter on the CPU, gathered from all processes where FSDP2 has sharded it (a DTensor)."""
     gather = getattr(value, "full_tensor", None)
     found: Tensor = value.detach() if gather is None else gather().detach()
     return found.cpu().contiguous()

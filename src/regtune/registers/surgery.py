@@ -48,7 +48,7 @@ def add_registers(
         mask_token_id: id of [MASK] for `init="mask"`.
 
     Raises:
-        UnsupportedModelError: the family isn't supported, the model has registers already, it is shared out to
+        UnsupportedModelError: the family isn't supported, the model has registers already, it is distributed over
             several processes, or peft has put an adapter onto it.
         ConfigError: the configuration cannot work on this model; the message says why.
     """
@@ -79,8 +79,8 @@ def remove_registers(model: ModelT) -> ModelT:
     """Takes all registers and hooks away, in place: the state dict has the original model's keys again.
 
     Raises:
-        UnsupportedModelError: the model has no registers, another library has wrapped them, or it is shared out to
-            several processes.
+        UnsupportedModelError: the model has no registers, another library has wrapped them, or it is
+            distributed over several processes.
     """
     require_registers(model)
     _refuse_shared_out(model)
@@ -246,7 +246,7 @@ def num_registers(model: nn.Module) -> int:
     """How many registers a model has; 0 if none.
 
     Raises:
-        CheckpointError: its config speaks of registers that were lost when it was loaded without regtune.
+        CheckpointError: its config has registers that were lost when it was loaded without regtune.
     """
     registers = find_registers(model) or _refuse_lost(model)
     return 0 if registers is None else registers.num_registers
@@ -289,7 +289,7 @@ def require_registers(model: nn.Module) -> Registers:
 
 
 def _refuse_lost(model: nn.Module) -> Registers | None:
-    """Refuses a model without registers whose config, or that of a part, speaks of some: plain transformers read it."""
+    """Refuses a model without registers whose config, or that of a part, mentions some: plain transformers read it."""
     parts = list(model.modules())
     if any(isinstance(part, Registers) for part in parts):
         return None
@@ -298,7 +298,7 @@ def _refuse_lost(model: nn.Module) -> Registers | None:
         if settings:
             number = settings.get("num_registers") if isinstance(settings, dict) else settings
             raise CheckpointError(
-                f"{type(part).__name__} was loaded without regtune: its config speaks of {number} registers and it has "
+                f"{type(part).__name__} was loaded without regtune: its config has {number} registers and it has "
                 "none, so it computes without what it was trained with. Load it with regtune.from_pretrained(...); to "
                 f"use it without them on purpose: del model.config.{CONFIG_KEY}."
             )
@@ -318,7 +318,7 @@ def _refuse_shared_out(model: nn.Module) -> None:
         for kind in type(module).__mro__:
             if kind.__module__.startswith(_SHARED_OUT):
                 raise UnsupportedModelError(
-                    f"This model is shared out to several processes ({kind.__name__}), so its registers can't be "
+                    f"This model is distributed over several processes ({kind.__name__}), so its registers can't be "
                     "changed any more: each process would have others. Call add_registers or remove_registers first, "
                     "and wrap the model then."
                 )

@@ -1,4 +1,4 @@
-"""The part of a report that looks inside models: records of `regtune inspect`, drawn from their blocks.
+"""The part of a report about the inside of models: records of `regtune inspect`, drawn from their blocks.
 
 Nothing here knows an analysis: each makes its blocks itself.
 """

@@ -76,7 +76,7 @@ def summary_table(group: Group, baseline: Arm, families: Sequence[Family], name:
 
 
 def arms_table(group: Group, baseline: Arm, families: Sequence[Family], name: str, metric: Metric) -> Block:
-    """Every arm against the baseline on one set, with everything that the verdict rests on."""
+    """Every arm against the baseline on one set, with everything behind the verdict."""
     found = {arm: result for family in families for arm, result in family.comparisons.items()}
     base = _means(group.of(baseline), name, metric)
     spread = seed_spread(base) if len(base) > 1 else None

@@ -77,7 +77,7 @@ class RegisterTrainer(Trainer):
     # What a step is
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches in regtune's order, shared out to the processes by accelerate."""
+        """Batches in regtune's order, distributed over the processes by accelerate."""
         loader: DataLoader = DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_size=self.config.batch_size,
@@ -255,7 +255,7 @@ class RegisterTrainer(Trainer):
 
 
 def partner_lost(error: BaseException) -> bool:
-    """Whether torch says that another process of a training shared out to several can't be reached any more."""
+    """Whether torch says that another process of a distributed training can't be reached any more."""
     several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     return several and (isinstance(error, DistError) or _LOST.search(str(error)) is not None)
 

@@ -1,1 +1,1 @@
-"""Which tokens an output rests on."""
+"""Attribution: which tokens matter for an output."""

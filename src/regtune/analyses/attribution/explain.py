@@ -48,7 +48,7 @@ _MOST_TAGS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainedModel:
-    """What one model says of a text, and what that rests on."""
+    """What one model says of a text, and which tokens matter for it."""
 
     name: str
     num_registers: int

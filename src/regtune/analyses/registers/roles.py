@@ -75,7 +75,7 @@ class Effect:
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """The verdict and the numbers that it rests on."""
+    """The verdict and the numbers behind it."""
 
     how: str
     """The knock-out that it was read from."""
