@@ -28,7 +28,7 @@ from regtune.records import plain, read_json, write_json
 from regtune.registers.surgery import add_registers
 from regtune.registry import ANALYSES
 from regtune.report.page import write_report
-from regtune.stats.comparison import compare_runs
+from regtune.stats import ArmScores, compare
 from tiny import tiny_model
 from tiny_tokenizer import save_questions, save_tiny, tiny_tokenizer
 
@@ -272,8 +272,9 @@ def test_the_comparison_of_records_is_the_one_of_scores(inspected):
     base, other = [shifted(inspected.records, 0.0)], [shifted(inspected.records, 0.1)]
     name = "attention.entropy_text"
     (row,) = [row for row in compare_records(base, other) if row.metric.name == name]
-    before, after = (arm[0][0].measures[name] for arm in (base, other))
-    alone = compare_runs(before, after, metric=row.metric)
+    runs = (np.asarray([arm[0][0].measures[name]], dtype=float) for arm in (base, other))
+    before, after = (ArmScores(scores=run, metric=row.metric) for run in runs)
+    (alone,) = compare(before, {"run": after})
     assert (row.p_value, row.interval, row.exact) == (alone.p_value, alone.interval, True)
     assert row.p_value == pytest.approx(2 / 2**COUNT)
 

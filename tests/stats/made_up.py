@@ -4,6 +4,8 @@ import numpy as np
 from scipy import stats
 
 from regtune.interfaces import Metric
+from regtune.stats import ArmScores, compare
+from regtune.stats.scores import SCORE
 
 ENTITY_F1 = Metric(
     name="entity_f1",
@@ -40,3 +42,12 @@ def texts(rng, seeds, examples, nats=2.0, *, seed_sd=0.0, places=slice(None)):
     hard = np.random.default_rng(3).normal(0, 0.4, examples)[places]
     each = nats + hard + seed_sd * rng.standard_normal((seeds, 1)) + 0.15 * rng.standard_normal((seeds, len(hard)))
     return np.stack([each * length, np.broadcast_to(length, each.shape)], axis=-1)
+
+
+def compare_runs(baseline, run, metric=SCORE, **settings):
+    """Two single runs, given as their scores alone."""
+    base, arm = (
+        ArmScores(scores=np.asarray(scores, dtype=float)[None], metric=metric, name=name)
+        for scores, name in ((baseline, "baseline"), (run, "run"))
+    )
+    return compare(base, {"run": arm}, **settings)[0]

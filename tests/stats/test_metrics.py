@@ -9,13 +9,13 @@ from scipy import stats
 from regtune.errors import ConfigError, DataError
 from regtune.interfaces import Metric
 from regtune.report.collect import collect
-from regtune.stats import ArmScores, compare, compare_many, compare_runs, measured
+from regtune.stats import ArmScores, compare, compare_many, measured
 from regtune.stats.bootstrap import resampled_values
 from regtune.stats.comparison import TWO_VALUED_RATE, arm_differences, two_valued
 from regtune.stats.permutation import exact_sign_flips
 from regtune.sweeps.scored import arm_scores
 from regtune.tasks.qa.task import F1
-from stats.made_up import ENTITY_F1, PERPLEXITY, entities, texts
+from stats.made_up import ENTITY_F1, PERPLEXITY, compare_runs, entities, texts
 
 ABLATION = Path(__file__).parents[2] / "docs" / "results" / "ablation"
 LENGTH = Metric(

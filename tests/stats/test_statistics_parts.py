@@ -136,7 +136,7 @@ def two_arms(seeds=4, questions=80):
 
 def bootstrap_of(function, arm, baseline, resamples=20_000):
     means = resampled_means(np.concatenate([arm, baseline]), resamples=resamples, seed=0)
-    return function(arm, baseline, (means[: len(arm)], means[len(arm) :]), seed=1)
+    return function(arm, baseline, (means[: len(arm)], means[len(arm) :]))
 
 
 def test_the_error_parts_are_those_of_the_two_way_analysis_of_variance():
@@ -144,8 +144,8 @@ def test_the_error_parts_are_those_of_the_two_way_analysis_of_variance():
     seeds, questions, rest = mean_squares(arm - baseline)
     difference = bootstrap_of(paired_difference, arm, baseline)
     assert difference.parts.seed_variance == pytest.approx(seeds / arm.size)
-    assert difference.parts.question_variance == pytest.approx((questions - rest) / arm.size)
-    assert difference.question_draws.var() == pytest.approx(difference.parts.question_variance, rel=0.05)
+    assert difference.parts.example_variance == pytest.approx((questions - rest) / arm.size)
+    assert difference.example_draws.var() == pytest.approx(difference.parts.example_variance, rel=0.05)
 
 
 def test_unpaired_arms_add_their_seed_variances_and_share_the_questions():
@@ -155,25 +155,13 @@ def test_unpaired_arms_add_their_seed_variances_and_share_the_questions():
     rest = sum(mean_squares(scores)[2] / arm.size for scores in (arm, baseline))
     by_question = (arm - baseline).mean(axis=0).var(ddof=1) / arm.shape[1]
     assert difference.parts.seed_variance == pytest.approx(seed_variance)
-    assert difference.parts.question_variance == pytest.approx(by_question - rest)
-
-
-@pytest.mark.parametrize("function", [paired_difference, unpaired_difference])
-def test_the_plain_multi_bootstrap_has_its_known_variance(function):
-    """Owen 2007: seeds, questions and, in every resampling, their interaction (paired: of the difference)."""
-    arm, baseline = two_arms()
-    difference = bootstrap_of(function, arm, baseline)
-    tables = [arm - baseline] if function is paired_difference else [arm, baseline]
-    seed_part = sum(t.mean(axis=1).var() / len(t) for t in tables)
-    question_part = (arm - baseline).mean(axis=0).var() / arm.shape[1]
-    joint = sum(((t - t.mean(axis=1, keepdims=True) - t.mean(axis=0) + t.mean()) ** 2).mean() / t.size for t in tables)
-    assert difference.plain_draws.var() == pytest.approx(seed_part + question_part + joint, rel=0.05)
+    assert difference.parts.example_variance == pytest.approx(by_question - rest)
 
 
 # Power
 
-SEEDS_ONLY = ErrorParts(seed_variances=(0.02**2,), seeds=(5,), question_variance=0.0)
-BOTH = ErrorParts(seed_variances=(0.02**2,), seeds=(10,), question_variance=0.003**2)
+SEEDS_ONLY = ErrorParts(seed_variances=(0.02**2,), seeds=(5,), example_variance=0.0)
+BOTH = ErrorParts(seed_variances=(0.02**2,), seeds=(10,), example_variance=0.003**2)
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.01, 0.03, 0.06])
@@ -184,7 +172,7 @@ def test_power_without_question_variance_is_the_noncentral_ts(effect):
 
 
 def test_power_without_seed_variance_is_the_normals():
-    parts = ErrorParts(seed_variances=(), seeds=(), question_variance=0.01**2)
+    parts = ErrorParts(seed_variances=(), seeds=(), example_variance=0.01**2)
     expected = stats.norm.sf(stats.norm.isf(0.025) - 2) + stats.norm.cdf(stats.norm.ppf(0.025) - 2)
     assert power_of_difference(0.02, parts) == pytest.approx(expected)
     inside = 1 - 2 * stats.norm.sf(3 - stats.norm.isf(0.05))
@@ -211,12 +199,12 @@ def test_the_number_of_seeds_is_the_first_that_settles_it():
 
 def test_a_difference_of_one_sd_between_paired_arms_takes_ten_seeds():
     """The rule of thumb for fine-tuning on small sets."""
-    one_sd = ErrorParts(seed_variances=(1e-4,), seeds=(10,), question_variance=0.0)
+    one_sd = ErrorParts(seed_variances=(1e-4,), seeds=(10,), example_variance=0.0)
     assert power_of_difference(0.01, one_sd) == pytest.approx(0.8, abs=0.01)
 
 
 def test_scores_that_never_vary_detect_everything():
-    nothing = ErrorParts(seed_variances=(0.0,), seeds=(3,), question_variance=0.0)
+    nothing = ErrorParts(seed_variances=(0.0,), seeds=(3,), example_variance=0.0)
     assert (power_of_difference(0.01, nothing), power_of_equivalence(0.01, nothing)) == (1.0, 1.0)
     assert minimal_detectable_difference(nothing) == 0.0
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from regtune.stats.bootstrap import (
 from regtune.stats.holm import holm
 from regtune.stats.permutation import PermutationTest, label_permutation_test, sign_flip_test
 from regtune.stats.power import MAX_SEEDS, minimal_detectable_difference, more_seeds_needed
-from regtune.stats.scores import SCORE, ArmScores, Floats, Scores, as_scores, is_mean, match_arm, without_gaps
+from regtune.stats.scores import ArmScores, Floats, Scores, as_scores, is_mean, match_arm, without_gaps
 
 Verdict = Literal["helps", "hurts", "equivalent", "cannot tell"]
 Interval = tuple[float, float]
@@ -75,8 +75,6 @@ class Comparison:
     the corrected p-value; Holm's verdicts can be a little sharper."""
     equivalence_interval: Interval
     """At 1 - 2 alpha; inside +-delta exactly when `equivalence_p` is at most alpha."""
-    plain_interval: Interval
-    """The multi-bootstrap without the correction for few seeds; for a single run the same as `interval`."""
     standard_error: float
     p_value: float
     p_adjusted: float
@@ -86,7 +84,6 @@ class Comparison:
     """The p-value is that of exact sign flips, for two single runs that differ on few examples."""
     permutation: PermutationTest | None
     """Cross-check over seeds only; None for single runs."""
-    baseline_spread: SeedSpread | None
     arm_spread: SeedSpread | None
     two_valued: bool
     """The seeds' differences look sharply two-valued (`two_valued`): then interval and p-value say too much."""
@@ -300,29 +297,6 @@ def compare_many(
     return {key: [next(made) for _ in found] for key, found in pairs.items()}
 
 
-def compare_runs(
-    baseline: npt.ArrayLike, run: npt.ArrayLike, *, metric: Metric = SCORE, name: str = "run", **settings: Any
-) -> Comparison:
-    """`compare` for two single runs, given as their scores alone.
-
-    Args:
-        baseline: scores of one run, shape [examples], or [examples, columns] for a metric of several columns.
-        run: scores of the other, the same examples in the same order.
-        metric: what is computed from them.
-        name: what the verdict calls the run.
-        settings: as for `compare`.
-
-    Raises:
-        DataError: as `compare`.
-        ConfigError: as `compare`.
-    """
-    base, arm = (
-        ArmScores(scores=np.asarray(scores, dtype=np.float64)[None], metric=metric, name=label)
-        for scores, label in ((baseline, "baseline"), (run, name))
-    )
-    return compare(base, {name: arm}, **settings)[0]
-
-
 def decide(gain: float, *, p_adjusted: float, equivalence_p_adjusted: float, alpha: float) -> Verdict:
     """The verdict from the corrected p-values of both tests.
 
@@ -361,29 +335,25 @@ def arm_differences(
     for arm, drawn in zip(arms, arm_values, strict=True):
         partial = paired and arm.num_seeds < baseline.num_seeds
         own = [row for row in everyone if (baseline.seeds or ())[row] in (arm.seeds or ())] if partial else everyone
-        found.append(bootstrap(arm.contributions, base[own], (drawn, base_values[own]), seed=seed + 1))
+        found.append(bootstrap(arm.contributions, base[own], (drawn, base_values[own])))
     return found
 
 
-def seed_spread(seed_values: npt.ArrayLike, *, level: float = 0.95) -> SeedSpread:
-    """Standard deviation between seeds, sd * sqrt((n - 1) / chi2 quantiles) as its interval (normal seed values).
+def seed_spread(seed_values: npt.ArrayLike) -> SeedSpread:
+    """Standard deviation between seeds, sd * sqrt((n - 1) / chi2 quantiles) as its 95 % interval (normal seed values).
 
     Args:
         seed_values: the metric of each seed, shape [seeds].
-        level: of the interval.
 
     Raises:
         DataError: with fewer than two seeds.
-        ConfigError: when `level` is not between 0 and 1.
     """
     values = np.asarray(seed_values, dtype=np.float64)
     if values.size < 2:
         raise DataError(f"{values.size} seed has no standard deviation; run at least 2 seeds (5 or more are better).")
-    if not 0 < level < 1:
-        raise ConfigError(f"level={level} must lie between 0 and 1, for example level=0.95.")
     df = values.size - 1
     sd = float(values.std(ddof=1))
-    upper, lower = (float(special.chdtri(df, tail)) for tail in ((1 - level) / 2, (1 + level) / 2))
+    upper, lower = (float(special.chdtri(df, tail)) for tail in (0.025, 0.975))
     return SeedSpread(sd=sd, low=sd * math.sqrt(df / upper), high=sd * math.sqrt(df / lower))
 
 
@@ -489,7 +459,6 @@ def _comparison(
         interval=difference.interval(1 - alpha),
         simultaneous_interval=difference.interval(1 - strictest),
         equivalence_interval=difference.interval(1 - 2 * alpha),
-        plain_interval=difference.plain_interval(1 - alpha),
         standard_error=difference.parts.standard_error,
         p_value=difference.p_value(),
         p_adjusted=adjusted[0],
@@ -497,7 +466,6 @@ def _comparison(
         equivalence_p_adjusted=adjusted[1],
         exact=difference.exact_p is not None,
         permutation=_permutation(arm_values, base_values, settings) if covers_seeds else None,
-        baseline_spread=seed_spread(base_values) if covers_seeds else None,
         arm_spread=seed_spread(arm_values) if covers_seeds else None,
         two_valued=any(two_valued(side) for side in sides),
         seeds=arm.num_seeds,

@@ -1,17 +1,18 @@
 """Permutation tests over seeds: a cross-check of the bootstrap that assumes no distribution.
 
-They use the mean score of each seed only, so they hold for *these* questions and don't cover the choice of questions.
+They use the mean score of each seed only, so they hold for *these* examples and don't cover the choice of examples.
 With few seeds the smallest p-value that they can give is large: 2/2**5 = 0.0625 for five paired seeds.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from regtune.errors import DataError
 
@@ -48,13 +49,7 @@ def sign_flip_test(differences: Floats, *, resamples: int = 10_000, seed: int = 
     """
     _need_two(len(differences))
     patterns = 2 ** len(differences)
-    exact = patterns <= EXACT_LIMIT
-    if exact:
-        bits = np.arange(patterns)[:, None] >> np.arange(len(differences))
-        signs = 1.0 - 2.0 * (bits & 1)
-    else:
-        signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, len(differences)))
-    return _result(signs @ differences, float(differences.sum()), exact, 2 / patterns)
+    return _permuted((differences,), np.mean, patterns, 2 / patterns, resamples, seed)
 
 
 def label_permutation_test(arm: Floats, baseline: Floats, *, resamples: int = 10_000, seed: int = 0) -> PermutationTest:
@@ -70,18 +65,28 @@ def label_permutation_test(arm: Floats, baseline: Floats, *, resamples: int = 10
         DataError: with fewer than two seeds in an arm.
     """
     _need_two(min(len(arm), len(baseline)))
-    pooled = np.concatenate([arm, baseline])
-    deals = math.comb(len(pooled), len(arm))
-    exact = deals <= EXACT_LIMIT
-    if exact:
-        chosen = np.array(list(itertools.combinations(range(len(pooled)), len(arm))))
-        sums = pooled[chosen].sum(axis=1)
-    else:
-        shuffled = np.random.default_rng(seed).permuted(np.tile(pooled, (resamples, 1)), axis=1)
-        sums = shuffled[:, : len(arm)].sum(axis=1)
-    statistic = sums / len(arm) - (pooled.sum() - sums) / len(baseline)
+    deals = math.comb(len(arm) + len(baseline), len(arm))
     smallest = (2 if len(arm) == len(baseline) else 1) / deals
-    return _result(statistic, float(arm.mean() - baseline.mean()), exact, smallest)
+    return _permuted((arm, baseline), lambda a, b, axis: a.mean(axis) - b.mean(axis), deals, smallest, resamples, seed)
+
+
+def _permuted(
+    samples: tuple[Floats, ...], statistic: Any, patterns: int, smallest: float, resamples: int, seed: int
+) -> PermutationTest:
+    """scipy's test of |statistic|, rounded so that rearrangements which differ by rounding alone count as equal."""
+    exact = patterns <= EXACT_LIMIT
+    found = stats.permutation_test(
+        samples,
+        lambda *given, axis: np.abs(statistic(*given, axis=axis)).round(12),
+        permutation_type="samples" if len(samples) == 1 else "independent",
+        vectorized=True,
+        n_resamples=EXACT_LIMIT if exact else resamples,
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return PermutationTest(
+        p_value=float(found.pvalue), exact=exact, smallest_p=smallest if exact else max(smallest, 1 / (1 + resamples))
+    )
 
 
 def exact_sign_flips(differences: Floats) -> float:
@@ -108,15 +113,6 @@ def _sums(values: Floats) -> Floats:
     for value in values:
         found = np.concatenate([found + value, found - value])
     return found
-
-
-def _result(statistic: Floats, observed: float, exact: bool, smallest: float) -> PermutationTest:
-    extreme = int(np.count_nonzero(np.abs(statistic) >= abs(observed) - _TIE))
-    drawn = len(statistic)
-    p_value = extreme / drawn if exact else (1 + extreme) / (1 + drawn)
-    return PermutationTest(
-        p_value=p_value, exact=exact, smallest_p=smallest if exact else max(smallest, 1 / (1 + drawn))
-    )
 
 
 def _need_two(seeds: int) -> None:

@@ -1,7 +1,7 @@
 """What a design can show: power, the smallest difference it can find, and how many more seeds it would take.
 
 The corrected interval is estimate +- c(v), where v estimates the seed variance V with nu degrees of freedom,
-v ~ V chi2_nu / nu, and c(v) is the two-sided quantile of sqrt(v) t_nu + sqrt(W) z (W: question variance). Hence
+v ~ V chi2_nu / nu, and c(v) is the two-sided quantile of sqrt(v) t_nu + sqrt(W) z (W: example variance). Hence
 
     power(d) = E_v [ Phi((d - c(v)) / sqrt(V + W)) + Phi((-d - c(v)) / sqrt(V + W)) ]
 
@@ -45,15 +45,14 @@ def power_of_difference(effect: float, parts: ErrorParts, *, alpha: float = 0.05
     return _power(effect, critical_widths(parts, alpha=alpha), spread)
 
 
-def power_of_equivalence(delta: float, parts: ErrorParts, *, alpha: float = 0.05, effect: float = 0.0) -> float:
-    """Probability that two one-sided tests at `alpha` call a true difference of `effect` equivalent within +-delta."""
+def power_of_equivalence(delta: float, parts: ErrorParts, *, alpha: float = 0.05) -> float:
+    """Probability that two one-sided tests at `alpha` call a true difference of 0 equivalent within +-delta."""
     _check_level("alpha", alpha)
     spread = parts.standard_error
     if spread == 0:
-        return float(abs(effect) < delta)
+        return 1.0
     room = delta - critical_widths(parts, alpha=2 * alpha)
-    inside = special.ndtr((room - effect) / spread) - special.ndtr((-room - effect) / spread)
-    return float(_WEIGHTS @ np.maximum(inside, 0.0))
+    return float(_WEIGHTS @ np.maximum(special.ndtr(room / spread) - special.ndtr(-room / spread), 0.0))
 
 
 def minimal_detectable_difference(parts: ErrorParts, *, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -71,14 +70,14 @@ def minimal_detectable_difference(parts: ErrorParts, *, alpha: float = 0.05, pow
 
 
 def more_seeds_needed(delta: float, parts: ErrorParts, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
-    """How many more seeds in each arm settle the question at `delta`.
+    """How many more seeds in each arm settle the matter at `delta`.
 
     Settle: a true difference of `delta` would be found, and a true zero shown equivalent within +-delta, each with
     probability `power`.
 
     Returns:
-        0 when the design already does; None when `MAX_SEEDS` more seeds would not, because the choice of questions
-        alone leaves too much uncertainty (or no seeds were resampled): then it takes more questions.
+        0 when the design already does; None when `MAX_SEEDS` more seeds would not, because the choice of examples
+        alone leaves too much uncertainty (or no seeds were resampled): then it takes more examples.
     """
     _check_level("power", power)
 
@@ -100,8 +99,8 @@ def critical_widths(parts: ErrorParts, *, alpha: float) -> Floats:
     df = parts.seed_df
     ratios = 2 * special.gammaincinv(df / 2, nodes) / df if math.isfinite(df) else np.ones_like(nodes)
     variances = parts.seed_variance * ratios
-    scales = np.sqrt(variances[:, None] / ratios + parts.question_variance)
-    widths = float(special.ndtri(1 - alpha / 2)) * np.sqrt(variances + parts.question_variance)
+    scales = np.sqrt(variances[:, None] / ratios + parts.example_variance)
+    widths = float(special.ndtri(1 - alpha / 2)) * np.sqrt(variances + parts.example_variance)
     for _ in range(_NEWTON_STEPS):
         ratio = widths[:, None] / scales
         excess = 2 * special.ndtr(-ratio) @ _WEIGHTS - alpha
