@@ -88,6 +88,15 @@ def test_whatever_a_run_has_found_can_be_written(tmp_path, name):
     assert found == {"id": "a\ud800b\0", "loss": ["NaN", "-Infinity"], "n": 3, "x": [1.0, 1.0], "p": "a/b"}
 
 
+def test_every_file_is_written_by_what_writes_it_whole():
+    """Elsewhere only into a hidden folder or beside, each with a rename afterwards."""
+    root = Path(records.__file__).parent
+    writes = re.compile(r"write_text\(|\.write_bytes\(|save_file\(|open\([^)]*[\"'][wax]b?[\"']")
+    found = {str(f.relative_to(root)) for f in root.rglob("*.py") if writes.search(f.read_text(encoding="utf-8"))}
+    beside = {"locks.py", "methods/warm_up.py"}
+    assert found == beside | {"records.py", "training/checkpoints.py", "training/trainer.py"}
+
+
 def with_files(folder):
     """A run with weights and their checksum."""
     write_bytes(folder / "model" / "model.safetensors", bytes(1000))

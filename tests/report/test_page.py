@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from regtune.report.collect import collect
 from regtune.report.figures import drawn, score_figure
 from regtune.report.page import build_report, write_report
+from regtune.report.rendering import write
 from regtune.report.scores import Settings
 from regtune.tasks.qa.task import F1
 from report.synthetic import config_of, write_cell, write_plan, write_sweep
@@ -394,3 +396,25 @@ def test_the_output_folder_is_made_and_a_file_in_its_place_is_named(sweep, tmp_p
     Path(tmp_path / "taken").write_text("")
     with pytest.raises(DataError, match="taken"):
         write_report(sweep, output=tmp_path / "taken", resamples=600)
+
+
+def test_a_reader_sees_whole_pages_alone_while_the_page_is_written_again_and_again(tmp_path):
+    page, seen, done = tmp_path / "index.html", set(), threading.Event()
+    whole = {f"<html>{letter * 2_000_000}</html>" for letter in "ab"}
+    write(page, min(whole))
+
+    def read():
+        while not done.is_set():
+            seen.add(page.read_text(encoding="utf-8"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for _ in range(30):
+            for text in whole:
+                write(page, text)
+    finally:
+        done.set()
+        reader.join()
+    assert seen == whole
+    assert [file.name for file in tmp_path.iterdir()] == ["index.html"]
