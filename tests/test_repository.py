@@ -53,6 +53,15 @@ def test_links_between_the_documents_lead_somewhere():
                 assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+def test_every_promise_of_security_names_tests_that_exist():
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    for promise in re.findall(r"^- \*\*(?:.+\n)+?(?=- \*\*|\n|\Z)", page, flags=re.MULTILINE):
+        named = re.findall(r"^  - `(tests/\S+\.py)::(test_\w+)`$", promise, flags=re.MULTILINE)
+        assert named, promise
+        for file, name in named:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
 def test_the_python_in_the_documents_names_public_things_only(page):
     import regtune

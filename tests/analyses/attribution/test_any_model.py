@@ -14,6 +14,7 @@ from transformers import (
 
 from analyses.attribution.explained import lively
 from regtune.analyses.attribution.attribute import PEERS, attribute
+from regtune.analyses.attribution.attribution import ConservationError
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.targets import ClassLogit, TargetError, TokenLogit
 
@@ -95,6 +96,15 @@ def test_every_method_without_rules_explains_every_kind_of_model(kind):
             if method == "integrated-gradients":
                 assert one.value == pytest.approx(one.total + one.residual)
     assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_path_that_jumps_at_its_start_is_told_why_and_what_to_choose_which_then_works():
+    model, batch = model_of("t5"), batch_of("t5")
+    with pytest.raises(ConservationError, match=r"jumps at the start.*RMS norm.*no positions.*baseline='pad'.*--bas"):
+        found_by(model, batch, "integrated-gradients", None, baseline="zero")
+    assert found_by(model, batch, "integrated-gradients", None, baseline="pad")[0].steps < 512
+    with pytest.raises(ConservationError, match=r"allowed\. Raise max_steps or tolerance, or run"):
+        found_by(model, batch, "integrated-gradients", None, baseline="pad", max_steps=20)
 
 
 @pytest.mark.parametrize("kind", ["camembert", "mistral", "opt", "t5", "bart"])

@@ -256,8 +256,8 @@ def _broken(scores: Scores, limit: float, method: str, first: int) -> Iterator[s
     if not share <= limit:
         yield (
             f"{method} doesn't conserve: {where} has a residual of {float(scores.residual[row]):.3g} against a value "
-            f"of {float(scores.values[row]):.6g}, a share of {share:.3g} where {limit:.3g} is allowed. Run the model "
-            "in float32 or float64, or raise tolerance."
+            f"of {float(scores.values[row]):.6g}, a share of {share:.3g} where {limit:.3g} is allowed. "
+            f"{scores.remedy}"
         )
     if scores.kept is not None:
         where, _, share = worst(-scores.kept)
@@ -278,7 +278,7 @@ def _broken(scores: Scores, limit: float, method: str, first: int) -> Iterator[s
         if not share <= TOKEN_ERROR * limit:
             yield (
                 f"{method} isn't exact: a score of {where} may be off by {share:.3g} of the largest where "
-                f"{TOKEN_ERROR * limit:.3g} is allowed. Raise max_steps or tolerance."
+                f"{TOKEN_ERROR * limit:.3g} is allowed. {scores.remedy}"
             )
 
 

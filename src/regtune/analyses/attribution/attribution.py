@@ -184,6 +184,8 @@ class Scores:
     """None: the method has no law."""
     scale: Tensor | None = None
     """What the residual is to be small against."""
+    remedy: str = "Run the model in float32 or float64, or raise tolerance."
+    """What to do where it isn't."""
     kept: Tensor | None = None
     """The sizes of all relevance together, as a share of what it started from. A law can hold while the result is
     nothing; where this is next to nothing, the residual says nothing."""

@@ -53,6 +53,8 @@ _CANCELLATION = 4.0
 """How much larger than the allowed error the pieces' errors may be together, if they cancel each other."""
 _SHORTEST = 1e-12
 """Share of the path below which a piece is not cut: there the model's own rounding is all that is left."""
+_JUMP = 1e-9
+"""Share of the path on which a value changes next to nothing, unless it jumps where the path starts."""
 _SMALLEST_CHANGE = 0.01
 _TOKENS_AT_ONCE = {"cpu": 2048}
 _TOKENS_ON_ACCELERATORS = 65_536
@@ -125,6 +127,7 @@ def integrated_gradients_scores(
         parts={"baseline": starts},
         residual=values - starts - scores.sum(1),
         scale=values.new_tensor([row.scale for row in rows]),
+        remedy=_remedy(path, rows),
         steps=[row.steps for row in rows],
         error=values.new_tensor([row.token_error for row in rows]),
     )
@@ -226,6 +229,19 @@ def _integrate(path: _Path, rows: Sequence[_Row], max_steps: int) -> None:
         path.look([(row, at) for row, piece in new for at in (piece.start, piece.end)])
         for row, piece in new:
             row.pieces.append(piece)
+
+
+def _remedy(path: _Path, rows: Sequence[_Row]) -> str:
+    """What to do about rows whose error is too large."""
+    late = [row for row in rows if row.unfinished]
+    path.look([(row, _JUMP) for row in late])
+    if any(abs(row.known[_JUMP] - row.known[0.0]) > row.tolerance * row.scale for row in late):
+        return (
+            "The value jumps at the start of the path, so no number of steps is enough: an RMS norm blows up what is "
+            "close to the zero vector, and the model adds no positions (as T5). Start from another vector: "
+            "baseline='pad' or 'mask' (--baseline pad)."
+        )
+    return "Raise max_steps or tolerance, or run the model in float32 or float64."
 
 
 class _Path:
