@@ -253,7 +253,8 @@ def _broken(scores: Scores, limit: float, method: str, first: int) -> Iterator[s
         return f"row {first + row} ({scores.targets[row].label})", row, float(shares[row])
 
     where, row, share = worst(scores.residual.abs() / scores.scale)
-    if not share <= limit:
+    conserves = share <= limit
+    if not conserves:
         yield (
             f"{method} doesn't conserve: {where} has a residual of {float(scores.residual[row]):.3g} against a value "
             f"of {float(scores.values[row]):.6g}, a share of {share:.3g} where {limit:.3g} is allowed. "
@@ -278,7 +279,7 @@ def _broken(scores: Scores, limit: float, method: str, first: int) -> Iterator[s
         if not share <= TOKEN_ERROR * limit:
             yield (
                 f"{method} isn't exact: a score of {where} may be off by {share:.3g} of the largest where "
-                f"{TOKEN_ERROR * limit:.3g} is allowed. {scores.remedy}"
+                f"{TOKEN_ERROR * limit:.3g} is allowed." + f" {scores.remedy}" * conserves
             )
 
 

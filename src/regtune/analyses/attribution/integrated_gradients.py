@@ -113,6 +113,7 @@ def integrated_gradients_scores(
             for index, value in enumerate(values.tolist())
         ]
         _integrate(path, rows, max_steps)
+        remedy = _remedy(path, rows)
     scores = torch.stack([row.scores for row in rows])
     starts = values.new_tensor([row.known[0.0] for row in rows])
     seq = path.starts[0].shape[1]
@@ -127,7 +128,7 @@ def integrated_gradients_scores(
         parts={"baseline": starts},
         residual=values - starts - scores.sum(1),
         scale=values.new_tensor([row.scale for row in rows]),
-        remedy=_remedy(path, rows),
+        remedy=remedy,
         steps=[row.steps for row in rows],
         error=values.new_tensor([row.token_error for row in rows]),
     )
@@ -235,7 +236,7 @@ def _remedy(path: _Path, rows: Sequence[_Row]) -> str:
     """What to do about rows whose error is too large."""
     late = [row for row in rows if row.unfinished]
     path.look([(row, _JUMP) for row in late])
-    if any(abs(row.known[_JUMP] - row.known[0.0]) > row.tolerance * row.scale for row in late):
+    if any(abs(row.known[_JUMP] - row.known[0.0]) > TOKEN_ERROR * row.tolerance * row.scale for row in late):
         return (
             "The value jumps at the start of the path, so no number of steps is enough: an RMS norm blows up what is "
             "close to the zero vector, and the model adds no positions (as T5). Start from another vector: "
