@@ -147,15 +147,12 @@ class Rows(Generic[RowT]):
 
     def one_each(self) -> Rows[RowT]:
         """One row an example: `main`."""
-        if self.main is None:
-            return self
-        return replace(
-            self,
-            rows=[self.rows[index] for index in self.main],
-            lengths=[self.lengths[index] for index in self.main],
-            example=[self.example[index] for index in self.main],
-            main=None,
-        )
+        return self if self.main is None else self.only(self.main)
+
+    def only(self, indices: Sequence[int]) -> Rows[RowT]:
+        """Some of the rows; they keep their examples' numbers."""
+        lengths, example = ([part[index] for index in indices] for part in (self.lengths, self.example))
+        return replace(self, rows=[self.rows[index] for index in indices], lengths=lengths, example=example, main=None)
 
     def batch(self, indices: Sequence[int], *, pad_to: int | None = None) -> Batch:
         """The tensors of some rows, with `example` `[rows]`."""

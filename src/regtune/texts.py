@@ -74,6 +74,7 @@ def text_rows(
     pairs: Sequence[str] | None = None,
     labels: Sequence[Any] | None = None,
     dtype: torch.dtype = torch.int64,
+    windows: bool = False,
 ) -> Rows[TextRow]:
     """One row a text, cut to `max_length` tokens; how many were cut is in `facts`.
 
@@ -84,6 +85,7 @@ def text_rows(
         pairs: a second text for each; the longer one of the two is cut.
         labels: what `labels` in a batch holds, one number (or list of numbers) a text.
         dtype: of the labels.
+        windows: cut nothing off; what is left of a text makes further rows, which don't overlap.
 
     Raises:
         DataError: no text.
@@ -97,27 +99,29 @@ def text_rows(
         )
     given = (list(texts),) if pairs is None else (list(texts), list(pairs))
     coded = reader(
-        *given, truncation=True, max_length=max_length, return_offsets_mapping=True, return_overflowing_tokens=False
+        *given, truncation=True, max_length=max_length, return_offsets_mapping=True, return_overflowing_tokens=windows
     )
-    types = coded.get("token_type_ids")
+    types, texts_of = coded.get("token_type_ids"), coded.get("overflow_to_sample_mapping")
+    example = list(range(len(coded["input_ids"]))) if texts_of is None else list(texts_of)
     rows = [
         TextRow(
             input_ids=np.asarray(ids, dtype=np.int32),
             token_type_ids=None if types is None else np.asarray(types[index], dtype=np.int32),
             offsets=np.asarray(coded["offset_mapping"][index], dtype=np.int32).reshape(-1, 2),
             second=None if pairs is None else _second(coded.sequence_ids(index)),
-            labels=None if labels is None else labels[index],
+            labels=None if labels is None else labels[example[index]],
         )
         for index, ids in enumerate(coded["input_ids"])
     ]
     lengths = [len(row.input_ids) for row in rows]
+    cut = 0 if windows else sum(bool(one.overflowing) for one in coded.encodings)
     return Rows(
         rows=rows,
         lengths=lengths,
-        example=list(range(len(rows))),
+        example=example,
         collate=partial(_collate, int(reader.pad_token_id or 0), dtype),
         roles=partial(_roles, reader),
-        facts={"longest_row": max(lengths), "truncated_texts": sum(bool(one.overflowing) for one in coded.encodings)},
+        facts={"longest_row": max(lengths), "truncated_texts": cut},
     )
 
 

@@ -5,7 +5,6 @@ One example is explained in full, the first one, so that nobody chose it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,10 +13,10 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from regtune.analyses.attribution.attribute import METHODS, attribute
+from regtune.analyses.attribution.attribute import METHODS
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import explain
-from regtune.analyses.outcomes import explained, some
+from regtune.analyses.outcomes import attributions, some
 from regtune.analyses.parts import ByExample, mean_interval, spread_over, table, with_interval
 from regtune.errors import UnknownNameError, unknown_name
 from regtune.interfaces import Analysis, Block, Examples, Rows
@@ -65,22 +64,11 @@ class ExplanationAnalysis(Analysis):
         for method in each(settings.methods, "methods"):
             found: dict[int, Attribution] = {}
             try:
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always", RuntimeWarning)
-                    for batch in batches:
-                        scores = attribute(
-                            session.model,
-                            batch,
-                            method=method,
-                            target=explained(batch),
-                            tokenizer=session.reader,
-                            on_residual="warn",
-                        )
-                        found.update(zip(batch["example"].tolist(), scores, strict=True))
+                for batch in batches:
+                    found |= zip(batch["example"].tolist(), attributions(session, batch, method, notes), strict=True)
             except UnknownNameError as error:
                 notes.append(f"{method} is left out: {error}")
                 continue
-            notes += dict.fromkeys(f"{method}: {entry.message}" for entry in caught)
             measures |= explanation_measures(method, found, content, gold)
         words = {
             "entropy": "entropy of |relevance| (1: spread evenly)",
@@ -93,7 +81,7 @@ class ExplanationAnalysis(Analysis):
             shown = first.to_json()
         return {
             "shown": shown,
-            "notes": notes,
+            "notes": list(dict.fromkeys(notes)),
             "measures": measures,
             "titles": {name: f"{words[what]}, {method}" for name, (_, method, what) in parts.items()},
         }

@@ -157,8 +157,8 @@ class _Extremes:
 
     def see(self, site: str, x: Tensor) -> Tensor:
         counted, inf = self._counted(x), float("inf")
-        ends = (x.amin(), x.amax()) if counted is None else _ends(x, counted)
-        low, high = map(float, ends)
+        least, most = (x, x) if counted is None else (x.masked_fill(~counted, end) for end in (inf, -inf))
+        low, high = float(least.amin()), float(most.amax())
         if not (abs(low) < inf and abs(high) < inf):
             raise UnsupportedModelError(f"{site} has values that are not finite, so they have no range.")
         before = self.ranges.get(site, (low, high))
@@ -182,11 +182,6 @@ class _Extremes:
             return None
         ones = torch.ones(len(self.mask), registers.num_registers, dtype=torch.bool, device=self.mask.device)
         return registers.insert(ones, self.mask)
-
-
-def _ends(x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest of the counted entries; cheaper than taking them out."""
-    return x.masked_fill(~counted, torch.inf).amin(), x.masked_fill(~counted, -torch.inf).amax()
 
 
 @torch.inference_mode()

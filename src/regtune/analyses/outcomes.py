@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from regtune.analyses.attribution.attribute import attribute
+from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.batches import run_backbone
 from regtune.interfaces import Batch, Examples, Metric, Rows
 from regtune.session import Session, by_length
-from regtune.targets import Answer
+from regtune.targets import Answer, Target
 from regtune.texts import PlainText
 from regtune.token_classes import is_content
 
@@ -119,14 +121,25 @@ def _said(prediction: Mapping[str, Any]) -> str:
 def some(rows: Rows[Any], chosen: Sequence[int]) -> Rows[Any]:
     """The rows of some examples (by index); they keep their examples' numbers."""
     wanted = set(chosen)
-    kept = [index for index, example in enumerate(rows.example) if example in wanted]
-    return dataclasses.replace(
-        rows,
-        rows=[rows.rows[index] for index in kept],
-        lengths=[rows.lengths[index] for index in kept],
-        example=[rows.example[index] for index in kept],
-        main=None,
-    )
+    return rows.only([index for index, example in enumerate(rows.example) if example in wanted])
+
+
+def attributions(
+    session: Session, batch: Batch, method: str, notes: list[str], targets: Sequence[Target] | None = None
+) -> list[Attribution]:
+    """One attribution a row, of the targets or of what the model says itself; broken laws go to the notes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        found = attribute(
+            session.model,
+            batch,
+            method=method,
+            target=explained(batch) if targets is None else list(targets),
+            tokenizer=session.reader,
+            on_residual="warn",
+        )
+    notes.extend(f"{method}: {entry.message}" for entry in caught)
+    return found
 
 
 def explained(batch: Mapping[str, Tensor]) -> list[Any] | None:

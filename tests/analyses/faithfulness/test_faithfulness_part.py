@@ -12,7 +12,6 @@ from regtune.analyses.faithfulness.analysis import (
     FaithfulnessSettings,
     review_windows,
     sentence_of,
-    window_batch,
 )
 from regtune.analyses.faithfulness.orders import HIGHER_IS_BETTER
 from regtune.analyses.faithfulness.rationales import read_rationales
@@ -186,28 +185,26 @@ def test_reviews_count_once_and_windows_without_evidence_not(tmp_path, reviews):
 
 def test_marked_tokens_are_the_marked_words(reviews):
     tokenizer = tiny_tokenizer()
-    windows, _ = review_windows(read_rationales(reviews), tokenizer, 20)
-    batch = window_batch(windows, tokenizer)
-    assert batch["example"].tolist() == [1, 2, 3]
-    for ids, window in zip(batch["input_ids"], windows, strict=True):
-        marked = tokenizer.convert_ids_to_tokens(ids[: len(window.marks)][torch.tensor(window.marks)].tolist())
-        assert marked == ["cat", "lives"]
+    rows, marks, _ = review_windows(read_rationales(reviews), tokenizer, 20)
+    assert rows.example == [1, 2, 3]
+    for row, marked in zip(rows.rows, marks, strict=True):
+        assert tokenizer.convert_ids_to_tokens(row.input_ids[marked].tolist()) == ["cat", "lives"]
 
 
 def test_the_class_that_is_explained_is_the_marked_one_in_every_window(tmp_path, reviews, monkeypatch):
     import regtune.analyses.faithfulness.analysis as module
 
     targets = []
-    real = module._explained
+    real = module.attributions
 
-    def watch(session, batch, wanted, method, notes):
+    def watch(session, batch, method, notes, wanted):
         targets.extend(wanted)
-        return real(session, batch, wanted, method, notes)
+        return real(session, batch, method, notes, wanted)
 
     session = classifier()
     session.model.config.label2id = {"positive": 0, "negative": 1}
     asked = sentences(tmp_path, session, 2)
-    monkeypatch.setattr(module, "_explained", watch)
+    monkeypatch.setattr(module, "attributions", watch)
     measured(session, asked, methods=(), limit_texts=0, rationales=reviews)
     assert sorted((one.label, one.minus) for one in targets) == [(0, 1), (0, 1), (1, 0)]
 
@@ -216,9 +213,9 @@ def test_the_class_that_is_explained_is_the_marked_one_in_every_window(tmp_path,
 def test_real_windows_hold_every_word_and_the_marks_of_the_documents():
     tokenizer = tiny_tokenizer()
     documents = read_rationales(REAL, "test")[:3]
-    windows, _ = review_windows(documents, tokenizer, 256)
+    rows, marks, _ = review_windows(documents, tokenizer, 256)
     for index, document in enumerate(documents):
-        count = sum(int(window.marks.sum()) for window in windows if window.document == index)
+        count = sum(int(one.sum()) for one, document in zip(marks, rows.example, strict=True) if document == index)
         words = [document.text[start:end] for start, end in document.spans]
         coded = tokenizer(words, add_special_tokens=False)["input_ids"]
         assert count == pytest.approx(sum(map(len, coded)), rel=0.02)

@@ -24,17 +24,15 @@ import dataclasses
 import itertools
 import re
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float64
 
-from regtune.analyses.attribution.attribute import METHODS, attribute
+from regtune.analyses.attribution.attribute import METHODS
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.faithfulness.model import (
     How,
@@ -56,7 +54,7 @@ from regtune.analyses.faithfulness.orders import (
     random_orders,
 )
 from regtune.analyses.faithfulness.rationales import AGREEMENTS, Rationale, agreement, read_rationales, words_to_tokens
-from regtune.analyses.outcomes import some
+from regtune.analyses.outcomes import attributions, some
 from regtune.analyses.parts import (
     ByExample,
     estimate,
@@ -71,10 +69,9 @@ from regtune.errors import DataError, UnknownNameError, unknown_name
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.pictures import Estimate, bars
 from regtune.progress import each
-from regtune.session import Session
-from regtune.targets import Target
-from regtune.texts import TextRow, pad_tokens
-from regtune.token_classes import is_content, token_classes
+from regtune.session import Session, by_length
+from regtune.texts import TextRow, text_rows
+from regtune.token_classes import is_content
 from regtune.typed import Checked, Range
 
 Values = Float64[np.ndarray, " _"]
@@ -327,7 +324,7 @@ class _Run:
             if here:
                 rows = {name: value[[self.texts[number].place[1] for number in here]] for name, value in batch.items()}
                 targets = [self.texts[number].target for number in here]
-                found |= dict(zip(here, _explained(self.session, rows, targets, method, self.notes), strict=True))
+                found |= dict(zip(here, attributions(self.session, rows, method, self.notes, targets), strict=True))
         return [found[number] for number in range(len(self.texts))]
 
     def _marks(self, of: PerturbableText) -> Iterator[Mark]:
@@ -349,18 +346,6 @@ class _Run:
         if (answer & among).any():
             yield "answer", answer, among
             yield "sentence", sentence, among
-
-
-def _explained(
-    session: Session, batch: Batch, targets: Sequence[Target], method: str, notes: list[str]
-) -> list[Attribution]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        found = attribute(
-            session.model, batch, method=method, target=list(targets), tokenizer=session.reader, on_residual="warn"
-        )
-    notes.extend(f"{method}: {entry.message}" for entry in caught)
-    return found
 
 
 def _agreements(
@@ -462,31 +447,30 @@ def _reviews(session: Session, settings: FaithfulnessSettings, notes: list[str])
     assert settings.rationales is not None
     every = read_rationales(settings.rationales, "test")
     documents = [every[index] for index in spread_over(len(every), settings.documents)]
-    windows, dropped = review_windows(documents, session.reader, min(session.text_limit or 256, 256))
-    if not windows:
+    rows, marks, dropped = review_windows(documents, session.reader, min(session.text_limit or 256, 256))
+    if not len(rows):
         raise DataError(f"None of the {len(documents)} documents of {settings.rationales} has a marked word.")
     labels = [_label_of(document, session.model.config.label2id or {}) for document in documents]
-    order = sorted(windows, key=lambda window: -len(window.row.input_ids))
-    parts = [order[first : first + 16] for first in range(0, len(order), 16)]
-    batches = [window_batch(part, session.reader) for part in parts]
+    count, batches = int(session.model.config.num_labels), session.batches(rows)
+    order = [index for indices in by_length(rows, 16) for index in indices]  # as in the batches
+    ids = [documents[rows.example[index]].id for index in order]
     classes = [row for batch in batches for row in batch["token_classes"]]
-    marks = [
-        [("evidence", one.marks, is_content(row[: len(one.marks)]).numpy())]
-        for one, row in zip(order, classes, strict=True)
+    marked = [
+        [("evidence", marks[index], is_content(row[: len(marks[index])]).numpy())]
+        for index, row in zip(order, classes, strict=True)
     ]
-    count = int(session.model.config.num_labels)
-    targets = [[explained_target(labels[one.document], count) for one in part] for part in parts]
+    targets = [[explained_target(labels[one], count) for one in batch["example"].tolist()] for batch in batches]
     agreed: dict[str, dict[str, dict[Any, float]]] = {}
     for method in each((*settings.methods, "random"), "methods on reviews"):
         with contextlib.suppress(UnknownNameError):
             pairs = zip(batches, targets, strict=True)
-            found = [one for pair in pairs for one in _explained(session, *pair, method, notes)]
-            agreed[method] = _agreements([documents[one.document].id for one in order], marks, found)
+            found = [one for batch, wanted in pairs for one in attributions(session, batch, method, notes, wanted)]
+            agreed[method] = _agreements(ids, marked, found)
     prevalence = list(next(iter(agreed.values())).get("evidence prevalence", {}).values())
     return {
         "folder": settings.rationales,
         "documents": len(documents),
-        "windows": len(windows),
+        "windows": len(rows),
         "windows_without_evidence": dropped,
         "prevalence": float(np.mean(prevalence)) if prevalence else None,
         "rows": _agreement_rows(agreed),
@@ -494,46 +478,17 @@ def _reviews(session: Session, settings: FaithfulnessSettings, notes: list[str])
     }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ReviewWindow:
-    """A part of a document that a model reads at once."""
+def review_windows(
+    documents: Sequence[Rationale], reader: Any, max_length: int
+) -> tuple[Rows[TextRow], list[Marks], int]:
+    """Windows that hold a marked word, the marked tokens of each, and how many hold none; `example` is the document.
 
-    document: int
-    row: TextRow
-    marks: Marks
-    """The tokens that people marked."""
-
-
-def review_windows(documents: Sequence[Rationale], tokenizer: Any, max_length: int) -> tuple[list[ReviewWindow], int]:
-    """Windows that don't overlap, from the first word on, of those that hold a marked word; and how many don't.
-
-    Where a cut falls depends on the text alone, never on the evidence.
+    They don't overlap, from the first word on. Where a cut falls depends on the text alone, never on the evidence.
     """
-    options = {"truncation": True, "max_length": max_length, "stride": 0, "return_offsets_mapping": True}
-    found: list[ReviewWindow] = []
-    dropped = 0
-    for index, document in enumerate(documents):
-        coded = tokenizer([document.text], return_overflowing_tokens=True, **options)
-        for row, ids in enumerate(coded["input_ids"]):
-            offsets = np.asarray(coded["offset_mapping"][row], dtype=np.int32)
-            marks = words_to_tokens(offsets, document.spans)
-            types = coded["token_type_ids"][row] if "token_type_ids" in coded else None
-            made = TextRow(
-                input_ids=np.asarray(ids, dtype=np.int32),
-                token_type_ids=None if types is None else np.asarray(types, dtype=np.int32),
-                offsets=offsets,
-                second=None,
-            )
-            found += [ReviewWindow(document=index, row=made, marks=marks)] if marks.any() else []
-            dropped += not marks.any()
-    return found, dropped
-
-
-def window_batch(windows: Sequence[ReviewWindow], tokenizer: Any) -> Batch:
-    """An analysis batch; `example` is the document's number."""
-    batch = pad_tokens([window.row for window in windows], int(tokenizer.pad_token_id or 0))
-    batch["token_classes"] = token_classes(batch["input_ids"], batch["attention_mask"], tokenizer)
-    return batch | {"example": torch.tensor([window.document for window in windows])}
+    every = text_rows([document.text for document in documents], reader, max_length=max_length, windows=True)
+    marks = [words_to_tokens(row.offsets, documents[n].spans) for row, n in zip(every.rows, every.example, strict=True)]
+    kept = [index for index, one in enumerate(marks) if one.any()]
+    return every.only(kept), [marks[index] for index in kept], len(every) - len(kept)
 
 
 def _label_of(document: Rationale, label2id: Mapping[str, int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +213,13 @@ def keys_and_values(
     paths = (family.keys, family.values)
     found: dict[str, list[Tensor]] = {"keys": [], "values": []}
 
-    def keep(name: str, output: Tensor) -> None:
+    def keep(name: str, _module: nn.Module, _args: tuple, output: Tensor) -> None:
         found[name].append(registers.registers_of(output)[0, list(chosen)])
 
     with ExitStack() as stack:
         for module in modules_at(backbone, *family.within_layers(family.attention)):
             for name, path in zip(found, paths, strict=True):
-                hook = lambda _module, _args, out, name=name: keep(name, out)  # noqa: E731
-                stack.callback(module.get_submodule(path).register_forward_hook(hook).remove)
+                stack.callback(module.get_submodule(path).register_forward_hook(partial(keep, name)).remove)
         stack.enter_context(knocked_out(model, KnockOut(how="mean", registers=tuple(chosen)), means=states.means))
         run_backbone(model, {name: value[:1] for name, value in batch.items()})
     return {name: torch.stack(layers) for name, layers in found.items()}
