@@ -20,7 +20,6 @@ class Drift(Analysis):
     name = "drift"
     title = "how far [CLS] comes"
     settings = DriftSettings
-    needs = frozenset()
 
     def measure(self, session, rows, examples, settings):
         values = [None] * len(examples)

@@ -79,7 +79,7 @@ class PartRecord(ShownByBlocks):
         used = sum(any(v is not None for v in values) for values in zip(*self.measures.values(), strict=True))
         if used == count or not self.measures:
             return f"Measured on all {count} examples." if self.measures else ""
-        setting = next((name for name in ("examples", "texts") if (self.settings.get(name) or count) < count), "")
+        setting = next((name for name in ("examples", "texts") if (self.settings.get(name, count) or 0) < count), "")
         more = f" (--set {self.part}.{setting}={count} takes all)" if setting else ""
         return f"Measured on {used} of the {count} examples{more}."
 

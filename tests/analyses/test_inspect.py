@@ -94,6 +94,12 @@ def test_a_costly_part_looks_at_some_of_the_sample_and_has_no_number_for_the_oth
     assert known == [True, False, True, False, True, False]
 
 
+def test_a_part_that_chose_its_sample_by_itself_says_how_to_get_more(inspected):
+    settings = {**inspected["faithfulness"].settings, "texts": None}
+    record = dataclasses.replace(inspected["faithfulness"], settings=settings)
+    assert record.sample == f"Measured on 3 of the {COUNT} examples (--set faithfulness.texts={COUNT} takes all)."
+
+
 def test_a_record_comes_back_as_it_was(inspected):
     records, refused = read_records(inspected.folder)
     assert refused == []
