@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from regtune.config import RegisterConfig
-from regtune.interfaces import Attached, Group, Method
+from regtune.interfaces import Analysis, Attached, Group, Method
 from regtune.registers.surgery import add_registers
 from regtune.registry import ANALYSES, METHODS, TASKS
 from regtune.tasks.classify import Classification
@@ -159,7 +159,7 @@ def test_a_sloppy_method_is_told_what_it_breaks(place, added):
         assert told in str(caught.value)
 
 
-class Restless:
+class Restless(Analysis):
     name = "restless"
     title = "another number each time"
     settings = RegisterConfig
