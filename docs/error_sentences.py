@@ -71,7 +71,7 @@ GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "What each method needs is in [Explaining](explaining.md).",
         ("analyses/", "targets.py", "token_classes.py", "inspection.py", "pictures.py"),
     ),
-    ("Comparing and reports", "", ("report/", "stats/", "tables.py", "progress.py")),
+    ("Comparing, reports and the explorer", "", ("report/", "app/", "stats/", "tables.py", "progress.py")),
 )
 ELSEWHERE = ("Elsewhere", "")
 _CLASS_NAMES = re.compile(r"^class (\w+Error)\(", re.MULTILINE)

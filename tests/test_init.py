@@ -43,6 +43,7 @@ PUBLIC = [
     "doctor",
     "evaluate",
     "explain",
+    "explore",
     "from_pretrained",
     "info",
     "inspect",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from regtune.analyses.attribution.attribute import attribute
     from regtune.analyses.attribution.explain import explain
     from regtune.analyses.monitor import RegisterMonitor
+    from regtune.app.serve import explore
     from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
     from regtune.errors import RegtuneError
     from regtune.families._family import Family
@@ -88,6 +89,7 @@ _HOME = {
     "doctor": "regtune.testing.doctor:examine",
     "evaluate": "regtune.sweeps.evaluate",
     "explain": "regtune.analyses.attribution.explain",
+    "explore": "regtune.app.serve",
     "from_pretrained": "regtune.registers.saving",
     "info": "regtune.sweeps.describe:describe",
     "inspect": "regtune.inspection",
@@ -147,6 +149,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "explain",
+    "explore",
     "from_pretrained",
     "info",
     "inspect",

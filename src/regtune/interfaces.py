@@ -245,6 +245,8 @@ class Task:
     """What a person calls its examples, in the plural."""
     said: ClassVar[str] = "label"
     """The field of a prediction that says it in words."""
+    given: ClassVar[tuple[str, ...]] = ("text",)
+    """What a person gives to be predicted: fields of the mapping that `example` reads."""
     published: ClassVar[tuple[Published, ...]] = ()
     """What has been published of registers on this task."""
 

@@ -22,6 +22,7 @@ from regtune.cli import (
     doctor,
     evaluate,
     explain,
+    explore,
     info,
     inspect,
     listing,
@@ -45,7 +46,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     module.HELP.name: Command(module.run, module.HELP.sentence, module.HELP.examples)
-    for module in (demo, train, sweep, report, compare, evaluate, predict, ask, info, doctor, explain, inspect)
+    for module in (demo, train, sweep, report, compare, evaluate, predict, ask, info, doctor, explain, explore, inspect)
 } | {
     help_.name: Command(run, help_.sentence, help_.examples)
     for help_, run in (

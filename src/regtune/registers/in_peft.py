@@ -466,7 +466,12 @@ def load_adapted(auto_class: Any, folder: str | Path, **options: Any) -> Any:
         raise CheckpointError(f"{folder}: adapter_config.json names no base model (base_model_name_or_path).")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     facts = config.__dict__.pop("base_facts", None)
-    model = from_pretrained(auto_class, resolve_model(name), config=config, ignore_mismatched_sizes=True, **options)
+    try:
+        model = from_pretrained(auto_class, resolve_model(name), config=config, ignore_mismatched_sizes=True, **options)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The adapter in {folder} needs its base model {name}, and that can't be opened: {error}"
+        ) from error
     if facts:
         require_same_base(facts, base_facts(model) | {"name": name}, f"The adapter in {folder}")
     return AdaptedModel.from_pretrained(model, str(folder))

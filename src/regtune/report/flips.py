@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -176,19 +177,25 @@ def _disagreement(pairs: Iterable[tuple[Cell, Cell]], name: str) -> float | None
     return float(np.mean(shares)) if shares else None
 
 
-def example_texts(cell: Cell, name: str) -> Texts:
-    """Example id to its text and what is right, where the set's file can still be read; else empty.
+def examples_of(cell: Cell, name: str) -> tuple[Any, ...]:
+    """The examples of an evaluation set, where its file can still be read; else none.
 
     Files and embedded sets only: a report never uses the network.
     """
     task, sources = TASKS.get(cell.record.task), cell.settings["data.eval"]
     source = next((source for source in sources if set_name(source) == name), "")
     if not Path(source).is_file() and not source.startswith("embedded:"):
-        return {}
+        return ()
     try:
         settings = settings_of(config_from_dict(cell.record.config, RUN_FILE), task)
         if hasattr(settings, "on_bad_record"):
             settings = replace(settings, on_bad_record="skip")
-        return {str(example.id): task.described(example) for example in task.read([source], settings).items}
+        return tuple(task.read([source], settings).items)
     except RegtuneError:
-        return {}
+        return ()
+
+
+def example_texts(cell: Cell, name: str) -> Texts:
+    """Example id to its text and what is right, as far as `examples_of` gives examples."""
+    task = TASKS.get(cell.record.task)
+    return {str(example.id): task.described(example) for example in examples_of(cell, name)}

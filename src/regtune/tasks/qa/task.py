@@ -80,6 +80,7 @@ class QuestionAnswering(Task):
     }
     examples: ClassVar[str] = "questions"
     said: ClassVar[str] = "text"
+    given: ClassVar[tuple[str, ...]] = ("question", "context")
     published: ClassVar[tuple[Published, ...]] = PUBLISHED
 
     def read(

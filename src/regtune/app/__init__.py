@@ -1,0 +1,1 @@
+"""The explorer: one or two models in the browser, drawn by the blocks of the report."""
