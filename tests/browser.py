@@ -16,7 +16,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 class Page:
-    """One page. `run` evaluates JavaScript in it; `asked_for` and `said` are what it asked the network and the console."""
+    """One page. `run` evaluates JavaScript; `asked_for` and `said`: what it asked the network and told the console."""
 
     def __init__(self, profile: Path, width: int = 1200) -> None:
         ours_in, theirs_out = os.pipe()
@@ -50,13 +50,13 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 60) -> Any:
-        """The first value of an expression that is true."""
+    def wait(self, condition: str, seconds: float = 60) -> None:
+        """Until an expression is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            found = self.run(condition)
+            found = self.run(f"Boolean({condition})")
             if found:
-                return found
+                return
             time.sleep(0.2)
         raise AssertionError(f"{condition} was not true in {seconds:g} s: {self.run('document.body.innerText')[:2000]}")
 

@@ -50,6 +50,7 @@ def make_page(explorer: Explorer) -> Any:
         gr.Markdown(f"# {escape(title)}\n{escape(_sentence(explorer))}")
         fields = [
             gr.Textbox(
+                value="",
                 label=name if name != "pair" else "second text (may be left empty)",
                 lines=4 if name in ("context", "text") else 1,
                 elem_id=f"given-{name}",
@@ -68,11 +69,13 @@ def make_page(explorer: Explorer) -> Any:
             look = gr.Button("Look", variant="primary", elem_id="look", scale=1)
         with gr.Row(visible=False) as for_relevance:
             methods = gr.Dropdown(choices=list(METHODS), value=["attnlrp"], multiselect=True, label="methods")
-            target = gr.Textbox(label="target (empty: what the model says)", elem_id="target")
+            target = gr.Textbox(value="", label="target (empty: what the model says)", elem_id="target")
         with gr.Row(visible=False) as for_attention:
             layer = gr.Dropdown(choices=list(range(explorer.layers)), value=0, label="layer", elem_id="layer")
             head = gr.Dropdown(choices=[_MEAN, *range(explorer.heads)], value=_MEAN, label="head", elem_id="head")
-            place = gr.Dropdown(choices=[("first token", "0")], value="0", label="token", elem_id="token")
+            place = gr.Dropdown(
+                choices=[("first token", "0")], value="0", label="token", elem_id="token", allow_custom_value=True
+            )  # its choices follow the text, so any value is taken and looked up there
         shown = gr.HTML(js_on_load=_CLICKS, apply_default_css=False, elem_id="shown")
         controls = [view, on, out, methods, target, layer, head, place, *fields]
 
@@ -104,7 +107,7 @@ def _browse(explorer: Explorer, fields: Sequence[Any]) -> None:
             name = gr.Dropdown(choices=list(explorer.sets), value=explorer.sets[0], label="set")
             kinds = CHOICES if len(explorer.cells) > 1 else CHOICES[:3]
             which = gr.Radio(choices=list(kinds), value=kinds[0], label="which", elem_id="which")
-            search = gr.Textbox(label="search", elem_id="search")
+            search = gr.Textbox(value="", label="search", elem_id="search")
         listed = gr.HTML(js_on_load=_CLICKS, apply_default_css=False, elem_id="listed")
         controls = [name, which, search]
 
