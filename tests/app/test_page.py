@@ -96,17 +96,23 @@ def test_what_is_shown_can_be_saved_as_a_page_as_pictures_and_as_json(alone):
 
 
 def fill(page, name, text):
+    box = f"document.querySelector('#given-{name}')?.querySelector('textarea, input')"
+    page.wait(box)
     page.run(
-        f"""(() => {{ const box = document.querySelector('#given-{name} textarea, #given-{name} input');
-        box.value = {json.dumps(text)}; box.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"""
+        f"(() => {{ const box = {box}; box.value = {json.dumps(text)}; "
+        "box.dispatchEvent(new Event('input', {bubbles: true})); })()"
     )
+
+
+def click(page, element):
+    """Once it is there: a page comes in pieces."""
+    page.wait(element)
+    page.run(f"({element}).click()")
 
 
 def choose(page, within, label):
-    page.run(
-        f"""[...document.querySelectorAll('{within} label')]
-        .find((one) => one.innerText.trim() === {json.dumps(label)}).querySelector('input').click()"""
-    )
+    labels = f"[...document.querySelectorAll('{within} label')]"
+    click(page, f"{labels}.find((one) => one.innerText.trim() === {json.dumps(label)})?.querySelector('input')")
 
 
 SHOWN = "document.querySelector('#shown').innerText"
@@ -119,10 +125,9 @@ def test_a_person_clicks_through_every_view_with_no_network(address, tmp_path):
     page = Page(tmp_path / "profile")
     try:
         page.open(address)
-        page.wait("document.querySelector('#given-context textarea')")
         fill(page, "question", "Who lives in house 3?")
         fill(page, "context", "The cat is in the house. Dan lives in {{house}} 3.")
-        page.run("document.querySelector('#look').click()")
+        click(page, "document.querySelector('#look')")
         page.wait(f"{SHOWN}.includes('A: 2 registers') && {SHOWN}.includes('B: no registers')")
         choose(page, "#knocked-out", "register 1")
         page.wait(f"{SHOWN}.includes('A: 2 registers, without 1')")
@@ -140,7 +145,7 @@ def test_a_person_clicks_through_every_view_with_no_network(address, tmp_path):
         choose(page, "#view", "attention")
         page.wait("document.querySelector('#shown [data-place=r0]')")
         assert page.run("document.querySelector('#shown [aria-pressed=true]').dataset.place") == "0"
-        page.run("document.querySelector('#shown [data-place=\"7\"]').click()")
+        click(page, "document.querySelector('#shown [data-place=\"7\"]')")
         page.wait("document.querySelector('#shown [aria-pressed=true]')?.dataset.place === '7'")
         page.run(
             """(() => { const one = document.querySelector('#shown [data-place=r0]'); one.focus();
@@ -156,9 +161,9 @@ def test_a_person_clicks_through_every_view_with_no_network(address, tmp_path):
         choose(page, "#view", "lens")
         page.wait(f"{SHOWN}.includes('Nearest input embeddings')")
 
-        page.run("document.querySelector('#browse button').click()")
+        click(page, "document.querySelector('#browse button')")
         page.wait("document.querySelectorAll('#listed tbody tr').length === 6")
-        page.run("document.querySelectorAll('#listed tbody tr')[2].click()")
+        click(page, "document.querySelectorAll('#listed tbody tr')[2]")
         asked = "document.querySelector('#given-question').querySelector('textarea, input').value"
         page.wait(f"{asked} === 'Who lives in 2?'")
         choose(page, "#which", "won")
@@ -166,7 +171,7 @@ def test_a_person_clicks_through_every_view_with_no_network(address, tmp_path):
 
         choose(page, "#view", "predictions")
         fill(page, "context", "a " * 50_000)
-        page.run("document.querySelector('#look').click()")
+        click(page, "document.querySelector('#look')")
         page.wait(f"{SHOWN}.includes('The context has 100,000 characters')")
 
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
