@@ -14,8 +14,8 @@ import gradio as gr
 from regtune.analyses.attribution.attribute import METHODS
 from regtune.app.explorer import CHOICES, Change, Explorer
 from regtune.errors import RegtuneError
-from regtune.inspection import plain
 from regtune.interfaces import Block
+from regtune.records import plain
 from regtune.report.rendering import SCOPE, fragment, render, scoped_style
 
 VIEWS = ("predictions", "relevance", "attention", "norms", "lens")
