@@ -521,4 +521,4 @@ def open_target(name: str | Path) -> Target:
 def is_run_config(path: Path) -> bool:
     """Whether a `config.json` is regtune's and not a model's."""
     content = read_json(path) if path.is_file() else None
-    return isinstance(content, dict) and {"model", "registers", "training", "answers"} <= content.keys()
+    return isinstance(content, dict) and {"registers", "training"} <= content.keys()

@@ -73,7 +73,6 @@ def text_rows(
     max_length: int,
     pairs: Sequence[str] | None = None,
     labels: Sequence[Any] | None = None,
-    dtype: torch.dtype = torch.int64,
     windows: bool = False,
 ) -> Rows[TextRow]:
     """One row a text, cut to `max_length` tokens; how many were cut is in `facts`.
@@ -84,7 +83,6 @@ def text_rows(
         max_length: longest row in tokens, special ones included.
         pairs: a second text for each; the longer one of the two is cut.
         labels: what `labels` in a batch holds, one number (or list of numbers) a text.
-        dtype: of the labels.
         windows: cut nothing off; what is left of a text makes further rows, which don't overlap.
 
     Raises:
@@ -119,7 +117,7 @@ def text_rows(
         rows=rows,
         lengths=lengths,
         example=example,
-        collate=partial(_collate, int(reader.pad_token_id or 0), dtype),
+        collate=partial(_collate, int(reader.pad_token_id or 0)),
         roles=partial(_roles, reader),
         facts={"longest_row": max(lengths), "truncated_texts": cut},
     )
@@ -151,10 +149,10 @@ def _second(sequence: Sequence[int | None]) -> int:
     return next((place for place, number in enumerate(sequence) if number == 1), len(sequence))
 
 
-def _collate(pad_token_id: int, dtype: torch.dtype, rows: Sequence[TextRow], pad_to: int | None) -> Batch:
+def _collate(pad_token_id: int, rows: Sequence[TextRow], pad_to: int | None) -> Batch:
     batch = pad_tokens(rows, pad_token_id, pad_to)
     if rows[0].labels is not None:
-        batch["labels"] = torch.tensor([row.labels for row in rows], dtype=dtype)
+        batch["labels"] = torch.tensor([row.labels for row in rows])
     return batch
 
 

@@ -28,16 +28,10 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _native_cpu_bfloat16()
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and any(
+            torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "amx", "bf16")
+        )
     return False
-
-
-def _native_cpu_bfloat16() -> bool:
-    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if flags:
-        return any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "amx", "bf16"))
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(probe() for probe in probes if probe is not None)
 
 
 def resolve_precision(choice: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:

@@ -22,7 +22,7 @@ from transformers.masking_utils import create_masks_for_generate, find_first_ful
 
 from regtune.errors import InputError
 from regtune.families._family import Family
-from regtune.registers.passes import Layout, Pass, open_pass
+from regtune.registers.passes import Layout, Pass, hidden_score, open_pass
 from regtune.registers.registers import Setting
 
 
@@ -304,11 +304,8 @@ class _Step:
             raise InputError(
                 f"attention_mask {kind}; with registers it must be [batch, past + seq] or [batch, 1, query, key]."
             )
-        if mask.dim() == 4 and mask.dtype != torch.bool and not mask.is_floating_point():
-            raise InputError(
-                f"attention_mask of shape {tuple(mask.shape)} is {mask.dtype}; a full mask is added to the scores as "
-                "it is, so it must be bool (SDPA) or floating point (0 where tokens are seen, else the lowest number)."
-            )
+        if mask.dim() == 4:
+            hidden_score(mask)
         tokens = int(self.past) + self.seq
         if mask.dim() == 2 and mask.shape[1] != tokens:
             raise InputError(
@@ -355,7 +352,7 @@ class _Step:
         if leaves:
             assert window is not None
             seen = seen & self._within(window)
-        hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        hidden = hidden_score(mask)
         columns = (
             seen if mask.dtype == torch.bool else torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, hidden)
         )

@@ -30,6 +30,7 @@ from regtune.registers.passes import (
     Pass,
     Unclear,
     forget,
+    hidden_score,
     in_backward,
     lost,
     recall,
@@ -286,14 +287,9 @@ class RegisterHooks:
     def _extend_full_mask(self, now: Pass, mask: Tensor | None, past: int) -> Tensor | None:
         if mask is None:
             return None
-        if mask.dtype != torch.bool and not mask.is_floating_point():
-            raise InputError(
-                f"attention_mask of shape {tuple(mask.shape)} is {mask.dtype}; a full mask is added to the scores as "
-                "it is, so it must be bool (SDPA) or floating point (0 where tokens are seen, else the lowest number)."
-            )
+        hidden = hidden_score(mask)
         assert now.layout is not None
         before, mask = mask[..., :past], mask[..., past:]
-        hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         seen = True if mask.dtype == torch.bool else 0.0
         keys = torch.where(now.registers.visible(mask.device, now.setting.masked), seen, hidden).to(mask.dtype)
         order = now.layout.order

@@ -80,6 +80,22 @@ def take_columns(values: Tensor, columns: Int[Tensor, "batch columns"]) -> Tenso
     return torch.gather(values, 1, index)
 
 
+def hidden_score(mask: Tensor) -> bool | float:
+    """What a full mask `[batch, 1, query, key]` holds where a key is hidden.
+
+    Raises:
+        InputError: an integer mask.
+    """
+    if mask.dtype == torch.bool:
+        return False
+    if not mask.is_floating_point():
+        raise InputError(
+            f"attention_mask of shape {tuple(mask.shape)} is {mask.dtype}; a full mask is added to the scores as "
+            "it is, so it must be bool (SDPA) or floating point (0 where tokens are seen, else the lowest number)."
+        )
+    return torch.finfo(mask.dtype).min
+
+
 class Pass:
     """What belongs to one forward pass of one backbone.
 

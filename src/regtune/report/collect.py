@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from regtune.errors import DataError, RegtuneError
 from regtune.interfaces import Metric, Task
-from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve, read_json
+from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve
 from regtune.registry import TASKS
 from regtune.report.arms import Arm, arm_of, settings_of, told_apart
+from regtune.session import is_run_config
 from regtune.stats.scores import some
 from regtune.sweeps.cell_run import failure
 from regtune.sweeps.scored import Scored, read_scored
@@ -163,12 +164,11 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def _is_run_config(path: Path) -> bool:
-    """A model's folder has a config.json too."""
+    """A model's folder has a config.json too; one that can't be read is taken for a run's, and told."""
     try:
-        content = read_json(path)
+        return is_run_config(path)
     except DataError:
         return True
-    return isinstance(content, dict) and {"registers", "training"} <= content.keys()
 
 
 def _why(path: Path, error: RegtuneError) -> str:

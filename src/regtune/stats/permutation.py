@@ -82,7 +82,7 @@ def _permuted(
         vectorized=True,
         n_resamples=EXACT_LIMIT if exact else resamples,
         alternative="greater",
-        rng=np.random.default_rng(seed),
+        random_state=np.random.default_rng(seed),
     )
     return PermutationTest(
         p_value=float(found.pvalue), exact=exact, smallest_p=smallest if exact else max(smallest, 1 / (1 + resamples))

@@ -389,13 +389,11 @@ def _often_switched() -> Iterator[None]:
 
 @contextmanager
 def _checkpointing(model: Any) -> Iterator[None]:
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-    enable()
+    model.activation_checkpointing_enable()
     try:
         yield
     finally:
-        disable()
+        model.activation_checkpointing_disable()
 
 
 def _gradient_distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
