@@ -124,7 +124,10 @@ FAMILIES: Final = Registry(
     {
         "ALBERT": "regtune.families.albert:ALBERT",
         "BERT": "regtune.families.bert:BERT",
+        "CLIP (vision)": "regtune.families.clip:CLIP",
         "DeBERTa-v2": "regtune.families.deberta_v2:DEBERTA_V2",
+        "DeiT": "regtune.families.deit:DEIT",
+        "DINOv2": "regtune.families.dinov2:DINOV2",
         "DistilBERT": "regtune.families.distilbert:DISTILBERT",
         "ELECTRA": "regtune.families.electra:ELECTRA",
         "Gemma2": "regtune.families.gemma:GEMMA2",
@@ -140,6 +143,8 @@ FAMILIES: Final = Registry(
         "Qwen2": "regtune.families.qwen:QWEN2",
         "Qwen3": "regtune.families.qwen:QWEN3",
         "RoBERTa": "regtune.families.roberta:ROBERTA",
+        "SigLIP (vision)": "regtune.families.siglip:SIGLIP",
+        "ViT": "regtune.families.vit:VIT",
         "XLM-R": "regtune.families.roberta:XLM_ROBERTA",
     },
 )

@@ -6,7 +6,7 @@ the table there. One table serves registers, relevance, attention, the lens and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,12 @@ class Family:
     model_types: tuple[str, ...]
     """Values of `config.model_type` that belong to this family."""
 
+    # What it reads
+    inputs: tuple[str, ...] = ("input_ids", "inputs_embeds")
+    """Arguments of `forward`, one of which holds what is read."""
+    leading: int = 1
+    """Tokens in front of what is read that stand for all of it: [CLS] (and DeiT's second one)."""
+
     # Positions
     positions: Literal["absolute", "relative", "rotary"]
     """absolute: added in the embeddings, so registers cost none. relative, rotary: counted along the sequence."""
@@ -40,6 +46,7 @@ class Family:
 
     # Parts, from the backbone; one that a configuration lacks is skipped
     word_embeddings: str = "embeddings.word_embeddings"
+    """The table of words, or what makes tokens of an image's patches."""
     position_embeddings: str | None = "embeddings.position_embeddings"
     type_embeddings: str | None = "embeddings.token_type_embeddings"
     embeddings: str = "embeddings"
@@ -106,7 +113,19 @@ class Family:
         """Where registers may join: tokens must see them and, where positions are distances, stay beside [CLS]."""
         if self.causal:
             return ("prefix",)
-        return ("prefix", "after_cls", "suffix") if self.positions == "absolute" else ("prefix", "suffix")
+        behind = self.positions == "absolute" and self.leading > 0
+        return ("prefix", "after_cls", "suffix") if behind else ("prefix", "suffix")
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it reads images, `[batch, channels, height, width]`, in patches of `config.patch_size`."""
+        return "pixel_values" in self.inputs
+
+    @property
+    def joined(self) -> str:
+        """A module with a weight as wide as what registers join."""
+        found = self.final_norm if self.norm is None and self.reads_images else self.norm
+        return found or self.word_embeddings
 
     @property
     def keys_of_states(self) -> bool:
@@ -117,6 +136,12 @@ class Family:
         """Patterns, from the backbone, of parts of a layer in all layers; of the layers themselves without any."""
         every = f"{self.layers}.*"
         return tuple(f"{every}.{path}" for path in paths if path is not None) if paths else (every,)
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a config's `image_size` or `patch_size`, where one number stands for both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def submodule(backbone: nn.Module, path: str | None) -> nn.Module | None:

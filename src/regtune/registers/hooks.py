@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from regtune.errors import InputError
-from regtune.families._family import Family, submodule
+from regtune.families._family import Family, sides, submodule
 from regtune.registers import decoders
 from regtune.registers.passes import (
     Layout,
@@ -178,9 +178,7 @@ class RegisterHooks:
     def open(self, now: Pass, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Finds out where the registers go, and widens the mask (made if none is given) and the position ids."""
         named: dict[str, Any] = {**dict(zip(self.parameter_names, args, strict=False)), **kwargs}
-        source = named.get("input_ids")
-        if source is None:
-            source = named.get("inputs_embeds")
+        source = next((named[name] for name in self.family.inputs if named.get(name) is not None), None)
         if source is None:
             return args, kwargs  # the backbone's own error is the right one
         if not torch.compiler.is_compiling():
@@ -190,9 +188,14 @@ class RegisterHooks:
             return (), named
         if not now.setting.enabled:
             return args, kwargs
-        batch, seq = source.shape[0], source.shape[1]
+        batch, seq = source.shape[0], self._patches(now, named, source) if self.family.reads_images else source.shape[1]
         mask = named.get("attention_mask")
         past = self._past(named, mask, seq)
+        if mask is None and self.family.reads_images:
+            now.layout = Layout(
+                now.registers.num_registers, self.first_column(now.registers, None, batch, seq, source.device), seq
+            )
+            return (), named | self._only_masked(now, source.device)
         if mask is None:
             mask = torch.ones(batch, past + seq, dtype=torch.long, device=source.device)
         padding = mask[:, past:] if isinstance(mask, Tensor) and mask.dim() == 2 else None
@@ -221,6 +224,33 @@ class RegisterHooks:
             )
         now.setting = now.setting if first is Unclear.UNKNOWN else first
         return None
+
+    def _patches(self, now: Pass, named: dict[str, Any], images: Tensor) -> int:
+        """How many tokens images become, [CLS] and the like included.
+
+        Raises:
+            InputError: they have another size than the model's, and nobody said that positions are to be resized.
+        """
+        config: Any = now.backbone.config  # type: ignore[union-attr]
+        height, width = sides(config.patch_size)
+        size, resized = tuple(images.shape[-2:]), "interpolate_pos_encoding"
+        if size != sides(config.image_size) and resized in self.parameter_names and not named.get(resized):
+            raise InputError(
+                f"These images have {size[0]} x {size[1]} pixels, and this {self.family.name} reads "
+                f"{' x '.join(map(str, sides(config.image_size)))}. Resize them (its image processor does), or let the "
+                f"model resize its positions: model(pixel_values, {resized}=True)."
+            )
+        return self.family.leading + (size[0] // height) * (size[1] // width)
+
+    def _only_masked(self, now: Pass, device: torch.device) -> dict[str, Tensor]:
+        """The mask of images, which have no padding: none, or one that hides masked registers, `[_, 1, 1, total]`."""
+        if not now.setting.masked:
+            return {}
+        assert now.layout is not None
+        seen = torch.ones(1, 1, 1, now.layout.total - now.layout.num_registers, dtype=torch.bool, device=device)
+        mask = self._extend_full_mask(now, seen, 0)
+        assert mask is not None
+        return {"attention_mask": self._for_attention(now, {"": mask})[""]}
 
     def _past(self, named: dict[str, Any], mask: Any, seq: int) -> int:
         """How many keys come before this text (prefix tuning hands them in as a cache)."""
@@ -308,14 +338,7 @@ class RegisterHooks:
 
     def _windowed_masks(self, now: Pass, visible: Tensor, window: int) -> dict[str, Tensor]:
         """Masks for full and local layers, `[batch, 1, total, total]`: the local window never hides a register."""
-        backbone: Any = now.backbone
         assert now.layout is not None
-        attention = backbone.config._attn_implementation
-        if attention not in ("sdpa", "eager"):
-            raise InputError(
-                f"Registers in {self.family.name} need attn_implementation 'sdpa' or 'eager', not {attention!r}: "
-                "other kernels cannot let registers through the local attention window."
-            )
         total = visible.shape[1]
         place = torch.arange(total, device=visible.device)
         near = (place.unsqueeze(0) - place.unsqueeze(1)).abs() <= window
@@ -323,7 +346,17 @@ class RegisterHooks:
         register = origin < now.layout.num_registers
         local = near | register.unsqueeze(1) | register.unsqueeze(2)
         full = visible[:, None, None, :].expand(-1, 1, total, -1)
-        masks = {"full_attention": full, "sliding_attention": full & local.unsqueeze(1)}
+        return self._for_attention(now, {"full_attention": full, "sliding_attention": full & local.unsqueeze(1)})
+
+    def _for_attention(self, now: Pass, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Full masks of truth values, as the attention that is in use takes them."""
+        backbone: Any = now.backbone
+        attention = backbone.config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise InputError(
+                f"Registers in {self.family.name} need attn_implementation 'sdpa' or 'eager' here, not {attention!r}: "
+                "other kernels take no mask that says who sees what."
+            )
         if attention == "sdpa":
             return masks
         dtype = now.registers.tokens.dtype
@@ -385,7 +418,8 @@ class RegisterHooks:
 
     def leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Takes the registers out of what the encoder stack returns."""
-        now = self.running(args[0] if args else kwargs["hidden_states"], "Layers")
+        states = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "inputs_embeds"]
+        now = self.running(states, "Layers")
         if now is None or now.layout is None:
             return None
         layout = now.layout
@@ -400,10 +434,9 @@ class RegisterHooks:
 
     def tidy(self, layout: Layout, output: Any) -> Any:
         """Cuts collected hidden states to the text, and puts attentions in the order `[registers, text]`."""
+        length = layout.total - layout.num_registers
         if isinstance(output, tuple):
-            length = output[0].shape[1]
             return tuple(_tidy(layout, part, length) if isinstance(part, (tuple, list)) else part for part in output)
-        length = output["last_hidden_state"].shape[1]
         for name in ("hidden_states", "attentions"):
             if output.get(name) is not None:
                 output[name] = _tidy(layout, output[name], length)

@@ -288,7 +288,7 @@ def load_registers(model: ModelT, folder: str | Path) -> ModelT:
 
 def _check_weights(weights: Mapping[str, Tensor], config: RegisterConfig, backbone: Any, file: Path) -> None:
     family = family_of(backbone.config)
-    joined = submodule(backbone, family.norm or family.word_embeddings)
+    joined = submodule(backbone, family.joined)
     width = backbone.config.hidden_size if joined is None else next(joined.parameters()).shape[-1]
     n, hidden, layers = config.num_registers, backbone.config.hidden_size, backbone.config.num_hidden_layers
     shapes: dict[str, tuple[int, ...]] = {"tokens": (n, width)}

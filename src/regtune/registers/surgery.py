@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
-from regtune.families import family_of
-from regtune.families._family import Family, submodule
+from regtune.families import family_of, find_family
+from regtune.families._family import Family, sides, submodule
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks, registers_in
 from regtune.registers.passes import Layout
 from regtune.registers.registers import Registers, settings
@@ -164,14 +164,15 @@ def backbone_of(model: nn.Module) -> Any:
     owners = _owners(model)
     if len(owners) == 1:
         return owners[0]
-    if _is_pretrained(model):
-        return model.base_model
-    outermost: list[Any] = []
-    for module in model.modules():
-        if _is_pretrained(module) and not any(module is inner for other in outermost for inner in other.modules()):
-            outermost.append(module)
+    outermost = _outermost(model, _is_pretrained)
     if len(outermost) == 1:
-        return outermost[0].base_model
+        base = outermost[0].base_model
+        known = (
+            []
+            if find_family(base.config)
+            else _outermost(base, lambda part: _is_pretrained(part) and find_family(part.config))
+        )
+        return known[0] if len(known) == 1 else base
     if not outermost:
         raise UnsupportedModelError(
             f"{type(model).__name__} is not a Hugging Face model (it has no base_model with a config), and there is "
@@ -181,6 +182,15 @@ def backbone_of(model: nn.Module) -> Any:
         f"There are {len(outermost)} Hugging Face models in this {type(model).__name__} "
         f"({', '.join(type(one).__name__ for one in outermost)}); pass the one that you mean."
     )
+
+
+def _outermost(model: nn.Module, wanted: Callable[[nn.Module], Any]) -> list[Any]:
+    """The modules that are wanted and inside no other one."""
+    found: list[Any] = []
+    for module in model.modules():
+        if wanted(module) and not any(module is inner for other in found for inner in other.modules()):
+            found.append(module)
+    return found
 
 
 def _is_pretrained(module: Any) -> bool:
@@ -270,7 +280,8 @@ def max_text_length(model: nn.Module) -> int | None:
     """Longest text in tokens that the model's positions allow beside its registers; None if unlimited."""
     config = backbone_of(model).config
     family = family_of(config)
-    if family.positions == "relative" and not getattr(config, "position_biased_input", True):
+    unlimited = family.positions == "relative" and not getattr(config, "position_biased_input", True)
+    if unlimited or family.reads_images:
         return None
     return int(config.max_position_embeddings) - family.position_offset - register_positions(model)
 
@@ -339,6 +350,8 @@ def _refuse_adapted(model: nn.Module) -> None:
 def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
     if config.placement not in family.placements:
         reason = "its positions are distances, so registers behind [CLS] would move the text away from it"
+        if not family.leading:
+            reason = "it has no [CLS]"
         if family.causal:
             reason = "its tokens see earlier ones alone, so they wouldn't see registers that come later"
         raise ConfigError(
@@ -350,6 +363,10 @@ def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
         raise ConfigError(
             f"depth='every_layer' doesn't fit {family.name}: its layers share one set of weights. Use depth='input'."
         )
+    if family.reads_images:
+        if config.init in ("sep", "mask"):
+            raise ConfigError(f"init={config.init!r} doesn't fit {family.name}, which reads no words. Use 'normal'.")
+        return
     limit = int(backbone.config.max_position_embeddings)
     if config.num_registers >= limit:
         raise ConfigError(
@@ -391,10 +408,9 @@ def make_registers(config: RegisterConfig, backbone: Any, token_ids: dict[str, i
 
 def _joined(backbone: Any, family: Family) -> Tensor:
     """A weight as wide as what registers join, on its device and in its type: of the norm there, or the embeddings."""
-    path = family.norm or family.word_embeddings
-    module = submodule(backbone, path)
+    module = submodule(backbone, family.joined)
     if module is None:
-        raise UnsupportedModelError(f"{type(backbone).__name__} has no module {path!r}.")
+        raise UnsupportedModelError(f"{type(backbone).__name__} has no module {family.joined!r}.")
     return next(module.parameters())
 
 
@@ -404,25 +420,32 @@ def _embedding_scale(
 ) -> tuple[Tensor, Tensor]:
     """Mean and deviation per dimension of what registers join: the embeddings' output, or their LayerNorm's input."""
     embeddings = backbone.get_submodule(family.embeddings)
-    vocabulary = backbone.get_input_embeddings()
-    if config.init in token_ids:
-        ids = torch.tensor([[_token_id(config.init, backbone.config, token_ids[config.init])]])
+    table = backbone.get_input_embeddings()
+    if family.reads_images:
+        shape = (backbone.config.num_channels, *sides(backbone.config.image_size))
+        run, given = backbone, torch.randn(1, *shape)
+    elif config.init in token_ids:
+        run, given = embeddings, torch.tensor([[_token_id(config.init, backbone.config, token_ids[config.init])]])
     else:
         length = min(_SAMPLE, backbone.config.max_position_embeddings - family.position_offset)
-        ids = torch.randint(vocabulary.num_embeddings, (1, length))
+        run, given = embeddings, torch.randint(table.num_embeddings, (1, length))
+    given = given.to(next(table.parameters()).device)
+    if family.norm is None and not family.reads_images:
+        return _spread(table(given)[0], config.init in token_ids)
     captured: list[Tensor] = []
-    if family.norm is None:
-        return _spread(vocabulary(ids.to(vocabulary.weight.device))[0], config.init in token_ids)
-    norm = backbone.get_submodule(family.norm)
-    handle = norm.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+    if config.layer_norm:
+        norm = backbone.get_submodule(family.norm)
+        handle = norm.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+    else:
+        handle = embeddings.register_forward_hook(lambda *given: captured.append(given[2]))
     was_training = embeddings.training
     embeddings.eval()
     try:
-        output = embeddings(input_ids=ids.to(vocabulary.weight.device))
+        run(**{family.inputs[0]: given})
     finally:
         embeddings.train(was_training)
         handle.remove()
-    return _spread((captured[0] if config.layer_norm else output)[0], config.init in token_ids)
+    return _spread(captured[0][0], config.init in token_ids)
 
 
 def _spread(sample: Float[Tensor, "sample width"], one_token: bool) -> tuple[Tensor, Tensor]:

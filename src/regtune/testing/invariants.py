@@ -83,8 +83,7 @@ def text_length_kept(subject: Subject) -> str:
     for name, shape in expected.items():
         if found.get(name) != shape:
             raise BrokenInvariantError(f"{name} has shape {found.get(name)}; without registers it is {shape}")
-    length = subject.inputs["input_ids"].shape[1]
-    return f"all {len(found)} outputs and hidden states keep their shapes for a text of {length} tokens"
+    return f"all {len(found)} outputs and hidden states keep the shapes that they have without registers"
 
 
 def _shapes(subject: Subject) -> dict[str, tuple[int, ...]]:
@@ -159,9 +158,11 @@ def attention_agrees(subject: Subject) -> str:
 def padding_agrees(subject: Subject) -> str:
     """6b: left padding, right padding and no padding agree."""
     family = family_of(backbone_of(subject.model).config)
+    if family.reads_images:
+        raise NotApplicableError("images have no padding")
     if family.mixing and any(_has(subject.model, path) for path in family.mixing):
         raise NotApplicableError(f"this {family.name} has a convolution, which sees padding with or without registers")
-    right, left = subject.states(), subject.states(**subject.left_padded())
+    right, left = subject.states(), subject.states(**subject.moved())
     mask = subject.inputs["attention_mask"].bool()
     rows = ({n: value[row : row + 1, mask[row]] for n, value in subject.inputs.items()} for row in range(len(mask)))
     alone = torch.cat([subject.states(**row) for row in rows])
@@ -222,9 +223,10 @@ def causality_kept(subject: Subject) -> str:
 
 def generation_agrees(subject: Subject) -> str:
     """8b: whatever cache is used and however it is filled, texts are read and continued alike."""
-    model, batch = subject.model, subject.left_padded()
+    model = subject.model
     if not (family_of(backbone_of(model).config).causal and model.can_generate()):
         raise NotApplicableError(f"{type(model).__name__} doesn't generate")
+    batch = subject.moved()
     length = batch["input_ids"].shape[1]
     expected = _read_in_steps(model, batch, None, length)
     worst = max(
@@ -278,8 +280,8 @@ def _continue(model: Any, ids: Tensor, mask: Tensor, **way: Any) -> Tensor:
 
 def passes_are_their_own(subject: Subject) -> str:
     """9: threads, a call inside a call, and layers run again after another pass give what each gives alone."""
-    model, left = subject.model, subject.left_padded()
-    alone, moved = subject.outputs(), subject.outputs(**left)
+    model, other = subject.model, subject.moved()
+    alone, moved = subject.outputs(), subject.outputs(**other)
     with disable_registers(model):
         without = subject.outputs()
 
@@ -289,7 +291,7 @@ def passes_are_their_own(subject: Subject) -> str:
 
     backbone = backbone_of(model)
     embeddings = backbone.get_submodule(family_of(backbone.config).embeddings)
-    jobs = ((subject.outputs, alone), (lambda: subject.outputs(**left), moved), (switched_off, without))
+    jobs = ((subject.outputs, alone), (lambda: subject.outputs(**other), moved), (switched_off, without))
     gate = Barrier(len(jobs), timeout=_PATIENCE)
 
     def meet(*_: Any) -> None:
@@ -312,7 +314,7 @@ def passes_are_their_own(subject: Subject) -> str:
 
     handle = embeddings.register_forward_hook(call_again)
     try:
-        worst.append((subject.outputs(**left), moved))
+        worst.append((subject.outputs(**other), moved))
     finally:
         handle.remove()
     worst.append((inner[0], without))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from regtune.config import RegisterConfig
-from regtune.families import family_of
+from regtune.families import family_of, find_family
+from regtune.families._family import sides
 from regtune.registers.saving import load_registers, save_registers
 from regtune.registers.surgery import (
     add_registers,
@@ -50,8 +51,8 @@ class Subject:
     def states(self, **changes: Tensor) -> Tensor:
         """The backbone's last hidden states of the real tokens, `[tokens, hidden]`."""
         batch = self.inputs | changes
-        found: Tensor = backbone_of(self.model)(**batch)[0][batch["attention_mask"].bool()]
-        return found
+        found: Tensor = backbone_of(self.model)(**batch)[0]
+        return found[batch["attention_mask"].bool()] if "attention_mask" in batch else found.flatten(0, 1)
 
     def without(self) -> Tensor:
         """Outputs of the model without its registers, which are put back (checked bit for bit by invariant 4)."""
@@ -65,10 +66,12 @@ class Subject:
                     load_registers(self.model, folder)
         return self.plain
 
-    def left_padded(self) -> dict[str, Tensor]:
-        """The batch with its padding on the left; where positions are absolute, those that match are given."""
+    def moved(self) -> dict[str, Tensor]:
+        """The batch otherwise: texts padded on the left (with positions that match, if absolute), images mirrored."""
         config = backbone_of(self.model).config
         family = family_of(config)
+        if family.reads_images:
+            return {name: value.flip(-1) for name, value in self.inputs.items()}
         lengths = self.inputs["attention_mask"].sum(1).tolist()
         moved = {
             name: torch.stack([row.roll(len(row) - length) for row, length in zip(value, lengths, strict=True)])
@@ -81,7 +84,9 @@ class Subject:
 
     def rounding(self) -> float:
         """How far N columns of padding, which are as hidden, move the plain model's outputs; deep models round more."""
-        model, ids = self.model, self.inputs["input_ids"]
+        model, ids = self.model, self.inputs.get("input_ids")
+        if ids is None:
+            return 0.0
         n, limit = num_registers(model), max_text_length(model)
         if limit is not None and ids.shape[1] + n > limit:
             return 0.0
@@ -110,12 +115,12 @@ class Subject:
 
 def values_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Every number that a model gives for the real tokens of a batch, row after row, in one dimension."""
-    mask = batch["attention_mask"].bool()
+    mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
     found = [value for value in model(**batch).values() if isinstance(value, Tensor) and value.is_floating_point()]
     return torch.cat(
         [
-            (value[row, mask[row]] if value.dim() > 1 and value.shape[1] == mask.shape[1] else value[row]).flatten()
-            for row in range(len(mask))
+            (value[row] if mask is None or value.shape[1:2] != mask.shape[1:] else value[row, mask[row]]).flatten()
+            for row in range(len(next(iter(batch.values()))))
             for value in found
         ]
     )
@@ -124,7 +129,15 @@ def values_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def make_inputs(
     model: Any, tokenizer: Any = None, texts: tuple[tuple[str, ...], ...] = (), *, seed: int = 0
 ) -> tuple[dict[str, Tensor], str]:
-    """A padded batch `[3, seq]` of real text, or of random tokens without a (fitting) tokenizer; and which it is."""
+    """A padded batch `[3, seq]` of real text, or of random tokens without a (fitting) tokenizer; and which it is.
+
+    For a model that reads images three of random pixels, in its own size.
+    """
+    config = backbone_of(model).config
+    family = find_family(config)
+    if family is not None and family.reads_images:
+        shape = (3, config.num_channels, *sides(config.image_size))
+        return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}, "random pixels"
     limit = min(_LONGEST, max_text_length(model) or _LONGEST)
     vocabulary = model.get_input_embeddings().num_embeddings
     rows: list[list[int]] = []

@@ -1,0 +1,14 @@
+"""CLIP's vision tower (Radford 2021): [CLS] in front, and a LayerNorm behind the embeddings, which registers join."""
+
+from dataclasses import replace
+
+from regtune.families.siglip import SIGLIP
+
+CLIP = replace(
+    SIGLIP,
+    name="CLIP (vision)",
+    model_types=("clip_vision_model",),
+    leading=1,
+    embeddings="pre_layrnorm",
+    norm="pre_layrnorm",
+)

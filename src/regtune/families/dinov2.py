@@ -1,0 +1,13 @@
+"""DINOv2 (Oquab 2023): a ViT with scaled residual branches; Darcet 2024 gave it registers behind [CLS].
+
+With the same weights, four registers `after_cls` make it transformers' `Dinov2WithRegistersModel`; that class resizes
+positions for other image sizes differently (with antialiasing).
+"""
+
+from dataclasses import replace
+
+from regtune.families.vit import VIT
+
+DINOV2 = replace(
+    VIT, name="DINOv2", model_types=("dinov2",), layers="encoder.layer", stack="encoder", norms=("norm1", "norm2")
+)
