@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from record import machine, write_result
 
-from regtune.config import AnswerConfig
 from regtune.tasks.qa.answers import extract_answers
 from regtune.tasks.qa.examples import QAExample, Window
+from regtune.tasks.qa.settings import QASettings
 
 QUESTIONS_A_PARAGRAPH = 5
 QUESTION_TOKENS = 14  # [CLS], the question, [SEP]
@@ -97,7 +97,7 @@ def plain_loop(
     starts: list[np.ndarray],
     ends: list[np.ndarray],
     *,
-    config: AnswerConfig,
+    config: QASettings,
 ) -> list[list[dict[str, Any]]]:
     """For each window all pairs of its 20 best starts and 20 best ends, in two Python loops."""
     by_example: list[list[int]] = [[] for _ in examples]
@@ -134,7 +134,7 @@ def exhaustive_loop(
     starts: list[np.ndarray],
     ends: list[np.ndarray],
     *,
-    config: AnswerConfig,
+    config: QASettings,
 ) -> list[list[tuple[str, int, int, float, float]]]:
     """All pairs of all windows in two Python loops: the exact n-best, with shares of everything."""
     answers: list[list[tuple[str, int, int, float, float]]] = [[] for _ in examples]
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     asked = parser.parse_args()
     rng = np.random.default_rng(0)
-    config = AnswerConfig()
+    config = QASettings()
     examples, windows = make_windows(asked.questions, rng)
     starts, ends = make_logits(windows, rng)
     everything = (windows, examples, starts, ends)

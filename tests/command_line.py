@@ -8,7 +8,7 @@ from typing import Any
 from regtune.cli.main import main
 from tiny_tokenizer import save_questions, save_tiny
 
-SMALL = ["--data.max-length", "60", "--data.stride", "12", "--data.max-question-length", "24"]
+SMALL = ["--data.max-length", "60", "--settings.stride", "12", "--settings.max-question-length", "24"]
 QUICK = ["--training.epochs", "1", "--training.batch-size", "3", "--training.precision", "float32"]
 
 

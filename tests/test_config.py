@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regtune.config import (
-    AnswerConfig,
     DataConfig,
     RegisterConfig,
     RunConfig,
@@ -25,6 +24,7 @@ from regtune.methods.warm_up import WarmUpSettings
 from regtune.registry import ANALYSES, METHODS, TASKS
 from regtune.sweeps.grid import LearningRates, SearchConfig, SweepConfig
 from regtune.sweeps.ray import ClusterConfig
+from regtune.tasks.qa.settings import QASettings
 from regtune.typed import hints_of, problem
 
 
@@ -44,9 +44,9 @@ from regtune.typed import hints_of, problem
         ),
         (DataConfig, {"eval": ()}, r"data\.eval=\(\) is empty"),
         (DataConfig, {"max_length": 8}, "max_length=8"),
-        (DataConfig, {"stride": -1}, "stride=-1"),
-        (DataConfig, {"stride": 384}, "stride=384 must be smaller than max_length=384"),
-        (DataConfig, {"max_question_length": 0}, "max_question_length=0"),
+        (QASettings, {"stride": -1}, "stride=-1"),
+        (QASettings, {"stride": 384}, r"settings\.stride=384 must be smaller than max_length=384"),
+        (QASettings, {"max_question_length": 0}, "max_question_length=0"),
         (DataConfig, {"max_train_examples": 0}, "max_train_examples=0"),
         (TrainConfig, {"epochs": 0.0}, r"epochs=0\.0"),
         (TrainConfig, {"batch_size": 0}, "batch_size=0"),
@@ -54,15 +54,15 @@ from regtune.typed import hints_of, problem
         (TrainConfig, {"register_learning_rate": float("inf")}, "register_learning_rate=inf"),
         (TrainConfig, {"warmup_ratio": 1.0}, r"training\.warmup_ratio=1\.0 must be a number in \[0, 1\)"),
         (TrainConfig, {"save_total_limit": 0}, "save_total_limit=0"),
-        (AnswerConfig, {"top_k": 0}, "top_k=0"),
-        (AnswerConfig, {"max_answer_tokens": -3}, "max_answer_tokens=-3"),
+        (QASettings, {"top_k": 0}, "top_k=0"),
+        (QASettings, {"max_answer_tokens": -3}, "max_answer_tokens=-3"),
         (TrainConfig, {"seed": -1}, r"training\.seed=-1 must be a whole number from 0 to 4,294,967,295"),
         (TrainConfig, {"data_seed": 2**32}, "data_seed=4294967296 must be"),
         (TrainConfig, {"batch_size": 10**30}, "batch_size=1000000000000000000000000000000 must be .* to 1,000,000"),
         (TrainConfig, {"batch_size": 10**5000}, "batch_size=a whole number of about"),
         (TrainConfig, {"epochs": 1e308}, r"epochs=1e\+308 must be a number in \(0, 10,000\]"),
         (TrainConfig, {"push_to_hub": "a\ud800"}, "push_to_hub=.* must be text without NUL that UTF-8 can hold"),
-        (AnswerConfig, {"null_threshold": float("nan")}, "null_threshold=nan must be a number"),
+        (QASettings, {"null_threshold": float("nan")}, "null_threshold=nan must be a number"),
         (RunConfig, {"output_dir": Path("a\0b")}, "output_dir=.* must be a path"),
         (RunConfig, {"trust_remote_code": "other"}, "must repeat the model's name"),
     ],
@@ -113,7 +113,7 @@ def test_a_wrong_name_is_answered_with_the_nearest_and_all_names():
 def test_no_setting_takes_a_value_of_another_kind():
     """Asked of the rule itself, because under pytest a constructor's types are looked at before it runs."""
     tried = 0
-    for kind in (RegisterConfig, DataConfig, TrainConfig, AnswerConfig, WarmUpSettings, RunConfig):
+    for kind in (RegisterConfig, DataConfig, TrainConfig, QASettings, WarmUpSettings, RunConfig):
         for name, hint in hints_of(kind).items():
             for value in (float("nan"), float("inf"), True, "x\ud800", b"x", [], 10**400, object()):
                 if value is not True or hint is not bool:
@@ -133,7 +133,7 @@ NEEDED = {
     },
     LearningRates: {"learning_rate": 1e-4},
 }
-KINDS = [RegisterConfig, DataConfig, TrainConfig, AnswerConfig, RunConfig, ClusterConfig, *NEEDED]
+KINDS = [RegisterConfig, DataConfig, TrainConfig, RunConfig, ClusterConfig, *NEEDED]
 KINDS += list(dict.fromkeys(room.get(name).settings for room in (TASKS, METHODS, ANALYSES) for name in room))
 FIELDS = [(kind, field.name) for kind in dict.fromkeys(KINDS) for field in dataclasses.fields(kind)]
 ODD = [

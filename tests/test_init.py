@@ -11,7 +11,6 @@ import regtune
 
 PUBLIC = [
     "Analysis",
-    "AnswerConfig",
     "Attached",
     "Block",
     "DataConfig",

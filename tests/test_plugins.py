@@ -59,8 +59,8 @@ def test_each_example_keeps_the_promises_of_its_noun(place):
 def test_a_task_and_a_method_from_outside_are_trained_swept_and_reported(place, run):
     both = plugins("questions_task", "last_layers_method")
     sets = [
-        "--data.max-question-length",
-        "24",
+        "--settings.mark",
+        "?",
         "--data.train",
         "lines.txt",
         "--data.eval",
@@ -69,21 +69,21 @@ def test_a_task_and_a_method_from_outside_are_trained_swept_and_reported(place, 
         "model",
         "--data.max-length",
         "48",
-        "--data.stride",
-        "8",
         *QUICK,
     ]
     code, out, err = run(*both, "train", "--task", "questions", *sets, "--methods", "last_layers:layers=1")
     assert code == 0, err
     assert "accuracy" in out
     record = json.loads(Path("runs/latest/run.json").read_text())
+    assert record["config"]["settings"] == {"mark": "?", "batch_size": 32}
     assert 0 <= next(iter(record["metrics"].values()))["accuracy"] <= 1
     assert record["parameters"]["trainable"] < record["parameters"]["total"]
     recipe = {
         "base": {
             "model": "model",
             "task": "questions",
-            "data": {"max_length": 48, "stride": 8, "max_question_length": 24},
+            "data": {"max_length": 48},
+            "settings": {"mark": "?"},
             "training": {"epochs": 1, "batch_size": 8, "precision": "float32"},
         },
         "arms": ["baseline", "registers", "short"],
@@ -131,7 +131,7 @@ def test_an_analysis_from_outside_is_inspected_and_reported(place, run):
 
     save_questions(place / "q.json")
     sets = ["--data.train", "q.json", "--data.eval", "q.json", "--model", "model"]
-    sets += ["--data.max-length", "60", "--data.stride", "12", "--data.max-question-length", "24", *QUICK]
+    sets += ["--data.max-length", "60", "--settings.stride", "12", "--settings.max-question-length", "24", *QUICK]
     code, _, err = run("train", *sets, "--registers.num-registers", "2")
     assert code == 0, err
     code, out, err = run(*plugins("drift_analysis"), "inspect", "runs/latest", "--parts", "drift")

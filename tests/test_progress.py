@@ -160,7 +160,8 @@ def test_every_long_command_says_each_of_its_stages(tmp_path, monkeypatch, capsy
     recipe["training_sets"], recipe["evaluation_sets"] = {"tiny": ["q.json"]}, ["q.json"]
     recipe["base"] = {
         "model": "model",
-        "data": {"max_length": 60, "stride": 12, "max_question_length": 24},
+        "data": {"max_length": 60},
+        "settings": {"stride": 12, "max_question_length": 24},
         "training": {"epochs": 1, "batch_size": 3, "precision": "float32"},
     }
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(recipe))

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig, to_dict
+from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, to_dict
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.recipes import config_from_dict, load_recipe
 from regtune.sweeps.sweep_recipe import load_sweep
@@ -76,6 +76,9 @@ def test_none_is_a_word_for_positions_and_null_means_unset(recipe):
         ("model: 3", ["model", "3", "text"]),
         ("training: {warmup_ratio: 500}", ["my.yaml", "training.", "warmup_ratio=500.0"]),
         ("- a\n- b", ["my.yaml", "not settings"]),
+        ("data: {max_lenght: 60}", ["my.yaml", "Did you mean 'data.max_length'"]),
+        ("data: {stride: 60}", ["my.yaml: data.stride", "under `settings`: settings.stride"]),
+        ("answers: {top_k: 2}", ["my.yaml: answers.top_k", "under `settings`: settings.top_k"]),
         ("model: [x", ["my.yaml", "line", "not valid YAML"]),
         ("model: a\nregisters:\n  init: normal\n  init: zeros", ["line 4", "'init'", "twice"]),
         ("model: !!python/object/apply:os.getcwd []", ["line 1", "not valid YAML"]),
@@ -129,7 +132,7 @@ def test_the_papers_recipe_is_the_papers_setting_number_for_number():
     assert found.registers == RegisterConfig(
         num_registers=5, placement="prefix", position="learned", init="normal", init_std=0.02, layer_norm=False
     )
-    assert (found.data.max_length, found.data.stride) == (434, 128)
+    assert found.data.max_length == 434
     assert (found.data.train, found.data.eval) == (("tydiqa:train:english",), ("tydiqa:dev:english",))
     assert found.training == TrainConfig(
         epochs=3.0,
@@ -141,7 +144,7 @@ def test_the_papers_recipe_is_the_papers_setting_number_for_number():
         seed=595,
         data_seed=595,
     )
-    assert found.answers == AnswerConfig(top_k=20, max_answer_tokens=60)
+    assert found.settings == {"stride": 128, "top_k": 20, "max_answer_tokens": 60}
 
 
 def test_every_training_recipe_in_the_repository_is_valid_and_named_after_its_output():
@@ -162,7 +165,7 @@ def test_a_config_survives_the_way_through_its_plain_form(model, registers, rate
         model=model,
         registers=RegisterConfig(num_registers=registers),
         training=TrainConfig(learning_rate=rate),
-        answers=AnswerConfig(null_answers=null_answers, null_threshold=threshold),
+        settings={"null_answers": null_answers, "null_threshold": threshold},
     )
     assert config_from_dict(to_dict(config), "a test") == config
 

@@ -144,7 +144,7 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 1}, "schema_version=1; this regtune reads 2"),
+        ({"schema_version": 1}, "schema_version=1; this regtune reads 3"),
         ({"surprise": 1}, r"run\.json: 'surprise'\. .*Move that folder away"),
     ],
 )

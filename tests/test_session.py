@@ -30,9 +30,8 @@ def run(tmp_path_factory):
             train=(str(folder / "train.json"),),
             eval=(str(folder / "dev.json"),),
             max_length=64,
-            stride=16,
-            max_question_length=30,
         ),
+        settings={"stride": 16, "max_question_length": 30},
         training=TrainConfig(epochs=3.0, batch_size=4, precision="float32"),
     )
     return config, run_experiment(config, progress=False)
@@ -137,5 +136,5 @@ def test_a_row_for_each_example_holds_its_answer(run):
 def test_a_setting_that_the_task_does_not_have_is_refused(run, tmp_path):
     config, _ = run
     wrong = dataclasses.replace(config, settings={"text_column": "x"}, output_dir=tmp_path)
-    with pytest.raises(ConfigError, match=r"settings\.text_column: the task 'qa' has .*stride"):
+    with pytest.raises(ConfigError, match=r"setting of the task qa: 'text_column'.* stride"):
         run_experiment(wrong, progress=False)

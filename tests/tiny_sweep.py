@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from regtune.config import AnswerConfig, DataConfig, RunConfig, TrainConfig, config_hash, to_dict
+from regtune.config import DataConfig, RunConfig, TrainConfig, config_hash, to_dict
 from regtune.methods.used import label_of, methods_of
 from regtune.records import RunRecord, load_record, now, save_record, set_name
 from regtune.sweeps import run as experiment
@@ -21,9 +21,9 @@ def tiny_sweep(folder: Path, *, epochs: float = 1.0, **changes) -> SweepConfig:
         save_questions(folder / "dev.json", 6)
     base = RunConfig(
         model=str(folder / "base"),
-        data=DataConfig(max_length=64, stride=16, max_question_length=30),
+        data=DataConfig(max_length=64),
+        settings={"stride": 16, "max_question_length": 30, "top_k": 2},
         training=TrainConfig(epochs=epochs, batch_size=4, precision="float32"),
-        answers=AnswerConfig(top_k=2),
     )
     settings = {
         "arms": ("baseline", "registers"),

@@ -30,6 +30,7 @@ class Guess:
 @dataclass(frozen=True, kw_only=True)
 class QuestionSettings:
     max_length: int = 64
+    mark: str = "?"  # what a question ends with
     batch_size: int = 32
 
 
@@ -44,7 +45,7 @@ class Questions(Task):
 
     def read(self, names, settings, *, limit=None, training=False):
         lines = [line for name in names for line in Path(name).read_text(encoding="utf-8").splitlines() if line]
-        items = (Sentence(str(i), line.rstrip("?."), int(line.endswith("?"))) for i, line in enumerate(lines[:limit]))
+        items = (Sentence(str(i), s.rstrip(".?!"), int(s.endswith(settings.mark))) for i, s in enumerate(lines[:limit]))
         return Examples(items=tuple(items), names=tuple(names))
 
     def rows(self, examples, session, *, training=False):
@@ -56,5 +57,4 @@ class Questions(Task):
         return [Guess(item.id, found[index]) for index, item in enumerate(examples.items)]
 
     def score(self, predictions, examples):
-        pairs = zip(predictions, examples.items, strict=True)
-        return {"right": np.array([float(guess.label == item.label) for guess, item in pairs])}
+        return {"right": np.array([float(one.label == item.label) for one, item in zip(predictions, examples.items)])}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from regtune.analyses.attribution.explain import explain
     from regtune.analyses.monitor import RegisterMonitor
     from regtune.app.serve import explore
-    from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
+    from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
     from regtune.errors import RegtuneError
     from regtune.families._family import Family
     from regtune.inspection import inspect
@@ -57,7 +57,6 @@ peft_kinds.watch()
 
 _HOME = {
     "Analysis": "regtune.interfaces",
-    "AnswerConfig": "regtune.config",
     "Attached": "regtune.interfaces",
     "Block": "regtune.interfaces",
     "DataConfig": "regtune.config",
@@ -117,7 +116,6 @@ _HOME = {
 
 __all__ = [
     "Analysis",
-    "AnswerConfig",
     "Attached",
     "Block",
     "DataConfig",

@@ -80,14 +80,8 @@ class DataConfig(Checked, section="data"):
     """Evaluation sets. Nothing is ever chosen on them."""
     max_length: Annotated[int, Range(16, 2**20)] = 384
     """Longest row in text tokens, special tokens included, registers not."""
-    stride: Annotated[int, Range(0, 2**20)] = 128
-    """Overlap between two rows (windows) of one long text, in tokens."""
-    max_question_length: Tokens = 64
-    """Longer questions are cut and counted (or refused, with `on_long_question=refuse`)."""
-    on_long_question: Literal["refuse", "truncate"] = "truncate"
-    """What to do with a question longer than `max_question_length` tokens: stop, or cut it and count it."""
     on_bad_record: Literal["raise", "skip", "mend"] = "raise"
-    """Stop at the first bad record; leave it out, count it and list it; or also move near offsets to their answer."""
+    """Stop at the first bad record; leave it out, count it and list it; or also mend what the task can mend."""
     max_train_examples: Examples | None = None
     """Use only the first so many training examples (for a quick look)."""
     max_eval_examples: Examples | None = None
@@ -96,10 +90,6 @@ class DataConfig(Checked, section="data"):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(len(self.eval) > 0, "eval", "is empty; name at least one evaluation set.")
-        for name in ("stride", "max_question_length"):
-            value = getattr(self, name)
-            smaller = value < self.max_length or value == getattr(DataConfig, name)  # not every task has them
-            self.require(smaller, name, f"must be smaller than max_length={self.max_length}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,24 +139,8 @@ class TrainConfig(Checked, section="training"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerConfig(Checked, section="answers"):
-    """How logits become predictions; what a task doesn't have, it doesn't read."""
-
-    top_k: Count = 20
-    """Answers kept for each question."""
-    max_answer_tokens: Tokens = 60
-    """Longest answer in tokens."""
-    null_answers: bool = False
-    """Let the model say that there is no answer (SQuAD v2.0)."""
-    null_threshold: Annotated[float, Range(-(10**6), 10**6)] = 0.0
-    """No answer is given when null score - best score exceeds this."""
-    batch_size: Count = 32
-    """Rows in a batch at inference."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
-    """One run: a model, its registers, data, training and answers. A recipe is the difference from these defaults."""
+    """One run: a model, its registers, task, data and training. A recipe is the difference from these defaults."""
 
     model: str = "minilm"
     """A hub name, a local folder, or `minilm` (comes with the `demo` extra, no hub needed)."""
@@ -177,13 +151,12 @@ class RunConfig(Checked):
     task: str = "qa"
     """What is learnt: `qa`, `classify`, or a task of a plugin."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The task's own settings, by name."""
+    """The task's own settings, by name; see `Task.settings`."""
     registers: RegisterConfig = field(default_factory=RegisterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Methods beside registers, by name, each with its settings, in the order in which they are attached."""
-    answers: AnswerConfig = field(default_factory=AnswerConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

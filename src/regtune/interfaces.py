@@ -229,8 +229,8 @@ class Task:
     head: ClassVar[str]
     """The Auto class that makes its model, for example `AutoModelForQuestionAnswering`."""
     settings: ClassVar[type]
-    """A frozen dataclass; flags and YAML come from it. `Session.task_settings` holds one. Fields that `DataConfig` or
-    `AnswerConfig` have too (`max_length`, `on_bad_record`, `batch_size`, ...) take the run's values."""
+    """A frozen dataclass: `settings` in YAML and the flags `--settings.NAME`. `Session.task_settings` holds one. Fields
+    that `DataConfig` has too (`max_length`, `on_bad_record`) take its values; `batch_size` is that of inference."""
     needs: ClassVar[tuple[Literal["pad", "sep"], ...]] = ()
     """Special tokens that a tokenizer must have."""
     labels: ClassVar[tuple[str, ...]] = ("labels",)
@@ -295,10 +295,9 @@ class Task:
         """What calibration is measured on, see `regtune.stats.calibration.Choice`; empty where nothing is chosen."""
         return []
 
-    def shortened(self, settings: RowT, limit: int) -> RowT:
-        """Settings (the task's, or a `DataConfig`) whose rows have at most `limit` tokens."""
-        values: Any = settings
-        return replace(values, max_length=limit) if getattr(values, "max_length", 0) > limit else settings
+    def shortened(self, settings: Any, limit: int) -> Any:
+        """Settings whose rows have at most `limit` tokens."""
+        return replace(settings, max_length=limit) if getattr(settings, "max_length", 0) > limit else settings
 
     def language(self, name: str) -> str:
         """ISO 639-1 code of a data set, empty where unknown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -9,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from regtune.config import RunConfig
+from regtune.config import DataConfig, RunConfig
 from regtune.errors import ConfigError, shown, unknown_name
-from regtune.typed import typed
+from regtune.typed import hints_of, typed
 
 _FOLDER = Path("recipes")
 _LARGEST = 100_000
@@ -33,37 +34,37 @@ def load_recipe(name: str | Path) -> RunConfig:
     """
     path = find_recipe(name)
     content = read_recipe(path)
-    config = typed(RunConfig, content, path)
+    config = config_from_dict(content, path)
     if "output_dir" in content:
         _refuse_outside(path, config.output_dir)
     return config
 
 
-def config_from_dict(content: Mapping[str, Any], where: str, *, remedy: str = "") -> RunConfig:
+def config_from_dict(content: Mapping[Any, Any], where: Path | str, *, remedy: str = "") -> RunConfig:
     """The config that `to_dict` made plain, for example from a run directory's `config.json`.
 
     Raises:
         ConfigError: as `load_recipe`; `where` names the file, `remedy` says what to do about it.
     """
-    return typed(RunConfig, upgraded(content), where, remedy=remedy)
+    refuse_task_settings(content, where)
+    return typed(RunConfig, content, where, remedy=remedy)
 
 
-def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of an earlier regtune in today's words: `warm_up` and `training.freeze_backbone` became methods."""
-    plain = dict(content)
-    methods = plain.get("methods", {})
-    if not isinstance(methods, Mapping):
-        return plain  # the reader says what is wrong
-    methods = dict(methods)
-    training = plain.get("training")
-    if isinstance(training, Mapping) and "freeze_backbone" in training:
-        plain["training"] = {key: value for key, value in training.items() if key != "freeze_backbone"}
-        if training["freeze_backbone"] is True:
-            methods["linear_probe"] = {}
-    warm_up = plain.pop("warm_up", None)
-    if isinstance(warm_up, Mapping) and warm_up.get("steps"):
-        methods["warm_up"] = dict(warm_up)
-    return plain | ({"methods": methods} if methods else {})
+def refuse_task_settings(config: Any, where: Path | str) -> None:
+    """Says where a task's own settings stand, to those who wrote them under `data` or, as once, under `answers`.
+
+    Raises:
+        ConfigError: a name there that is none of `DataConfig`'s, nor nearly one.
+    """
+    known = list(hints_of(DataConfig))
+    for section in ("data", "answers"):
+        given = config.get(section) if isinstance(config, Mapping) else None
+        for name in given if isinstance(given, Mapping) else ():
+            if section != "data" or not difflib.get_close_matches(str(name), known, cutoff=0.8):
+                raise ConfigError(
+                    f"{where}: {section}.{shown(name)[1:-1]} is none of the settings that all tasks have. If it is the "
+                    f"task's own, write it under `settings`: settings.{shown(name)[1:-1]}."
+                )
 
 
 def find_recipe(name: str | Path) -> Path:

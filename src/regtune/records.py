@@ -24,7 +24,7 @@ from regtune.typed import Range, typed
 
 _LARGEST = 1 << 30
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
 CURVE_FILE = "curve.json"
@@ -39,7 +39,7 @@ _FACTS: Mapping[str, Any] = {
     "device": str,
     "precision": str,
     "examples": Size,
-    "questions_read": Size,
+    "read": Size,
     "lines": list[str],
 }
 """What others compute with or show, of a record's `training`, `data` and `machine`."""

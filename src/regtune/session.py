@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from regtune.config import RunConfig
-from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
+from regtune.config import DataConfig, RunConfig, to_dict
+from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError, unknown_name
 from regtune.families import family_of
 from regtune.families._family import Family
 from regtune.interfaces import Batch, Examples, Rows, Task
@@ -42,6 +42,7 @@ from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import backbone_of, max_text_length, register_positions
 from regtune.registry import TASKS
 from regtune.texts import PlainText, is_text_file, read_paragraphs, text_rows
+from regtune.typed import hints_of, typed
 
 MODEL_DIR = "model"
 Attention = Literal["auto", "sdpa", "eager"]
@@ -59,11 +60,12 @@ class Target:
     record: RunRecord | None = None
     """None for a model that isn't in a run directory."""
 
-    @property
+    @cached_property
     def config(self) -> RunConfig:
-        """The run's config, or the defaults for a plain model."""
+        """The run's config; for a plain model the defaults, with the task that its head is for."""
         if self.record is None:
-            return RunConfig(model=self.model)
+            task = task_for(_architectures(self.model))
+            return RunConfig(model=self.model, task=RunConfig.task if task is None else task.name)
         return config_from_dict(self.record.config, f"{self.run_dir}/{RUN_FILE}")
 
 
@@ -86,12 +88,15 @@ class Session:
     """Of the run that it comes from."""
     precision: Precision = "float32"
     """Of forward passes."""
-    called: str = "data.{}"
-    """How settings are called where messages are read: in a recipe, or as flags (`--{}`)."""
+    flags: bool = False
+    """Whether messages call settings by the flags of `regtune evaluate`, or as a recipe does."""
 
     def setting(self, name: str) -> str:
-        """How a setting of `data` is called in messages."""
-        return self.called.format(name.replace("_", "-") if self.called.startswith("-") else name)
+        """How one of `task_settings` is called in messages."""
+        shared = name in hints_of(DataConfig)
+        if self.flags:
+            return f"--{'' if shared else 'settings.'}{name.replace('_', '-')}"
+        return f"{'data' if shared else 'settings'}.{name}"
 
     @property
     def family(self) -> Family:
@@ -231,7 +236,7 @@ def open(  # noqa: A001 - `regtune.open`
     Args:
         name: a run directory, a checkpoint in one, a model's folder, a hub name or `minilm`.
         task: refuse a model without this task's head; by default the run's task, or the one that the head is for.
-        settings: the task's; by default the run's, cut to what the model has positions for.
+        settings: the task's, by default the run's; cut to what the model has positions for.
         dtype: of the weights; `auto` leaves them as they were saved.
         device: the accelerator if there is one.
         precision: of forward passes (bfloat16 autocast).
@@ -303,20 +308,33 @@ def own_head(name: str) -> str:
 
 
 def settings_of(config: RunConfig, task: Task | None = None) -> Any:
-    """The task's settings in a run: its own, and those of `data` and `answers` that it has by the same name.
+    """The task's settings in a run: its own (`RunConfig.settings`), and those of `data` that it has by the same name.
 
     Raises:
         ConfigError: a setting that the task doesn't have, or one that can't be.
     """
     task = TASKS.get(config.task) if task is None else task
-    known = [each.name for each in dataclasses.fields(task.settings)]
-    unknown = [name for name in config.settings if name not in known]
+    assert task is not None
+    own = own_settings(task.settings)
+    unknown = [name for name in config.settings if name not in own]
     if unknown and task.name == config.task:
-        raise ConfigError(f"settings.{unknown[0]}: the task {task.name!r} has {', '.join(known) or 'no settings'}.")
-    shared = {
-        name: getattr(part, name) for part in (config.data, config.answers) for name in known if hasattr(part, name)
-    }
-    return task.settings(**shared, **{k: v for k, v in config.settings.items() if k in known and k not in shared})
+        raise unknown_name(f"setting of the task {task.name}:", unknown[0], own)
+    plain: dict[str, Any] = to_dict(config)
+    given = {name: value for name, value in plain["settings"].items() if name in own}
+    shared = {name: value for name, value in plain["data"].items() if name in hints_of(task.settings)}
+    return typed(task.settings, given | shared, "settings")
+
+
+def own_settings(kind: type) -> list[str]:
+    """Names of a task's settings that are its own; the others take the values of the run's `data`."""
+    return [name for name in hints_of(kind) if name not in hints_of(DataConfig)]
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """The config with every setting that its task has, as records and hashes of configs hold it."""
+    settings = settings_of(config)
+    plain = to_dict(settings)
+    return dataclasses.replace(config, settings={name: plain[name] for name in own_settings(type(settings))})
 
 
 def fitted(settings: Any, session: Session) -> Any:

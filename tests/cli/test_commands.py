@@ -55,7 +55,7 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(run, place):
     config = read_json(Path("runs/mine/run.json"))["config"]
     assert (config["registers"]["num_registers"], config["training"]["seed"]) == (2, 8)
     assert (config["registers"]["init"], config["training"]["weight_decay"]) == ("embedding", 0.5)
-    assert config["answers"]["top_k"] == 20
+    assert config["settings"]["top_k"] == 20
     assert {"config.json", "run.json", "curve.json", "model", "predictions"} <= {
         p.name for p in Path("runs/mine").iterdir()
     }
@@ -93,10 +93,10 @@ def test_evaluate_gives_a_table_and_a_file(run, finished, tmp_path):
     assert code == 0
     assert [line.split()[1] for line in out.splitlines()[1:4]] == ["en", "fi", "ko"]
     found = read_json(tmp_path / "out" / "evaluation.json")
-    assert [part["questions"] for part in found["sets"]] == [3, 4, 5]
+    assert [part["examples"] for part in found["sets"]] == [3, 4, 5]
     f1 = [part["metrics"]["f1"] for part in found["sets"]]
     assert found["averages"]["non-English"]["f1"] == pytest.approx((f1[1] + f1[2]) / 2)
-    assert found["settings"]["data"]["max_length"] == 60, "the run's own settings are the defaults"
+    assert found["settings"]["max_length"] == 60, "the run's own settings are the defaults"
     assert len(read_json(tmp_path / "out" / found["sets"][2]["predictions"])) == 5
 
 
@@ -112,7 +112,7 @@ def test_evaluate_shows_answerable_and_unanswerable_questions_apart(run, finishe
     first |= {"answers": [], "is_impossible": True}
     (tmp_path / "v2.json").write_text(json.dumps(content))
     arguments = ["evaluate", finished, "--data", tmp_path / "v2.json", "--output-dir", tmp_path / "out"]
-    code, out, err = run(*arguments, "--answers.null-answers")
+    code, out, err = run(*arguments, "--settings.null-answers")
     assert code == 0, err
     assert "HasAns EM" in out
     assert "NoAns F1" in out
@@ -143,40 +143,40 @@ def test_what_an_evaluation_leaves_out_mends_and_cuts_is_said_and_written(run, f
         assert f"my: {line}" in out
     (part,) = read_json(tmp_path / "out" / "evaluation.json")["sets"]
     account = part["account"]
-    assert (part["questions"], account["questions_read"], account["left_out"]) == (3, 4, 1)
+    assert (part["examples"], account["read"], account["left_out"]) == (3, 4, 1)
     assert (len(account["skipped"]), len(account["mended"]), account["truncated_questions"]) == (1, 1, 1)
     code, out, _ = run(*arguments, "--on-bad-record", "skip", "--max-examples", "2")
     assert "the first 2 of 3 usable questions" in out
 
 
-@pytest.mark.parametrize("flags", [(), ("--max-question-length", "5"), ("--stride", "3")])
+@pytest.mark.parametrize("flags", [(), ("--settings.max-question-length", "5"), ("--settings.stride", "3")])
 def test_an_evaluation_with_shorter_windows_makes_the_other_lengths_fit(run, finished, flags, tmp_path):
     code, _, err = run("evaluate", finished, "--max-length", "20", "--output-dir", tmp_path / "out", *flags)
     assert code == 0, err
-    settings = read_json(tmp_path / "out" / "evaluation.json")["settings"]["data"]
+    settings = read_json(tmp_path / "out" / "evaluation.json")["settings"]
     assert settings["max_length"] == 20
-    assert settings["stride"] == (3 if "--stride" in flags else 6)
-    assert settings["max_question_length"] == (5 if "--max-question-length" in flags else 10)
+    assert settings["stride"] == (3 if "--settings.stride" in flags else 6)
+    assert settings["max_question_length"] == (5 if "--settings.max-question-length" in flags else 10)
 
 
 def test_a_run_that_refused_long_questions_in_training_is_evaluated_on_them(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     record = json.loads((folder / "run.json").read_text())
-    record["config"]["data"]["on_long_question"] = "refuse"
+    record["config"]["settings"]["on_long_question"] = "refuse"
     (folder / "run.json").write_text(json.dumps(record))
     content = json.loads(save_questions(tmp_path / "my.json", 3).read_text())
     content["data"][0]["paragraphs"][0]["qas"][0]["question"] = "where is the cat " * 60
     (tmp_path / "my.json").write_text(json.dumps(content))
     found, _ = evaluate(str(folder), [str(tmp_path / "my.json")], progress=False)
-    assert (found.sets[0].questions, found.sets[0].account["truncated_questions"]) == (3, 1)
+    assert (found.sets[0].examples, found.sets[0].account["truncated_questions"]) == (3, 1)
 
 
 def test_advice_about_windows_names_flags_that_the_command_has(run, finished):
-    code, _, err = run("evaluate", finished, "--max-length", "20", "--stride", "19")
+    code, _, err = run("evaluate", finished, "--max-length", "20", "--settings.stride", "19")
     assert code == 2
     advised = {word.strip(".,") for word in err.split() if word.startswith("--")}
-    assert {"--max-length", "--stride"} <= {flag.partition("=")[0] for flag in advised}
+    assert {"--max-length", "--settings.stride"} <= {flag.partition("=")[0] for flag in advised}
     help_text = run("evaluate", finished, "--help")[1]
     assert all(flag.partition("=")[0] in help_text for flag in advised)
 
@@ -189,7 +189,7 @@ def test_training_says_what_it_left_out_and_records_it(run, place):
     assert code == 0, err
     facts = read_json(Path("odd/run.json"))["data"]["train"]
     assert facts["left_out"] == 1
-    assert f"note: train: 1 of {facts['questions_read']} questions were left out" in err
+    assert f"note: train: 1 of {facts['read']} questions were left out" in err
 
 
 def test_nothing_in_a_text_acts_on_the_terminal(run, finished, tmp_path):

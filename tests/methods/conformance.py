@@ -79,7 +79,8 @@ def config_of(cell: Cell, folder: Path) -> RunConfig:
         output_dir=folder / "run",
         task=cell.task,
         registers=RegisterConfig(num_registers=2 if cell.registers else 0),
-        data=DataConfig(train=sets, eval=sets, max_length=40, stride=8, max_question_length=20),
+        data=DataConfig(train=sets, eval=sets, max_length=40),
+        settings={"stride": 8, "max_question_length": 20},
         training=TrainConfig(epochs=1.0, batch_size=4, precision="float32", learning_rate=1e-2, warmup_ratio=0.0),
         methods={} if cell.method == "registers" else {cell.method: SMALLER.get(cell.method, {})},
     )

@@ -24,7 +24,8 @@ def config(tmp_path):
         model=str(tmp_path / "model"),
         output_dir=tmp_path / "run",
         registers=RegisterConfig(num_registers=2),
-        data=DataConfig(train=sets, eval=sets, max_length=60, stride=12, max_question_length=24),
+        data=DataConfig(train=sets, eval=sets, max_length=60),
+        settings={"stride": 12, "max_question_length": 24},
         training=TrainConfig(epochs=1.0, batch_size=3, precision="float32"),
         methods={"lp_ft": {"epochs": 2, "learning_rate": 0.05}},
     )

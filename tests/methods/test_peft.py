@@ -32,7 +32,8 @@ def config(tmp_path):
     return RunConfig(
         model=str(tmp_path / "base"),
         output_dir=tmp_path / "run",
-        data=DataConfig(train=sets, eval=sets, max_length=60, stride=12, max_question_length=24),
+        data=DataConfig(train=sets, eval=sets, max_length=60),
+        settings={"stride": 12, "max_question_length": 24},
         training=TrainConfig(epochs=1.0, batch_size=3, precision="float32"),
         methods={"lora": {"r": 2}},
     )

@@ -27,7 +27,8 @@ def config_for(folder, family="bert", *, registers=3, **warm) -> RunConfig:
     return RunConfig(
         model=str(base),
         registers=RegisterConfig(num_registers=registers),
-        data=DataConfig(max_length=40, stride=8, max_question_length=20),
+        data=DataConfig(max_length=40),
+        settings={"stride": 8, "max_question_length": 20},
         training=TrainConfig(precision="float32", batch_size=4),
         methods={"warm_up": settings},
     )

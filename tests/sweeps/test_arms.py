@@ -9,6 +9,7 @@ import pytest
 from regtune.config import RegisterConfig, RunConfig, TrainConfig, config_hash
 from regtune.errors import UnknownNameError
 from regtune.methods.used import label_of, methods_of
+from regtune.session import resolved
 from regtune.sweeps.arms import ARMS, Arm, apply_arm, arm_named
 
 BASE = RunConfig(training=TrainConfig(learning_rate=2e-4, register_learning_rate=1e-2))
@@ -28,7 +29,7 @@ def test_an_unknown_arm_is_refused_with_the_nearest_name():
 def test_arms_share_everything_but_their_methods(name):
     config = applied(name)
     training = dataclasses.replace(config.training, register_learning_rate=1e-2)
-    assert dataclasses.replace(config, registers=BASE.registers, methods={}, training=training) == BASE
+    assert dataclasses.replace(config, registers=BASE.registers, methods={}, training=training) == resolved(BASE)
     assert [used.method.name for used in methods_of(config)] == list(ARMS[name].methods)
     assert config.registers.num_registers == (4 if ARMS[name].has_registers else 0)
 

@@ -8,7 +8,6 @@ import socket
 
 import pytest
 
-from regtune.config import AnswerConfig
 from regtune.errors import CheckpointError
 from regtune.sweeps import demo
 from regtune.sweeps.demo import COUNTS, DEV, TRAIN, demo_config, demo_text, mean_and_error, run_demo
@@ -25,11 +24,10 @@ def small(tmp_path, monkeypatch):
 
     def config(count, output_dir):
         made = whole(count, output_dir)
-        data = dataclasses.replace(
-            made.data, max_train_examples=6, max_eval_examples=EVALUATED, max_question_length=120
-        )
+        data = dataclasses.replace(made.data, max_train_examples=6, max_eval_examples=EVALUATED)
+        own = {"max_question_length": 120, "top_k": 3}
         training = dataclasses.replace(made.training, epochs=1.0, precision="float32")
-        return dataclasses.replace(made, model=str(model), data=data, training=training, answers=AnswerConfig(top_k=3))
+        return dataclasses.replace(made, model=str(model), data=data, training=training, settings=own)
 
     def refuse(*_):
         raise AssertionError("the demo opened a connection")

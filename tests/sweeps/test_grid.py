@@ -11,6 +11,7 @@ import yaml
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, config_hash
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.records import read_json
+from regtune.session import resolved
 from regtune.sweeps.arms import ARMS
 from regtune.sweeps.grid import LearningRates, SweepConfig
 from regtune.sweeps.sweep_recipe import load_sweep, sweep_from_dict, sweep_to_dict
@@ -45,6 +46,8 @@ def test_a_cell_is_the_resolved_config_and_its_key_is_that_configs_hash():
         data=DataConfig(train=("embedded:train",), eval=("embedded:dev",)),
         training=TrainConfig(epochs=2.0, learning_rate=2e-4, seed=1, data_seed=1),
     )
+    expected = resolved(expected)
+    assert expected.settings["stride"] == 128
     assert (cell.arm, cell.config) == ("registers", expected)
     assert cell.key == config_hash(dataclasses.replace(expected, output_dir=Path("elsewhere")))
 

@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig, TrainConfig
+from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError
 from regtune.interfaces import Examples
 from regtune.records import inside, load_record, read_json
@@ -33,11 +33,9 @@ def config(tmp_path) -> RunConfig:
             train=(str(tmp_path / "train.json"),),
             eval=(str(tmp_path / "dev.json"),),
             max_length=64,
-            stride=16,
-            max_question_length=30,
         ),
         training=TrainConfig(epochs=2.0, batch_size=4, precision="float32"),
-        answers=AnswerConfig(top_k=5),
+        settings={"stride": 16, "max_question_length": 30, "top_k": 5},
     )
 
 
@@ -127,7 +125,7 @@ def test_skipped_records_are_counted_in_the_record(config, tmp_path):
     data = dataclasses.replace(config.data, on_bad_record="skip")
     elsewhere = dataclasses.replace(config, data=data, output_dir=tmp_path / "other")
     record = run_experiment(elsewhere, progress=False)
-    assert record.data["train"]["questions"] == 7
+    assert record.data["train"]["examples"] == 7
     assert "q0" in json.dumps(record.data["train"]["skipped"])
 
 
@@ -137,8 +135,8 @@ def test_a_set_with_unanswerable_questions_is_scored_by_the_rules_of_squad_v2(co
     question |= {"answers": [], "is_impossible": True}
     (tmp_path / "v2.json").write_text(json.dumps(content))
     data = dataclasses.replace(config.data, eval=(str(tmp_path / "v2.json"),))
-    answers = dataclasses.replace(config.answers, null_answers=True)
-    record = run_experiment(dataclasses.replace(config, data=data, answers=answers), progress=False)
+    own = {**config.settings, "null_answers": True}
+    record = run_experiment(dataclasses.replace(config, data=data, settings=own), progress=False)
     assert {"exact_match", "f1", "HasAns_f1", "NoAns_f1", "best_f1"} <= set(record.metrics["v2"])
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from regtune.config import AnswerConfig, DataConfig
+from regtune.config import DataConfig
 from regtune.errors import ConfigError
 from regtune.interfaces import Metric
 from regtune.records import read_json, save_record
@@ -82,9 +82,7 @@ def test_the_search_uses_held_out_training_paragraphs_and_no_evaluation_set(tmp_
 
 def classify_sweep(folder, **changes):
     sweep = tiny_sweep(folder)
-    base = dataclasses.replace(
-        sweep.base, task="classify", data=DataConfig(max_length=32), answers=AnswerConfig(), settings={}
-    )
+    base = dataclasses.replace(sweep.base, task="classify", data=DataConfig(max_length=32), settings={})
     settings = {
         "base": base,
         "training_sets": {"classes": ("embedded:train",)},

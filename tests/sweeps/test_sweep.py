@@ -255,8 +255,8 @@ def test_a_cell_that_cannot_even_begin_can_be_tried_again(tmp_path):
 def test_a_folder_of_another_sweep_is_refused_with_the_difference(tmp_path, runs):
     sweep = tiny_sweep(tmp_path)
     run_sweep(sweep, tmp_path / "s", progress=False)
-    other = with_base(sweep, answers=dataclasses.replace(sweep.base.answers, top_k=3))
-    with pytest.raises(CheckpointError, match=r"holds another sweep; different: base\.answers"):
+    other = with_base(sweep, settings={**sweep.base.settings, "top_k": 3})
+    with pytest.raises(CheckpointError, match=r"holds another sweep; different: base\.settings"):
         run_sweep(other, tmp_path / "s", progress=False)
     sets = dataclasses.replace(sweep, evaluation_sets=(str(tmp_path / "train.json"),))
     with pytest.raises(CheckpointError, match="different: evaluation_sets"):

@@ -250,7 +250,7 @@ def test_the_tasks_own_settings_are_flags_of_train(run, tmp_path, capsys):
         (tmp_path / "t.tsv").write_text(file.read().replace("label\t", "mood\t"))
     words = ["train", "--task", "classify", "--model", config.model, "--output-dir", str(tmp_path / "run")]
     words += ["--data.train", str(tmp_path / "t.tsv"), "--data.eval", str(tmp_path / "t.tsv")]
-    words += ["--data.max-length", "32", "--data.max-question-length", "8", "--data.stride", "8"]
+    words += ["--data.max-length", "32"]
     words += ["--training.epochs", "0.2", "--settings.label-column", "mood"]
     assert main(words) == 0
     assert "accuracy" in capsys.readouterr().out

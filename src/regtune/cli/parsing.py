@@ -8,15 +8,15 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 
-from regtune.config import AnswerConfig, DataConfig, RunConfig
-from regtune.errors import CheckpointError, ConfigError, printable, unknown_name
+from regtune.config import RunConfig, to_dict
+from regtune.errors import CheckpointError, ConfigError, printable
 from regtune.recipes import plain_value
 from regtune.records import is_local
-from regtune.registry import TASKS
+from regtune.typed import hints_of
 
 ArgsT = TypeVar("ArgsT")
 _METHODS_HELP = "Methods beside registers, with their settings: linear_probe, warm_up:steps=100,trainable=all."
@@ -61,6 +61,16 @@ def first_argument(argv: Sequence[str]) -> str | None:
     return argv[0] if argv and not argv[0].startswith("-") else None
 
 
+def value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The value of a flag that the defaults of others depend on, before they are parsed; None if it isn't there."""
+    found = None
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == flag:
+            found = value if equals else next(iter(argv[index + 1 :]), None)
+    return found
+
+
 def require_there(name: str) -> None:
     """Refuses a model's name that must have meant a folder and isn't one, before anything slow is imported.
 
@@ -78,34 +88,44 @@ def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
 
     The task is the one that `--task` names, or the config's.
     """
-    task = config.task
-    for index, argument in enumerate(argv):
-        name, _, value = argument.partition("=")
-        if name == "--task":
-            task = value or (argv[index + 1] if index + 1 < len(argv) else task)
-    kind = TASKS.get(task).settings
-    own = _own(kind)
-    given = dict(config.settings) if task == config.task else {}
-    for name in given:
-        if name not in own:
-            raise unknown_name(f"setting of the task {task}:", name, own)
-    types = get_type_hints(kind, include_extras=True)
-    hidden = [
-        (field.name, _hidden(types[field.name]), dataclasses.field(default=field.default))
-        for field in dataclasses.fields(kind)
-        if field.name not in own
-    ]
-    settings = dataclasses.make_dataclass("Settings", hidden, bases=(kind,), frozen=True, kw_only=True)
+    from regtune.session import settings_of
+
+    task = value_of("--task", argv) or config.task
+    if task != config.task:
+        config = dataclasses.replace(config, task=task, settings={})
+    settings = with_flags(settings_of(config))
     typed = dataclasses.make_dataclass(
         "RunConfig",
-        [("settings", settings), ("methods", Annotated[tuple[str, ...], tyro.conf.arg(help=_METHODS_HELP)])],
+        [("settings", type(settings)), ("methods", Annotated[tuple[str, ...], tyro.conf.arg(help=_METHODS_HELP)])],
         bases=(RunConfig,),
         frozen=True,
         kw_only=True,
     )
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    values |= {"task": task, "settings": settings(**given), "methods": tuple(map(_method_text, config.methods.items()))}
+    values |= {"settings": settings, "methods": tuple(map(_method_text, config.methods.items()))}
     return typed, typed(**values)
+
+
+def with_flags(settings: Any) -> Any:
+    """A task's settings as an object whose class makes flags of those that are the task's own."""
+    from regtune.session import own_settings
+
+    kind: Any = type(settings)
+    hidden = [
+        (name, _hidden(hint), dataclasses.field(default=getattr(settings, name)))
+        for name, hint in hints_of(kind).items()
+        if name not in own_settings(kind)
+    ]
+    made = dataclasses.make_dataclass("Settings", hidden, bases=(kind,), frozen=True, kw_only=True)
+    return made(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+
+
+def without_flags(settings: Any) -> dict[str, Any]:
+    """The task's own settings as plain values, for `RunConfig.settings`."""
+    from regtune.session import own_settings
+
+    plain = to_dict(settings)
+    return {name: plain[name] for name in own_settings(type(settings))}
 
 
 def _hidden(kind: Any) -> Any:
@@ -113,18 +133,10 @@ def _hidden(kind: Any) -> Any:
     return tyro.conf.Suppress[tyro.conf.Fixed[kind]]  # type: ignore[misc]
 
 
-def _own(kind: type) -> list[str]:
-    """Settings that a task has for itself; the others take the values of the run's `data` and `answers`."""
-    shared = {field.name for part in (DataConfig, AnswerConfig) for field in dataclasses.fields(part)}
-    return [field.name for field in dataclasses.fields(kind) if field.name not in shared]
-
-
 def without_types(config: Any) -> RunConfig:
-    """The plain config of one that `with_settings` made; settings that have their default are left out."""
+    """The plain config of one that `with_settings` made."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    typed, default = values["settings"], type(values["settings"])()
-    own = {name: getattr(typed, name) for name in _own(type(typed))}
-    values["settings"] = {name: value for name, value in own.items() if value != getattr(default, name)}
+    values["settings"] = without_flags(config.settings)
     values["methods"] = dict(map(_method, values["methods"]))
     return RunConfig(**values)
 

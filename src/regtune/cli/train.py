@@ -64,5 +64,5 @@ def run(argv: Sequence[str]) -> int:
     record = run_experiment(without_types(args.config))
     for line in data_lines(record.data):
         say(f"note: {line}", error=True)
-    say(f"{scores_text(record.metrics)}\nRun directory: {args.config.output_dir}")
+    say(f"{scores_text(record)}\nRun directory: {args.config.output_dir}")
     return 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
 from regtune.recipes import config_from_dict
 from regtune.records import AGAIN, RUN_FILE, RunRecord
+from regtune.session import resolved
 
 BASELINE, REGISTERS = "baseline", "registers"
 _NOT_ARM = (
@@ -21,7 +21,7 @@ _NOT_ARM = (
     "training.data_seed",
     "training.save_total_limit",
     "training.push_to_hub",
-    "answers.batch_size",
+    "settings.batch_size",
 )
 """Settings in which runs of one arm may differ."""
 
@@ -65,18 +65,12 @@ def settings_of(record: RunRecord, folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: a config that can't be; the file in the folder is named.
     """
-    return flat(to_dict(config_from_dict(record.config, f"{folder / RUN_FILE}: config", remedy=AGAIN)))
+    return flat(to_dict(resolved(config_from_dict(record.config, f"{folder / RUN_FILE}: config", remedy=AGAIN))))
 
 
-@cache
-def _defaults() -> str:
-    return json.dumps(flat(to_dict(RunConfig())))
-
-
-def default_settings() -> dict[str, Any]:
-    """The default of every setting, by its dotted name."""
-    plain: dict[str, Any] = json.loads(_defaults())
-    return plain
+def default_settings(task: str) -> dict[str, Any]:
+    """The default of every setting of runs of a task, by its dotted name."""
+    return flat(to_dict(resolved(RunConfig(task=task)))) | {"task": RunConfig.task}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

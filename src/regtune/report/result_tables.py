@@ -282,7 +282,7 @@ def cost_table(group: Group) -> Block:
 
 def settings_table(cells: Sequence[Cell]) -> Block:
     """Every setting that is not the default's; one that is not the same in all runs is told arm by arm."""
-    default = default_settings()
+    default = default_settings(cells[0].record.task)
     names = {n for cell in cells for n, value in cell.settings.items() if n not in default or value != default[n]}
     rows = []
     for name in sorted(names - set(_OWN)):

@@ -15,6 +15,7 @@ from regtune.config import RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import unknown_name
 from regtune.methods.used import methods_of
 from regtune.registry import METHODS
+from regtune.session import resolved
 
 Methods = Mapping[str, Mapping[str, Any]]
 """Name of a method to the settings that are not the sweep's."""
@@ -109,5 +110,5 @@ def apply_arm(base: RunConfig, arm: Arm, num_registers: int, defaults: Methods |
         if name != "registers"
     }
     config = dataclasses.replace(base, registers=registers, training=training, methods=methods)
-    resolved = {used.method.name: used.describe()["settings"] for used in methods_of(config)}
-    return dataclasses.replace(config, methods={name: resolved[name] for name in methods})
+    used = {each.method.name: each.describe()["settings"] for each in methods_of(config)}
+    return resolved(dataclasses.replace(config, methods={name: used[name] for name in methods}))

@@ -9,8 +9,8 @@ from typing import Any
 
 from regtune.errors import CheckpointError
 from regtune.records import RunRecord, read_typed
+from regtune.registry import TASKS
 from regtune.session import Target, open_target
-from regtune.sweeps.evaluate import titles_of
 from regtune.sweeps.scored import faults
 from regtune.tables import Column, Table
 
@@ -94,6 +94,7 @@ def _run_facts(record: RunRecord) -> dict[str, Any]:
     return {
         "model": record.config.get("model"),
         "config_hash": record.config_hash,
+        "task": record.task,
         "started": record.started,
         "seconds": record.seconds,
         "metrics": record.metrics,
@@ -104,7 +105,7 @@ def _run_facts(record: RunRecord) -> dict[str, Any]:
 
 
 def describe_text(facts: dict[str, Any]) -> str:
-    """The facts as lines; metrics in percent."""
+    """The facts as lines."""
     parameters, registers = facts["parameters"], facts["registers"]
     rows = [
         ("model", facts["model"]),
@@ -123,15 +124,15 @@ def describe_text(facts: dict[str, Any]) -> str:
             ("fine-tuned from", run["model"]),
             ("run", f"{run['started']}, {run['seconds']:.0f} s, {run['config_hash']}"),
         ]
-        rows += [(f"on {name}", _percent(metrics)) for name, metrics in run["metrics"].items()]
+        rows += [(f"on {name}", _scores(metrics, run["task"])) for name, metrics in run["metrics"].items()]
         rows += [("not to be relied on", fault) for fault in run["faults"]]
         rows += [(part, _settings(run[part])) for part in ("training", "versions", "machine")]
     return Table(columns=("", Column("", align="left")), rows=tuple(rows)).text
 
 
-def scores_text(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """The metrics of each evaluation set in percent, a line each."""
-    return "\n".join(f"{name}: {_percent(values)}" for name, values in metrics.items())
+def scores_text(record: RunRecord) -> str:
+    """The task's metrics on each evaluation set, a line each."""
+    return "\n".join(f"{name}: {_scores(values, record.task)}" for name, values in record.metrics.items())
 
 
 def _settings(values: dict[str, Any]) -> str:
@@ -139,6 +140,7 @@ def _settings(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
 
 
-def _percent(metrics: Mapping[str, float]) -> str:
-    titles = titles_of()
-    return ", ".join(f"{titles[name]} {100 * value:.1f}" for name, value in metrics.items() if name in titles)
+def _scores(values: Mapping[str, float], task: str) -> str:
+    known = {metric.name: metric for metric in TASKS.get(task).metrics}
+    shown = {known[name]: value for name, value in values.items() if name in known}
+    return ", ".join(f"{metric.title} {metric.scale * value:.1f}" for metric, value in shown.items())

@@ -9,28 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
+from regtune.interfaces import Task
 from regtune.locks import owned
 from regtune.models.precision import resolve_precision
 from regtune.progress import begin_stage, stages
 from regtune.records import now, versions, write_json
 from regtune.registry import TASKS
-from regtune.session import Session, SharedInputs, Target, fitted, open_target, settings_of
+from regtune.session import Session, SharedInputs, Target, open_target, settings_of
 from regtune.session import open as open_session
 from regtune.sweeps.scored import faults
 from regtune.tables import Table
 
 EVALUATION_FILE = "evaluation.json"
-_COLUMNS = {
-    "exact_match": "EM",
-    "f1": "F1",
-    "HasAns_exact": "HasAns EM",
-    "HasAns_f1": "HasAns F1",
-    "NoAns_exact": "NoAns EM",
-    "NoAns_f1": "NoAns F1",
-    "best_exact": "best EM",
-    "best_f1": "best F1",
-}
-"""Metrics that the table shows where a set has them, all ratios in [0, 1] (shown in percent)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +31,13 @@ class SetScores:
     data: str
     """The name or file that was given."""
     language: str
-    questions: int
-    """Scored questions."""
+    examples: int
+    """Scored ones."""
     metrics: dict[str, float]
     predictions: str
-    """The file with every question's n-best, relative to the evaluation's folder."""
+    """The file with every example's prediction, relative to the evaluation's folder."""
     account: dict[str, Any] = field(default_factory=dict)
-    """How many questions were read, left out, mended, converted and cut, and which; `lines` say it in words."""
+    """How many examples were read, left out, mended, converted and cut, and which; `lines` say it in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +45,9 @@ class Evaluation:
     """What `evaluate` found and wrote."""
 
     model: str
+    task: str
     settings: dict[str, Any]
+    """The task's."""
     sets: tuple[SetScores, ...]
     averages: dict[str, dict[str, float]] = field(default_factory=dict)
     """Means over sets of several languages: over all of them and, as TyDi QA reports, over the non-English ones."""
@@ -73,12 +65,12 @@ def evaluate(
     output_dir: Path | None = None,
     progress: bool = True,
 ) -> tuple[Evaluation, Path]:
-    """Scores a run's model, or any question-answering model, on evaluation sets.
+    """Scores a run's model, or any model with a task's head, on evaluation sets.
 
     Args:
         name: a run directory, a folder or a hub name.
-        data: SQuAD-format files or names like `xquad:de`; the config's evaluation sets if none are given.
-        config: how to cut windows and pick answers; by default the run's own settings, but long questions are cut.
+        data: what the task reads; the config's evaluation sets if none are given.
+        config: settings of the task and the data; by default the run's own.
         output_dir: gets `evaluation.json` and `predictions/`; `evaluation` in the run directory, or `runs/evaluation`.
         progress: say on standard error how far it is.
 
@@ -93,7 +85,7 @@ def evaluate(
     from regtune.sweeps.run import data_facts, evaluate_sets, evaluation_set, refuse_same_names
 
     target = open_target(name)
-    config = config or _that_stops_at_no_question(target.config)
+    config = config or target.config
     names = tuple(data) or config.data.eval
     refuse_same_names(names)
     folder = output_dir or (target.run_dir / "evaluation" if target.run_dir else Path("runs/evaluation"))
@@ -106,26 +98,22 @@ def evaluate(
             begin_stage(f"reading and tokenizing {', '.join(names)}")
             parts = {each: evaluation_set(each, session, inputs) for each in names}
             metrics, files = evaluate_sets(session, list(parts.values()), folder)
-        config = session.config
         sets = tuple(
             SetScores(
                 name=part.name,
                 data=each,
                 language=languages[each],
-                questions=len(part.examples),
+                examples=len(part.examples),
                 metrics=metrics[part.name],
                 predictions=files[part.name],
                 account=data_facts(part.examples, part.rows),
             )
             for each, part in parts.items()
         )
-        settings = {key: value for key, value in to_dict(config).items() if key in ("data", "answers")}
-        settings["data"] = {
-            k: v for k, v in settings["data"].items() if k not in ("train", "eval", "max_train_examples")
-        }
         found = Evaluation(
             model=target.model,
-            settings=settings,
+            task=session.reads.name,
+            settings=to_dict(session.task_settings) | {"max_examples": config.data.max_eval_examples},
             sets=sets,
             averages=language_averages(sets, [metric.name for metric in session.reads.metrics]),
             versions=versions(),
@@ -137,27 +125,16 @@ def evaluate(
 
 def _open(target: Target, config: RunConfig) -> Session:
     """The session of a model under other settings than its own, cut to what it has positions for."""
-    known = config.task if target.record is not None else None
-    session = open_session(target.name, task=known, attention=config.training.attention)
-    if session.task is None:
-        session = open_session(target.name, task=config.task)  # says that there is no head for it
-    session.task_settings = fitted(settings_of(config, session.reads), session)
-    config = dataclasses.replace(config, task=session.reads.name)
-    names = [each.name for each in dataclasses.fields(config.data) if hasattr(session.task_settings, each.name)]
-    used: dict[str, Any] = {name: getattr(session.task_settings, name) for name in names}
-    session.config = dataclasses.replace(config, data=dataclasses.replace(config.data, **used))
-    session.called = "--{}"
+    task, attention = target.config.task, config.training.attention
+    session = open_session(target.name, task=task, settings=settings_of(config, TASKS.get(task)), attention=attention)
+    settings = config.settings if config.task == task else {}
+    session.config = dataclasses.replace(config, task=task, settings=settings)
+    session.flags = True
     session.precision = resolve_precision(config.training.precision, session.device)
     return session
 
 
-def _that_stops_at_no_question(config: RunConfig) -> RunConfig:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, on_long_question="truncate"))
-
-
-def language_averages(
-    sets: Sequence[SetScores], metrics: Sequence[str] = ("exact_match", "f1")
-) -> dict[str, dict[str, float]]:
+def language_averages(sets: Sequence[SetScores], metrics: Sequence[str]) -> dict[str, dict[str, float]]:
     """Metrics averaged over sets (each counts once, as in TyDi QA), where they have several languages."""
     known = [part for part in sets if part.language]
     if len({part.language for part in known}) < 2:
@@ -170,27 +147,24 @@ def language_averages(
 
 
 def evaluation_text(found: Evaluation) -> str:
-    """The table that a person reads, ratios in percent, and below it what was left out, mended, converted or cut."""
-    titles = titles_of() | _COLUMNS
-    columns = [key for key in titles if any(key in part.metrics for part in found.sets)]
+    """The table that a person reads, and below it what was left out, mended, converted or cut."""
+    task: Task = TASKS.get(found.task)
+    titles = {metric.name: metric.title for metric in task.metrics} | dict(task.titles)
+    scales = {metric.name: metric.scale for metric in task.metrics}
+    columns = {name: scales.get(name, 100.0) for name in titles if any(name in part.metrics for part in found.sets)}
     rows = [(part.name, part.language or "?", _of(part), *_cells(part.metrics, columns)) for part in found.sets]
     rows += [(f"mean, {name}", "", "", *_cells(metrics, columns)) for name, metrics in found.averages.items()]
     notes = [f"{part.name}: {line}" for part in found.sets for line in part.account.get("lines", ())]
     notes += [f"The run's own record: {note}" for note in found.notes]
-    head = ("set", "language", "questions", *(titles[key] for key in columns))
+    head = ("set", "language", task.examples, *(titles[key] for key in columns))
     return Table(columns=head, rows=tuple(rows), notes=tuple(notes)).text
 
 
 def _of(part: SetScores) -> str:
-    """Scored questions, of how many where some are missing."""
-    read = part.account.get("questions_read", part.questions)
-    return f"{part.questions} of {read}" if read > part.questions else str(part.questions)
+    """Scored examples, of how many where some are missing."""
+    read = part.account.get("read", part.examples)
+    return f"{part.examples} of {read}" if read > part.examples else str(part.examples)
 
 
-def titles_of() -> dict[str, str]:
-    """Every metric's title by its name."""
-    return {metric.name: metric.title for task in TASKS for metric in TASKS.get(task).metrics}
-
-
-def _cells(metrics: Mapping[str, float], columns: Sequence[str]) -> list[str]:
-    return [f"{100 * metrics[key]:.1f}" if key in metrics else "" for key in columns]
+def _cells(metrics: Mapping[str, float], columns: Mapping[str, float]) -> list[str]:
+    return [f"{scale * metrics[name]:.1f}" if name in metrics else "" for name, scale in columns.items()]

@@ -40,7 +40,7 @@ from regtune.registers.surgery import (
     register_parameters,
 )
 from regtune.registry import TASKS
-from regtune.session import MODEL_DIR, Session, SharedInputs, settings_of
+from regtune.session import MODEL_DIR, Session, SharedInputs, resolved, settings_of
 from regtune.stats.calibration import calibration
 from regtune.training.checkpoints import save_model
 from regtune.training.fine_tune import TrainingResult, fine_tune
@@ -80,7 +80,7 @@ def run_experiment(config: RunConfig, *, progress: bool = True, inputs: SharedIn
         CheckpointError: the run directory belongs to another config.
         ConfigError, DataError, TrainingError, UnsupportedModelError: as the parts that raise them say.
     """
-    used = methods_of(config)
+    config, used = resolved(config), methods_of(config)
     count = 4 + len(with_own(used, "before")) + len(with_own(used, "stages")) + len(config.data.eval)
     with owned(config.output_dir, "regtune train"), stages(count, shown=progress):
         return _run(config, used, inputs or SharedInputs())
@@ -108,7 +108,7 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
         watched = EvaluationSet("held out", "held_out", held, session.rows(held))
     else:
         learnt, train_rows, watched = train, inputs.rows(train, session, training=True), sets[0]
-    write_json(run_dir / CONFIG_FILE, resolved(config))  # only now: a mistyped path must not claim the directory
+    write_json(run_dir / CONFIG_FILE, placeless(config))  # only now: a mistyped path must not claim the directory
     texts = [session.reads.text(example) for example in learnt.items]
     for each in used:
         each.method.initialise(session, each.settings, train_rows)
@@ -289,7 +289,7 @@ def open_run(run_dir: Path, config: RunConfig) -> bool:
     path = run_dir / CONFIG_FILE
     if path.is_file():
         found = read_typed(path, dict[str, Any], remedy=AGAIN, wrong=CheckpointError)
-        different = sorted(_differences(found, resolved(config)))
+        different = sorted(_differences(found, placeless(config)))
         if different:
             raise CheckpointError(
                 f"{run_dir} holds a run of another config; different: {', '.join(different)}. "
@@ -300,7 +300,7 @@ def open_run(run_dir: Path, config: RunConfig) -> bool:
     return (run_dir / RUN_FILE).is_file()
 
 
-def resolved(config: RunConfig) -> dict[str, Any]:
+def placeless(config: RunConfig) -> dict[str, Any]:
     """What `config.json` in a run directory says: every setting but the place."""
     return to_dict(dataclasses.replace(config, output_dir=Path(".")))
 

@@ -192,7 +192,8 @@ def _refuse_another(found: SweepFile, sweep: SweepConfig, folder: Path) -> None:
     cells = {_place(cell.describe()): cell.key for cell in sweep.cells()}
     moved = [cell for cell in found.cells if cells.get(_place(dataclasses.asdict(cell)), cell.key) != cell.key]
     if moved and not different:
-        different = [f"the learning rates or methods of the arm {moved[0].arm!r}"]
+        own = there["base"]["settings"] != sweep_to_dict(sweep)["base"]["settings"]
+        different = ["base.settings" if own else f"the learning rates or methods of the arm {moved[0].arm!r}"]
     if different:
         raise CheckpointError(
             f"{folder} holds another sweep; different: {', '.join(different)}. Arms, num_registers, seeds and "
@@ -201,8 +202,8 @@ def _refuse_another(found: SweepFile, sweep: SweepConfig, folder: Path) -> None:
 
 
 def _shared(sweep: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change in a folder; methods are looked at cell by cell, as most arms have few."""
-    base = {f"base.{name}": value for name, value in sweep["base"].items() if name != "methods"}
+    """What may not change in a folder; methods and the task's settings are looked at cell by cell, as resolved."""
+    base = {f"base.{name}": value for name, value in sweep["base"].items() if name not in ("methods", "settings")}
     sets = {f"training_sets.{name}": value for name, value in sweep["training_sets"].items()}
     return base | sets | {"evaluation_sets": sweep["evaluation_sets"]}
 

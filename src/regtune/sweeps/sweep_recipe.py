@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
-from regtune.recipes import find_recipe, read_recipe, upgraded
+from regtune.recipes import find_recipe, read_recipe, refuse_task_settings
 from regtune.sweeps.grid import SweepConfig
 from regtune.typed import typed
 
@@ -31,9 +31,8 @@ def sweep_from_dict(content: Mapping[str, Any], where: str) -> SweepConfig:
     Raises:
         ConfigError: as `load_sweep`.
     """
-    base = content.get("base")
-    plain = {**content, "base": upgraded(base)} if isinstance(base, Mapping) else dict(content)
-    return typed(SweepConfig, plain, where)
+    refuse_task_settings(content.get("base"), f"{where}: base")
+    return typed(SweepConfig, dict(content), where)
 
 
 def sweep_to_dict(sweep: SweepConfig) -> dict[str, Any]:

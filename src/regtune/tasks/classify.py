@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from regtune.config import AnswerConfig, Count, DataConfig, Tokens
+from regtune.config import Count, DataConfig, Tokens
 from regtune.errors import ConfigError, DataError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Task
 from regtune.registers.surgery import register_positions
@@ -72,7 +72,7 @@ class ClassifySettings(Checked, section="settings"):
     """Of text files: UTF-8 or, where it isn't valid, latin-1; or a name that Python knows."""
     max_length: Tokens = DataConfig.max_length
     """Longest text in tokens, special tokens included, registers not; longer ones are cut and counted."""
-    batch_size: Count = AnswerConfig.batch_size
+    batch_size: Count = 32
     """Texts in a batch at inference."""
     on_bad_record: Literal["raise", "skip", "mend"] = "raise"
     """Stop at the first bad record, or leave it out, count it and list it."""

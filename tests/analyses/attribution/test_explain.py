@@ -17,7 +17,7 @@ from regtune import explain
 from regtune.analyses.attribution import explain as _module  # noqa: F401 - the function of the same name hides it
 from regtune.analyses.attribution.explain import explain_row
 from regtune.cli.main import main
-from regtune.config import AnswerConfig, DataConfig, RegisterConfig, RunConfig
+from regtune.config import DataConfig, RegisterConfig, RunConfig
 from regtune.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
 from regtune.registers.surgery import add_registers
 from regtune.report.overlays.pictures import read_pictures
@@ -53,9 +53,7 @@ def moods(tmp_path_factory):
 
 def opened(folder, **answers):
     """A session with the settings of a run that cut its texts short."""
-    config = RunConfig(
-        data=DataConfig(max_length=40, stride=12, max_question_length=24), answers=AnswerConfig(**answers)
-    )
+    config = RunConfig(data=DataConfig(max_length=40), settings={"stride": 12, "max_question_length": 24, **answers})
     session = regtune.open(folder)
     return dataclasses.replace(session, task_settings=regtune.session.settings_of(config, session.task))
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regtune.config import AnswerConfig
 from regtune.errors import EvaluationError, RegtuneError
 from regtune.tasks.qa.answers import Prediction, extract_answers
 from regtune.tasks.qa.examples import QAExample, Window
+from regtune.tasks.qa.settings import QASettings
 
 QUESTION = 2  # tokens before the context: [CLS] and one more
 
@@ -94,7 +94,7 @@ def questions(draw):
         offsets = tokens[first:]
         row = st.lists(number, min_size=len(offsets), max_size=len(offsets))
         pieces.append((offsets, draw(row), draw(row), draw(number)))
-    config = AnswerConfig(
+    config = QASettings(
         top_k=draw(st.integers(1, 8) | st.just(60)),
         max_answer_tokens=draw(st.integers(1, 12)),
         null_answers=draw(st.booleans()),
@@ -127,7 +127,7 @@ def test_windows_of_real_length_equal_looking_at_every_span(decimals):
         (offsets[first:last], *np.round(rng.normal(0, 2, (2, last - first)), decimals).astype(np.float32), 1.0)
         for first, last in ((0, 100), (60, 150), (149, 150))
     ]
-    config = AnswerConfig(top_k=20, max_answer_tokens=30, null_answers=True)
+    config = QASettings(top_k=20, max_answer_tokens=30, null_answers=True)
     spans, text, _, null_probability = brute_force(context, pieces, config=config)
     found = answer(context, pieces, config=config)
     assert [span[:4] for span in found.n_best] == [span[:4] for span in spans]
@@ -145,14 +145,14 @@ def test_questions_with_any_number_of_windows_in_any_order_keep_their_own_answer
         values = [float(10 * first + place == 20) for place in range(len(offsets))]
         starts.append(logits(values))
         ends.append(logits(values))
-    found = extract_answers(windows, examples, starts, ends, config=AnswerConfig(max_answer_tokens=1))
+    found = extract_answers(windows, examples, starts, ends, config=QASettings(max_answer_tokens=1))
     assert [(one.id, one.text) for one in found] == [("x", "red"), ("y", "three"), ("z", "left")]
 
 
 def test_as_many_answers_are_given_as_asked_for_although_the_best_spans_all_read_the_same():
     context = " ".join(["the"] * 50 + ["a", "b", "c"])
     values = [9.0] * 50 + [1.0, 2.0, 3.0]
-    found = answer(context, [(words(context), values, values, 0.0)], config=AnswerConfig(top_k=4, max_answer_tokens=1))
+    found = answer(context, [(words(context), values, values, 0.0)], config=QASettings(top_k=4, max_answer_tokens=1))
     assert found.texts == ("the", "c", "b", "a")
     assert found.n_best[0].start == 0
 
@@ -160,26 +160,26 @@ def test_as_many_answers_are_given_as_asked_for_although_the_best_spans_all_read
 def test_fewer_answers_only_where_fewer_different_texts_exist():
     context = "x x y"
     flat = [0.0, 0.0, 0.0]
-    found = answer(context, [(words(context), flat, flat, 0.0)], config=AnswerConfig(top_k=20, max_answer_tokens=60))
+    found = answer(context, [(words(context), flat, flat, 0.0)], config=QASettings(top_k=20, max_answer_tokens=60))
     assert sorted(found.texts) == ["x", "x x", "x x y", "x y", "y"]
 
 
 def test_constant_logits_give_the_earliest_spans_in_order():
     context = " ".join(map(str, range(40)))
     flat = [0.5] * 40
-    found = answer(context, [(words(context), flat, flat, 0.0)], config=AnswerConfig(top_k=5, max_answer_tokens=3))
+    found = answer(context, [(words(context), flat, flat, 0.0)], config=QASettings(top_k=5, max_answer_tokens=3))
     assert found.texts == ("0", "0 1", "0 1 2", "1", "1 2")
 
 
 def test_probabilities_are_shares_of_all_spans_and_not_of_the_n_best():
     context = "a b"
-    found = answer(context, [(words(context), [0.0, 0.0], [0.0, 0.0], 0.0)], config=AnswerConfig(top_k=1))
+    found = answer(context, [(words(context), [0.0, 0.0], [0.0, 0.0], 0.0)], config=QASettings(top_k=1))
     assert found.n_best[0].probability == pytest.approx(1 / 3)
 
 
 def test_probabilities_are_right_for_logits_far_apart_and_far_from_zero():
     context = "a b"
-    found = answer(context, [(words(context), [-3e4, 2e4], [2e4, -3e4], 0.0)], config=AnswerConfig())
+    found = answer(context, [(words(context), [-3e4, 2e4], [2e4, -3e4], 0.0)], config=QASettings())
     by_text = {span.text: span.probability for span in found.n_best}
     assert by_text == {"a": pytest.approx(0.5), "b": pytest.approx(0.5), "a b": 0.0} or by_text["a"] == pytest.approx(
         1 / 2
@@ -188,27 +188,27 @@ def test_probabilities_are_right_for_logits_far_apart_and_far_from_zero():
 
 def test_spans_that_would_end_before_they_start_are_never_given():
     context = "a b"
-    found = answer(context, [(words(context), [0.0, 50.0], [50.0, 0.0], 0.0)], config=AnswerConfig())
+    found = answer(context, [(words(context), [0.0, 50.0], [50.0, 0.0], 0.0)], config=QASettings())
     assert set(found.texts) == {"a", "b", "a b"}
 
 
 def test_the_null_score_is_the_smallest_over_the_windows():
     context = "a b"
     pieces = [(words(context), [1.0, 0.0], [1.0, 0.0], null) for null in (9.0, 1.5)]
-    found = answer(context, pieces, config=AnswerConfig(null_answers=True))
+    found = answer(context, pieces, config=QASettings(null_answers=True))
     assert (found.null_score, found.text, found.null_difference) == (1.5, "a", -0.5)
 
 
 @pytest.mark.parametrize(("threshold", "text"), [(0.0, ""), (0.5, "a"), (0.49, "")])
 def test_no_answer_wins_only_when_its_lead_exceeds_the_threshold(threshold, text):
     pieces = [(words("a b"), [1.0, 0.0], [1.0, 0.0], 2.5)]
-    found = answer("a b", pieces, config=AnswerConfig(null_answers=True, null_threshold=threshold))
+    found = answer("a b", pieces, config=QASettings(null_answers=True, null_threshold=threshold))
     assert found.text == text
     assert (found.best_text, found.null_difference) == ("a", 0.5)
 
 
 def test_white_space_is_no_answer_even_with_the_best_score():
-    found = answer("a  b", [([(0, 1), (1, 3), (3, 4)], [0.0, 9.0, 0.0], [0.0, 9.0, 0.0], 0.0)], config=AnswerConfig())
+    found = answer("a  b", [([(0, 1), (1, 3), (3, 4)], [0.0, 9.0, 0.0], [0.0, 9.0, 0.0], 0.0)], config=QASettings())
     assert found.texts[0] == "a  "
     assert all(text.strip() for text in found.texts)
 
@@ -216,33 +216,33 @@ def test_white_space_is_no_answer_even_with_the_best_score():
 def test_a_context_of_white_space_is_refused_unless_no_answer_is_allowed():
     pieces = [([(0, 1), (1, 2)], [0.0, 1.0], [0.0, 1.0], 3.0)]
     with pytest.raises(EvaluationError, match="'q' has no valid answer span"):
-        answer("  ", pieces, config=AnswerConfig())
-    found = answer("  ", pieces, config=AnswerConfig(null_answers=True))
+        answer("  ", pieces, config=QASettings())
+    found = answer("  ", pieces, config=QASettings(null_answers=True))
     assert (found.text, found.n_best, found.null_probability, found.null_difference) == ("", (), 1.0, math.inf)
 
 
 def test_characters_outside_the_basic_plane_count_once():
     context = "😀 \ud800é x"
     offsets = [(0, 1), (2, 4), (5, 6)]
-    found = answer(context, [(offsets, [0.0, 5.0, 0.0], [0.0, 5.0, 0.0], 0.0)], config=AnswerConfig())
+    found = answer(context, [(offsets, [0.0, 5.0, 0.0], [0.0, 5.0, 0.0], 0.0)], config=QASettings())
     assert found.n_best[0][:3] == ("\ud800é", 2, 4)
 
 
 def test_a_prediction_is_plain_json():
     pieces = [(words("a b"), [1.0, 0.0], [1.0, 0.0], 0.0)]
-    plain = answer("a b", pieces, config=AnswerConfig(top_k=1, null_answers=True)).to_json()
+    plain = answer("a b", pieces, config=QASettings(top_k=1, null_answers=True)).to_json()
     assert json.loads(json.dumps(plain)) == plain
     assert set(plain) == {"id", "text", "n_best", "null_score", "null_probability"}
     assert plain["n_best"][0]["text"] == "a"
-    assert set(answer("a b", pieces, config=AnswerConfig()).to_json()) == {"id", "text", "n_best"}
+    assert set(answer("a b", pieces, config=QASettings()).to_json()) == {"id", "text", "n_best"}
 
 
 def test_no_examples_give_no_predictions():
-    assert extract_answers([], [], [], [], config=AnswerConfig()) == []
+    assert extract_answers([], [], [], [], config=QASettings()) == []
 
 
 def extract(windows, examples, starts, ends, **settings_) -> list[Prediction]:
-    return extract_answers(windows, examples, starts, ends, config=AnswerConfig(**settings_))
+    return extract_answers(windows, examples, starts, ends, config=QASettings(**settings_))
 
 
 def test_an_example_without_windows_is_refused_and_named():

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int32
 
-from regtune.config import AnswerConfig
 from regtune.errors import EvaluationError
 from regtune.interfaces import Rows
 from regtune.tasks.qa.examples import QAExample, Window
+from regtune.tasks.qa.settings import QASettings
 from regtune.tasks.qa.spans import Found, Logits, SpanSearch, not_finite
 
 _ROWS_AT_ONCE = 4_000_000  # candidates held at once, however many questions need a long list
@@ -110,7 +110,7 @@ def extract_answers(
     start_logits: Logits,
     end_logits: Logits,
     *,
-    config: AnswerConfig,
+    config: QASettings,
 ) -> list[Prediction]:
     """Turns the logits of windows into one prediction for each example, in the examples' order.
 
@@ -189,7 +189,7 @@ def _null_scores(
 
 
 def _predict(
-    found: Found, rows: slice, null: float | None, example: QAExample, config: AnswerConfig
+    found: Found, rows: slice, null: float | None, example: QAExample, config: QASettings
 ) -> Prediction | None:
     """The prediction for the question whose windows are these rows; None if it takes more candidates to be sure."""
     scores, starts, ends = found.scores[rows].ravel(), found.first[rows].ravel(), found.last[rows].ravel()

@@ -39,7 +39,7 @@ class QuestionAnswerer:
         session = name if isinstance(name, Session) else open_session(name, task="qa")
         own = session.task_settings
         shorter = session.reads.shortened(own, settings.get("max_length", own.max_length))
-        wanted = fitted(dataclasses.replace(shorter, on_long_question="truncate", **settings), session)
+        wanted = fitted(dataclasses.replace(shorter, **settings), session)
         if "max_question_length" not in settings:
             wanted = dataclasses.replace(wanted, max_question_length=wanted.max_length // 2)
         self.session = dataclasses.replace(session, task_settings=wanted)

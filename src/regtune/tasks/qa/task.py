@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from regtune.config import AnswerConfig, DataConfig
 from regtune.errors import DataError, shown
 from regtune.interfaces import Batch, Examples, Floats, Metric, Published, Rows, Shown, Task
 from regtune.registers.surgery import register_positions
@@ -18,6 +17,7 @@ from regtune.tasks.qa.answers import Prediction, extract_answers, span_logits
 from regtune.tasks.qa.data.sources import language_of, load_questions
 from regtune.tasks.qa.examples import QAExample, Window
 from regtune.tasks.qa.metrics import best_thresholds, by_answerability, normalize_answer, score_answers
+from regtune.tasks.qa.settings import QASettings
 from regtune.tasks.qa.shown import answer_shown
 from regtune.tasks.qa.windows import make_windows
 from regtune.texts import pad_tokens
@@ -26,7 +26,6 @@ from regtune.token_classes import token_classes
 if TYPE_CHECKING:
     from regtune.session import Session
 
-SettingsT = TypeVar("SettingsT")
 F1 = Metric(name="f1", title="F1", columns=("f1",))
 EXACT_MATCH = Metric(name="exact_match", title="EM", columns=("exact_match",))
 _CHART = "paper (bert-base, one seed), read off the chart"
@@ -47,17 +46,6 @@ PUBLISHED = (
     ),
     Published(metric="exact_match", label=_CHART, points=((0, 44.0), (5, 50.5), (15, 51.3), (100, 43.8)), note=_NOTE),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class QASettings(AnswerConfig):
-    """How contexts are cut into windows, as `DataConfig` says, and how logits become answers."""
-
-    max_length: int = DataConfig.max_length
-    stride: int = DataConfig.stride
-    max_question_length: int = DataConfig.max_question_length
-    on_long_question: Literal["refuse", "truncate"] = DataConfig.on_long_question
-    on_bad_record: Literal["raise", "skip", "mend"] = DataConfig.on_bad_record
 
 
 class QuestionAnswering(Task):
@@ -99,7 +87,7 @@ class QuestionAnswering(Task):
             max_length=settings.max_length,
             stride=settings.stride,
             max_question_length=settings.max_question_length,
-            on_long_question=settings.on_long_question,
+            on_long_question=settings.on_long_question if training else "truncate",
             extra_positions=register_positions(session.model),
             for_training=training,
             called=session.setting,
@@ -155,14 +143,12 @@ class QuestionAnswering(Task):
             found |= best_thresholds([one.best_text for one in predictions], np.array(differences), examples.items)
         return found
 
-    def shortened(self, settings: SettingsT, limit: int) -> SettingsT:
+    def shortened(self, settings: QASettings, limit: int) -> QASettings:
         """Windows of at most `limit` tokens have room for a third of stride and a half of question."""
-        values: Any = settings
-        if values.max_length <= limit:
+        if settings.max_length <= limit:
             return settings
-        stride, question = min(values.stride, limit // 3), max(1, min(values.max_question_length, limit // 2))
-        made: SettingsT = replace(values, max_length=limit, stride=stride, max_question_length=question)
-        return made
+        stride, asked = min(settings.stride, limit // 3), max(1, min(settings.max_question_length, limit // 2))
+        return replace(settings, max_length=limit, stride=stride, max_question_length=asked)
 
     def language(self, name: str) -> str:
         """See `language_of`."""

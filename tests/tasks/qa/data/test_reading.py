@@ -58,7 +58,7 @@ def test_in_evaluation_a_text_counts_whatever_its_offset_and_in_training_it_does
     data = load_questions(path, on_bad_record="skip")
     assert [e.id for e in data] == ["q2"]
     assert data.notes[0].startswith("1 of 2 questions were left out, the first: ")
-    assert (data.facts["questions_read"], data.facts["left_out"], len(data.facts["skipped"])) == (2, 1, 1)
+    assert (data.facts["read"], data.facts["left_out"], len(data.facts["skipped"])) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_the_first_so_many_are_said_to_be_so_many_of_how_many(write):
     path = write(squad(*(qa(("Ada", 0), id=str(number)) for number in range(10))))
     data = load_questions([str(path)], max_examples=3)
     assert data.notes == ("the first 3 of 10 usable questions are used, as asked for",)
-    assert data.facts["questions_read"] == 10
+    assert data.facts["read"] == 10
 
 
 def test_an_answer_without_a_place_is_written_and_read_back(tmp_path):

@@ -146,8 +146,7 @@ class RecordCollector:
             skipped=tuple(self.skipped),
             notes=(*told, *(f"{count} {kind}" for kind, count in notes.items())),
             facts={
-                "questions": len(items),
-                "questions_read": read,
+                "read": read,
                 "left_out": len(self.skipped),
                 "skipped": [asdict(record) for record in self.skipped],
                 "mended": [asdict(record) for record in self.mended],
