@@ -37,6 +37,15 @@ class Outcomes:
     metric: Metric | None = None
     said: tuple[str, ...] | None = None
     """What was predicted, as text."""
+    moved: Floats | None = None
+    """How far the last hidden state moved, where that was measured for want of a loss (`Runs`)."""
+
+    @property
+    def change(self) -> Floats:
+        """What a changed model is judged by: the loss or, without one, how far the last hidden state moved."""
+        values = self.moved if self.loss is None else self.loss
+        assert values is not None
+        return values
 
 
 @torch.inference_mode()

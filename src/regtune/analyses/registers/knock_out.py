@@ -75,17 +75,31 @@ def knocked_out(
             `mean` without means that fit.
     """
     registers = require_active_registers(model)
-    chosen = knock_out.chosen(registers.num_registers)
+    count = registers.num_registers
+    chosen = list(knock_out.chosen(count))
+
+    def held(depth: int, states: Tensor) -> Tensor:
+        assert means is not None
+        mine = registers.registers_of(states).clone()
+        mine[:, chosen] = means[depth, chosen].to(mine)
+        return registers.insert(mine, registers.strip(states))
+
+    def exchanged(_module: nn.Module, _args: tuple, vectors: Tensor) -> Tensor:
+        if knock_out.how == "swap":
+            return vectors[:, [(index + 1) % count if index in chosen else index for index in range(count)]]
+        return vectors.index_fill(1, torch.tensor(chosen, device=vectors.device), 0.0)
+
     with ExitStack() as stack:
         if knock_out.how == "mask":
             stack.enter_context(mask_registers(model, chosen))
-        elif knock_out.how == "mean":
-            _check_means(means, registers)
-            assert means is not None
-            stack.enter_context(layer_inputs(model, _Constants(registers, chosen, means)))
+        elif knock_out.how != "mean":
+            stack.callback(registers.register_forward_hook(exchanged).remove)
+        elif means is None:
+            raise ConfigError("how='mean' needs the registers' mean states; pass means=register_states(...).means.")
+        elif means.shape[1] != count:
+            raise ConfigError(f"means are of {means.shape[1]} registers, but this model has {count}.")
         else:
-            change = _exchange(chosen, registers.num_registers) if knock_out.how == "swap" else _zeros(chosen)
-            stack.callback(registers.register_forward_hook(lambda _module, _args, vectors: change(vectors)).remove)
+            stack.enter_context(layer_inputs(model, held))
         yield
 
 
@@ -99,41 +113,6 @@ def require_active_registers(model: nn.Module) -> Registers:
     if not registers.enabled:
         raise UnsupportedModelError("The registers are disabled, so nothing can be seen of them; leave that context.")
     return registers
-
-
-class _Constants:
-    """Puts given states in the place of some registers' at every depth."""
-
-    def __init__(self, registers: Registers, chosen: tuple[int, ...], means: Tensor) -> None:
-        self.registers = registers
-        self.chosen = list(chosen)
-        self.means = means
-
-    def __call__(self, depth: int, states: Tensor) -> Tensor:
-        mine = self.registers.registers_of(states).clone()
-        mine[:, self.chosen] = self.means[depth, self.chosen].to(mine)
-        return self.registers.insert(mine, self.registers.strip(states))
-
-
-def _exchange(chosen: tuple[int, ...], count: int) -> Callable[[Tensor], Tensor]:
-    source = [(index + 1) % count if index in chosen else index for index in range(count)]
-    return lambda vectors: vectors[:, source]
-
-
-def _zeros(chosen: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    def zeros(vectors: Tensor) -> Tensor:
-        kept = torch.ones(vectors.shape[1], 1, dtype=vectors.dtype, device=vectors.device)
-        kept[list(chosen)] = 0.0
-        return vectors * kept
-
-    return zeros
-
-
-def _check_means(means: Tensor | None, registers: Registers) -> None:
-    if means is None:
-        raise ConfigError("how='mean' needs the registers' mean states; pass means=register_states(...).means.")
-    if means.shape[1] != registers.num_registers:
-        raise ConfigError(f"means are of {means.shape[1]} registers, but this model has {registers.num_registers}.")
 
 
 # What every layer reads, looked at or exchanged while the model runs
