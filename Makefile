@@ -6,13 +6,16 @@ STAMP := $(VENV)/.installed
 
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-oldest check docs benchmarks results screenshots clean
+.PHONY: demo test test-slow test-oldest check docs benchmarks results screenshots clean
 
 demo: $(STAMP)  ## fine-tune MiniLM without and with registers on the embedded questions, and compare
 	$(BIN)/regtune demo
 
-test: $(STAMP)  ## all tests but those that need a GPU or the hub
+test: $(STAMP)  ## the tests that take minutes together
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=10  # one thread for each of two processes
+
+test-slow: $(STAMP)  ## the long runs, and those in a browser; not what needs a GPU or the hub
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=10 -m '(slow or browser) and not gpu and not network'
 
 test-oldest: $(OLDEST)/.installed  ## the same tests on the lowest versions that pyproject.toml admits, in an environment of their own
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 --dist worksteal -W ignore::DeprecationWarning -W ignore::FutureWarning
