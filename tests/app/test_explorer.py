@@ -72,7 +72,8 @@ def test_a_classifier_and_a_model_without_a_task_are_explored_alike(classifier, 
 
 
 def test_relevance_is_that_of_explain_under_the_same_change(explorer):
-    (block,) = explorer.relevance(GIVEN, Change(knocked_out=(0,)), ("attnlrp",), "start")
+    said, block = explorer.relevance(GIVEN, Change(knocked_out=(0,)), ("attnlrp",), "start")
+    assert [line.rpartition(": ")[2] for line in said.notes] == ["2 registers, without 0.", "no registers."]
     with regtune.mask_registers(explorer.sessions[0].model, [0]):
         wanted = regtune.explain(explorer.sessions[0], GIVEN, method="attnlrp", target="start")
     found = block.data["models"][0]["attributions"][0]

@@ -179,7 +179,10 @@ class Explorer:
             compare = self.sessions[1] if len(self.sessions) > 1 else None
             record = _filled(given)
             made = explain(self.sessions[0], record, method=methods, target=target.strip() or (), compare=compare)
-        return list(made.blocks())
+        if not (change.off or change.knocked_out):
+            return list(made.blocks())
+        words = "\n".join(f"{session.name}: {change.words(session)}." for session in self.sessions)
+        return [Block(kind="text", title="Changed for this look", text=words), *made.blocks()]
 
     def places(self, given: Mapping[str, str], change: Change) -> dict[str, str]:
         """Key and name of every token and register of the first model."""

@@ -37,10 +37,14 @@ const reachable = () => element.querySelectorAll('.rows tbody tr').forEach((row)
 watch('value', reachable);
 reachable();
 """
-_STYLE = (
-    f".{SCOPE} {{ color: var(--ink); padding: 0.25rem 0; }} .{SCOPE} [data-place], .{SCOPE} .rows tbody tr "
-    "{ cursor: pointer; }"
-)
+_STYLE = f"""
+.{SCOPE} {{ color: var(--ink); padding: 0.25rem 0; }}
+.{SCOPE} h4 {{ font-size: 1.05rem; font-weight: 650; margin: 1.25rem 0 0.4rem; }}
+.{SCOPE} a {{ color: var(--c0); text-decoration: underline; }}
+.{SCOPE} input[type=radio] {{ appearance: auto; }}
+.{SCOPE} [data-place], .rows tbody tr {{ cursor: pointer; }}
+"""
+"""What Gradio's own styles take from blocks, and what can be clicked."""
 
 
 def make_page(explorer: Explorer) -> Any:
