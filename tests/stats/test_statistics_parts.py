@@ -84,6 +84,11 @@ def test_many_seeds_are_permuted_at_random_and_come_close_to_the_t_test():
     assert sign_flip_test(arm - baseline, seed=5) == sign_flip_test(arm - baseline, seed=5)
 
 
+def test_rearrangements_that_differ_by_rounding_alone_count_as_equal():
+    """These sum to 0 but for rounding, and no difference is no evidence."""
+    assert sign_flip_test(np.array([4, 2, 0, -3, -2, -5, -5, 9]) / 10).p_value == 1.0
+
+
 def test_one_seed_cannot_be_permuted():
     with pytest.raises(DataError, match="over 1 seed"):
         sign_flip_test(np.array([0.1]))
