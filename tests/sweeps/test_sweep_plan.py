@@ -15,7 +15,7 @@ from regtune.sweeps.cell_run import cell_status, run_cell
 from regtune.sweeps.estimate import plan_text
 from regtune.sweeps.export import export_cells
 from regtune.sweeps.sweep import best_num_registers, outcome_text, plan_sweep, run_sweep
-from regtune.sweeps.sweep_actions import carry_out
+from regtune.sweeps.sweep_actions import _export, carry_out
 from tiny_sweep import fake_runs, invented, tiny_sweep
 
 
@@ -99,7 +99,7 @@ def test_the_best_n_is_unknown_while_a_cell_is_missing(tmp_path, runs, monkeypat
 def test_an_exported_cell_is_what_a_report_reads_and_small(tmp_path):
     sweep = tiny_sweep(tmp_path)
     run_sweep(sweep, tmp_path / "s", progress=False)
-    exported = export_cells(tmp_path / "s", tmp_path / "docs")
+    exported = export_cells(tmp_path / "s", tmp_path / "docs").cells
     assert {path.name for path in exported} == {cell.key for cell in sweep.cells()}
     for path in exported:
         record = load_record(path)
@@ -119,7 +119,7 @@ def test_an_exported_cell_is_what_a_report_reads_and_small(tmp_path):
 def test_large_sets_are_exported_without_texts_and_unchanged_cells_are_left_alone(tmp_path):
     sweep = tiny_sweep(tmp_path, arms=("baseline",))
     run_sweep(sweep, tmp_path / "s", progress=False)
-    (path,) = export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
+    ((path,), _) = export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
     file = inside(path, load_record(path).predictions["dev"])
     assert "text" not in read_json(file)
     assert all("text" not in row for row in read_predictions(path, load_record(path), "dev"))
@@ -131,8 +131,25 @@ def test_large_sets_are_exported_without_texts_and_unchanged_cells_are_left_alon
 def test_a_cell_that_was_exported_with_texts_loses_them_when_it_is_exported_without(tmp_path):
     run_sweep(tiny_sweep(tmp_path, arms=("baseline",)), tmp_path / "s", progress=False)
     export_cells(tmp_path / "s", tmp_path / "docs")
-    (path,) = export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
+    ((path,), _) = export_cells(tmp_path / "s", tmp_path / "docs", texts_up_to=5)
     assert "text" not in read_json(path / "predictions" / "dev.json.gz")
+
+
+def test_a_broken_cell_is_listed_by_an_export_and_the_others_come_through(tmp_path):
+    sweep = tiny_sweep(tmp_path)
+    run_sweep(sweep, tmp_path / "s", progress=False)
+    broken, *whole = sorted(cell.key for cell in sweep.cells())
+    file = inside(tmp_path / "s" / broken, load_record(tmp_path / "s" / broken).predictions["dev"])
+    file.write_bytes(b"[" + file.read_bytes())
+    cells, left_out = export_cells(tmp_path / "s", tmp_path / "docs")
+    assert [path.name for path in cells] == whole
+    assert list(left_out) == [broken]
+    assert file.name in left_out[broken]
+    assert not (tmp_path / "docs" / "cells" / broken).exists()
+    report = _export(tmp_path / "s", tmp_path / "docs")
+    assert not report.healthy
+    assert f"1 of {len(whole) + 1} finished cells are left out" in report.text
+    assert left_out[broken] in report.text
 
 
 def test_an_export_of_nothing_is_refused(tmp_path):

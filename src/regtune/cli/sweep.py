@@ -30,7 +30,7 @@ class SweepArgs:
     """Runs every cell of a sweep recipe once: arms x numbers of registers x seeds x training sets.
 
     Finished cells are never run again, a killed sweep continues, a failed cell doesn't stop the others. Several
-    processes may work on one folder. Exit code 1 if a cell failed.
+    processes may work on one folder. Exit code 1 if a cell failed, or if `--export` left one out.
     """
 
     recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]

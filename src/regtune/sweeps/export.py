@@ -8,9 +8,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from regtune.errors import DataError
+from regtune.errors import DataError, RegtuneError
 from regtune.records import (
     CURVE_FILE,
     RUN_FILE,
@@ -25,37 +25,52 @@ from regtune.records import (
 CELLS = "cells"
 
 
-def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> list[Path]:
+class Exported(NamedTuple):
+    """What an export has written, and what it could not.
+
+    Attributes:
+        cells: the folders of the cells, below the target.
+        left_out: by the name of its run directory, what is wrong with a cell and what to do.
+    """
+
+    cells: list[Path]
+    left_out: dict[str, str]
+
+
+def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> Exported:
     """Copies every finished cell to `target/cells/KEY`: record, curve, and compact predictions.
 
     Predictions become columns of the task's scores (four decimals), without n-best lists, and without texts in sets of
     more than `texts_up_to` examples; their ids, which are most of the bytes and the same in every cell, are
     written once, to `target/examples`. `sweep.json` and `search.json` come along. Files that have not changed are left
-    alone, so a sweep can be exported again while it grows.
+    alone, so a sweep can be exported again while it grows. A broken cell is left out whole and listed.
 
     Args:
         folder: a sweep's folder.
         target: where to; for example `docs/results/ablation`.
         texts_up_to: largest set whose predictions are kept as text.
 
-    Returns:
-        The folders of the cells.
-
     Raises:
-        DataError: nothing is finished, or a predictions file can't be read.
-        CheckpointError: a record of another schema.
+        DataError: there is no finished cell that can be exported; the message says what is wrong with those found.
     """
-    exported = []
+    done, left_out = [], {}
     for path in sorted(folder.glob(f"*/{RUN_FILE}")):
-        for place, content in _files(path.parent, target, texts_up_to):
+        run_dir = path.parent
+        try:
+            files = list(_files(run_dir, target, texts_up_to))
+        except RegtuneError as error:
+            left_out[run_dir.name] = str(error)
+            continue
+        for place, content in files:
             _write_changed(place, content)
-        exported.append(target / CELLS / path.parent.name)
-    if not exported:
-        raise DataError(f"{folder} holds no finished cell to export.")
+        done.append(target / CELLS / run_dir.name)
+    if not done:
+        wrong = "".join(f"\n{name}: {why}" for name, why in left_out.items())
+        raise DataError(f"{folder} holds no finished cell to export.{wrong}")
     for name in ("sweep.json", "search.json"):
         if (folder / name).is_file():
             _write_changed(target / name, (folder / name).read_bytes())
-    return exported
+    return Exported(done, left_out)
 
 
 def _files(run_dir: Path, target: Path, texts_up_to: int) -> Iterator[tuple[Path, bytes]]:

@@ -54,7 +54,7 @@ def carry_out(
     if dry_run:
         return Report(_plan(sweep, folder))
     if export is not None:
-        return Report(_export(folder, export))
+        return _export(folder, export)
     if search or search_only:
         found = _search(sweep, folder)
         if search_only:
@@ -70,12 +70,16 @@ def _plan(sweep: SweepConfig, folder: Path) -> str:
     return plan_text(plan, waiting=waiting)
 
 
-def _export(folder: Path, target: Path) -> str:
+def _export(folder: Path, target: Path) -> Report:
     from regtune.sweeps.export import export_cells
 
-    exported = export_cells(folder, target)
+    cells, left_out = export_cells(folder, target)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    return f"{len(exported)} cells in {target}, {size / 1e6:.1f} MB."
+    lines = [f"{len(cells)} cells in {target}, {size / 1e6:.1f} MB."]
+    if left_out:
+        lines += [f"{len(left_out)} of {len(cells) + len(left_out)} finished cells are left out:"]
+        lines += [f"{name}: {why}" for name, why in left_out.items()]
+    return Report("\n".join(lines), not left_out)
 
 
 def _search(sweep: SweepConfig, folder: Path) -> str:
