@@ -44,6 +44,57 @@ def test_nobody_but_the_session_opens_models():
     assert openers == {"models", "registers", "session.py", "testing/invariants.py"}
 
 
+GENERAL = (
+    "config.py",
+    "records.py",
+    "session.py",
+    "interfaces.py",
+    "registry.py",
+    "inspection.py",
+    "tables.py",
+    "typed.py",
+)
+GENERAL_ROOMS = ("sweeps", "stats", "report", "training", "models", "methods", "registers", "families")
+ONE_TASKS_OWN = {
+    "sweeps/demo.py",
+    "report/overlays/pictures.py",
+    "report/overlays/terminal.py",
+    "registers/reg_bert.py",
+}
+"""The demo is one on questions, the overlays draw a question above its context, RegBERT is the paper's model."""
+WORDS_OF_QUESTIONS = {"question", "questions", "stride", "squad", "answer_start", "exact_match", "null_answers"}
+
+
+def _words(tree):
+    """Every name, attribute, argument and text of a module, cut into words; docstrings aside."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = {
+        id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)
+    }
+    about = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)} | docs
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in about:
+            yield from re.findall(r"\w+", node.value.lower())
+        for name in ("id", "attr", "arg", "name"):
+            if isinstance(word := getattr(node, name, None), str):
+                yield word.lower()
+
+
+def test_general_rooms_know_nothing_of_questions():
+    """Span question answering is one task of several: what is its own is in `tasks/qa`."""
+    source = ROOT / "src" / "regtune"
+    paths = [source / name for name in GENERAL] + [
+        path for room in GENERAL_ROOMS for path in (source / room).rglob("*.py")
+    ]
+    found = {}
+    for path in paths:
+        place = path.relative_to(source).as_posix()
+        words = WORDS_OF_QUESTIONS.intersection(_words(ast.parse(path.read_text(encoding="utf-8"))))
+        if words and place not in ONE_TASKS_OWN:
+            found[place] = words
+    assert found == {}
+
+
 def test_links_between_the_documents_lead_somewhere():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     for page in pages:

@@ -154,6 +154,7 @@ def test_register_settings_of_a_wrong_kind_are_refused_in_words(tmp_path, settin
     [
         {"num_labels": 5, "ignore_mismatched_sizes": True},
         {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}},
+        {"num_labels": 5, "id2label": dict(enumerate("abcde")), "ignore_mismatched_sizes": True},
         {"hidden_dropout_prob": 0.3},
         {"problem_type": "multi_label_classification"},
         {"dtype": torch.bfloat16},

@@ -105,7 +105,7 @@ _LACKS = {
         "tokenizer.save_pretrained(folder)."
     ),
     "sep": (
-        "The tokenizer of {name} has no separator token, so a model can't tell question from context. Name the one "
+        "The tokenizer of {name} has no separator token, so a model can't tell two texts of a row apart. Name the one "
         "that the model was trained with (tokenizer.sep_token = ...) and save it beside the model, or take another."
     ),
 }
