@@ -293,7 +293,11 @@ DAMAGE += [("whole", name) for name in WHOLE]
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return save_registers(with_registers(), tmp_path_factory.mktemp("registers"))
+    """Without a checksum, so that all other checks are needed."""
+    folder = save_registers(with_registers(), tmp_path_factory.mktemp("registers"))
+    settings = json.loads((folder / "registers.json").read_text())
+    (folder / "registers.json").write_text(json.dumps(settings | {"sha256": ""}))
+    return folder
 
 
 def as_it_was(model, before):
