@@ -42,6 +42,7 @@ from regtune.families._family import modules_at
 from regtune.models.loading import resolve_model
 from regtune.models.safety import check_model_files
 from regtune.records import read_typed
+from regtune.registers.card import CARD, write_card, write_uploaded_card
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks
 from regtune.registers.registers import Registers
 from regtune.registers.saving import from_pretrained, read_settings
@@ -434,6 +435,16 @@ class AdaptedModel(PeftModel):  # type: ignore[misc]
         if not self.active_peft_config.is_prompt_learning:
             self.base_model.disable_adapter_layers()
         return model
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """peft's metadata, and regtune's section; peft's blank form for the rest is left out."""
+        new = not (Path(output_dir) / CARD).is_file()
+        super().create_or_update_model_card(output_dir)
+        write_card(output_dir, self, new=new)
+
+    def _upload_modified_files(self, working_dir: str, repo_id: str, *args: Any, **options: Any) -> Any:
+        write_uploaded_card(working_dir, self, repo_id, options.get("token"))
+        return super()._upload_modified_files(working_dir, repo_id, *args, **options)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """The adapter, and the base's config."""

@@ -15,6 +15,7 @@ from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of, find_family
 from regtune.families._family import Family, sides, submodule
+from regtune.registers.card import HOOKED, WithCard
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks, registers_in
 from regtune.registers.passes import Layout
 from regtune.registers.registers import Registers, settings
@@ -206,23 +207,27 @@ def _all_registers(model: nn.Module) -> list[Registers]:
     return [module for module in model.modules() if isinstance(module, Registers)]
 
 
-def _configs(model: nn.Module, backbone: Any) -> list[Any]:
-    """The configs that go into a checkpoint of this backbone, with or without a head."""
+def _saved_parts(model: nn.Module, backbone: Any) -> list[Any]:
+    """The models that can be saved with this backbone: itself, and it with a head."""
     parts = [part for part in model.modules() if _is_pretrained(part) and part.base_model is backbone]
-    return list({id(part.config): part.config for part in (*parts, backbone)}.values())
+    return parts if backbone in parts else [*parts, backbone]
 
 
 def write_config(model: nn.Module, config: RegisterConfig) -> None:
-    """Writes what registers a model has into the configs that are saved with it."""
-    for part in _configs(model, backbone_of(model)):
-        setattr(part, CONFIG_KEY, dataclasses.asdict(config))
+    """Writes what registers a model has into the configs, and model cards, that are saved with it."""
+    for part in _saved_parts(model, backbone_of(model)):
+        setattr(part.config, CONFIG_KEY, dataclasses.asdict(config))
+        for name in HOOKED:
+            setattr(part, name, WithCard(part, name))
 
 
 def forget_config(model: nn.Module) -> None:
-    """Takes out of a model's configs what they say of registers."""
-    for part in _configs(model, backbone_of(model)):
-        if hasattr(part, CONFIG_KEY):
-            delattr(part, CONFIG_KEY)
+    """Takes out of a model's configs what they say of registers; no card is written any more."""
+    for part in _saved_parts(model, backbone_of(model)):
+        if hasattr(part.config, CONFIG_KEY):
+            delattr(part.config, CONFIG_KEY)
+        for name in HOOKED:
+            part.__dict__.pop(name, None)
 
 
 def find_registers(model: nn.Module) -> Registers | None:

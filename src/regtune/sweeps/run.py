@@ -36,9 +36,8 @@ from regtune.records import (
     versions,
     write_json,
 )
-from regtune.registers.surgery import (
-    register_parameters,
-)
+from regtune.registers.card import write_card
+from regtune.registers.surgery import backbone_of, register_parameters
 from regtune.registry import TASKS
 from regtune.session import MODEL_DIR, Session, SharedInputs, resolved, settings_of
 from regtune.stats.calibration import calibration
@@ -165,7 +164,9 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
         seconds=round(time.perf_counter() - began, 2),
     )
     save_record(run_dir, record)
+    write_card(run_dir / MODEL_DIR, model)
     if training.push_to_hub:
+        backbone_of(model).config.name_or_path = str(run_dir / MODEL_DIR)  # where the card finds its record
         model.push_to_hub(training.push_to_hub)
         session.reader.push_to_hub(training.push_to_hub)
     return record
