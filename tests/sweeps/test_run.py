@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +56,26 @@ def test_a_run_leaves_everything_a_reader_needs(config):
     assert {"torch", "transformers", "regtune"} <= set(record.versions)
     assert record.training["peak_memory_bytes"] > 0
     assert record.data["train"]["windows"] == 8
+
+
+def test_the_models_card_has_the_scores_and_a_push_takes_them_along_but_no_path(config, tmp_path, monkeypatch):
+    pushed = {}
+
+    def upload(self, folder, repo_id, *_, **__):
+        pushed[repo_id] = (Path(folder) / "README.md").read_text(encoding="utf-8")
+
+    monkeypatch.setattr("transformers.utils.hub.PushToHubMixin._upload_modified_files", upload)
+    repository = type("Repository", (), {"create_repo": lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id)})
+    monkeypatch.setattr("transformers.utils.hub.hf_api", repository, raising=False)
+    training = dataclasses.replace(config.training, epochs=1.0, push_to_hub="me/mine")
+    seen = []
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.push_to_hub", lambda self, name, **_: seen.append(name))
+    record = run_experiment(dataclasses.replace(config, training=training), progress=False)
+    assert seen == ["me/mine"]
+    for card in ((config.output_dir / "model" / "README.md").read_text(encoding="utf-8"), pushed["me/mine"]):
+        assert f"| {record.metrics['dev']['f1']:.3f} |" in card
+        assert "| training data | train |" in card
+        assert str(tmp_path) not in card
 
 
 def test_the_saved_model_answers_as_the_run_did(config):
