@@ -70,7 +70,7 @@ def write_card(folder: str | Path, model: Any, *, place: str = "PATH/OF/THIS/FOL
         text = f"{before}{section}{after}" if ended else f"{there.rstrip()}\n\n{section}\n"
     else:
         plain = ModelCardData(library_name="transformers")
-        data = ModelCard(there, ignore_metadata_errors=True).data if there else plain
+        data: Any = ModelCard(there, ignore_metadata_errors=True).data if there else plain
         base = _on_hub(_base(model, record))
         data.base_model = base if base or new else data.base_model
         data.tags = [*dict.fromkeys([*(data.tags or []), "regtune", "registers"])]
@@ -129,7 +129,7 @@ def _scores(record: RunRecord) -> list[str]:
         (name, record.data.get(name, {}).get("examples"), *(values.get(metric) for metric in names))
         for name, values in record.metrics.items()
     ]
-    columns = ("set", Column("examples", ",d"), *(Column(name, ".3f") for name in names))
+    columns: tuple[str | Column, ...] = ("set", Column("examples", ",d"), *(Column(name, ".3f") for name in names))
     table = Table(columns=columns, rows=tuple(rows)).markdown().strip()
     return [table, "Scores of this one run; how much other seeds differ can't be read from it."]
 
@@ -164,7 +164,8 @@ def _loaded_from(model: Any) -> str:
 
 def _on_hub(name: str) -> str | None:
     """The name of a repository on the hub, or None: paths of this machine are nobody's business."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     if name == "minilm" or PACKAGE in name:
         return _MINILM
