@@ -106,8 +106,10 @@ class TrainingError(RegtuneError, RuntimeError):
 class MissingExtraError(RegtuneError, ImportError):
     """An optional dependency is missing; the message says which extra brings it."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}. Install it with: pip install 'regtune[{extra}]'")
+    def __init__(self, package: str, extra: str, purpose: str, *, also: str = "") -> None:
+        """`also` is a command that has to follow."""
+        install = f"pip install 'regtune[{extra}]'" + (f" && {also}" if also else "")
+        super().__init__(f"{purpose} needs the package {package!r}. Install it with: {install}")
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> UnknownNameError:

@@ -15,7 +15,7 @@ from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, UnsupportedModelError
 from regtune.models.loading import load_tokenizer, resolve_model
-from regtune.models.minilm import check_weights
+from regtune.models.packaged import check_weights
 from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel, with_registers
 from regtune.registers.saving import from_pretrained, load_registers, save_registers
 from regtune.registers.surgery import add_registers, find_registers, num_registers, remove_registers
@@ -220,10 +220,10 @@ def test_saving_registers_of_a_plain_model_is_refused(tmp_path):
 def test_weights_with_another_checksum_are_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     with pytest.raises(CheckpointError, match="is missing"):
-        check_weights(file, "0" * 64)
+        check_weights(file, "0" * 64, "this")
     file.write_bytes(b"other")
     with pytest.raises(CheckpointError, match="expected 0000"):
-        check_weights(file, "0" * 64)
+        check_weights(file, "0" * 64, "this")
 
 
 def test_pushing_to_the_hub_uploads_a_model_that_from_pretrained_reads(saved, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Pretrained models and tokenizers by name: `minilm`, a local folder, or the hub. Safetensors only."""
+"""Pretrained models and tokenizers by name: those of the extras, a local folder, or the hub. Safetensors only."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from regtune.errors import CheckpointError
+from regtune.models.e5_multilingual import e5_multilingual_folder
 from regtune.models.minilm import minilm_folder
 from regtune.models.safety import needs_code, read_model_config
+from regtune.models.smollm2 import smollm2_folder
 
 MINILM = "minilm"
 """The name of the model that comes with the `demo` extra."""
@@ -19,11 +21,12 @@ def resolve_model(name: str | Path) -> str:
     """A model's name as transformers understands it.
 
     Raises:
-        MissingExtraError: `minilm` without the `demo` extra.
+        MissingExtraError: a model that comes with an extra, without that.
         CheckpointError: something that looks like a folder and isn't there.
     """
-    if str(name) == MINILM:
-        return str(minilm_folder())
+    packaged = {MINILM: minilm_folder, "smollm2": smollm2_folder, "e5-multilingual": e5_multilingual_folder}
+    if str(name) in packaged:
+        return str(packaged[str(name)]())
     path = Path(name)
     looks_local = isinstance(name, Path) or path.is_absolute() or str(name).startswith((".", "~")) or path.exists()
     if looks_local and not path.expanduser().is_dir():
