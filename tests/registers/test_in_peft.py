@@ -238,7 +238,7 @@ def test_the_settings_are_plain_json_and_checked(tmp_path):
     saved = json.loads(file.read_text())
     assert (saved["peft_type"], saved["registers"]["num_registers"]) == ("REGISTER_LORA", 3)
     file.write_text(json.dumps(saved | {"registers": {"num_registers": "3"}}))
-    with pytest.raises(CheckpointError, match=r"num_registers='3' is no int"):
+    with pytest.raises(CheckpointError, match=r"num_registers is '3', but must be a whole number"):
         peft.PeftModel.from_pretrained(tiny_model("bert"), tmp_path)
 
 
