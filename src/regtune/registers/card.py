@@ -73,7 +73,8 @@ def write_card(folder: str | Path, model: Any, *, place: str = "PATH/OF/THIS/FOL
         data: Any = ModelCard(there, ignore_metadata_errors=True).data if there else plain
         base = _on_hub(_base(model, record))
         data.base_model = base if base or new else data.base_model
-        data.tags = [*dict.fromkeys([*(data.tags or []), "regtune", "registers"])]
+        own = ("regtune", "registers") if _registers(model) else ("regtune",)
+        data.tags = [*dict.fromkeys([*(data.tags or []), *own])]
         text = f"---\n{data.to_yaml()}\n---\n\n{section}\n"
     write_bytes(file, text.encode("utf-8", "surrogateescape"))
 
