@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from regtune.config import DataConfig, RunConfig, to_dict
-from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError, unknown_name
+from regtune.config import DataConfig, RunConfig
+from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import Family
 from regtune.interfaces import Batch, Examples, Rows, Task
@@ -41,8 +41,9 @@ from regtune.records import (
 from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import backbone_of, max_text_length, register_positions
 from regtune.registry import TASKS
+from regtune.task_settings import settings_of
 from regtune.texts import PlainText, is_text_file, read_paragraphs, text_rows
-from regtune.typed import hints_of, typed
+from regtune.typed import hints_of
 
 MODEL_DIR = "model"
 Attention = Literal["auto", "sdpa", "eager"]
@@ -305,36 +306,6 @@ def own_head(name: str) -> str:
     known = (getattr(transformers, one, None) for one in _architectures(name))
     model = (one for one in known if isinstance(one, type) and issubclass(one, transformers.PreTrainedModel))
     return next((one.__name__ for one in model), "AutoModel")
-
-
-def settings_of(config: RunConfig, task: Task | None = None) -> Any:
-    """The task's settings in a run: its own (`RunConfig.settings`), and those of `data` that it has by the same name.
-
-    Raises:
-        ConfigError: a setting that the task doesn't have, or one that can't be.
-    """
-    task = TASKS.get(config.task) if task is None else task
-    assert task is not None
-    own = own_settings(task.settings)
-    unknown = [name for name in config.settings if name not in own]
-    if unknown and task.name == config.task:
-        raise unknown_name(f"setting of the task {task.name}:", unknown[0], own)
-    plain: dict[str, Any] = to_dict(config)
-    given = {name: value for name, value in plain["settings"].items() if name in own}
-    shared = {name: value for name, value in plain["data"].items() if name in hints_of(task.settings)}
-    return typed(task.settings, given | shared, "settings")
-
-
-def own_settings(kind: type) -> list[str]:
-    """Names of a task's settings that are its own; the others take the values of the run's `data`."""
-    return [name for name in hints_of(kind) if name not in hints_of(DataConfig)]
-
-
-def resolved(config: RunConfig) -> RunConfig:
-    """The config with every setting that its task has, as records and hashes of configs hold it."""
-    settings = settings_of(config)
-    plain = to_dict(settings)
-    return dataclasses.replace(config, settings={name: plain[name] for name in own_settings(type(settings))})
 
 
 def fitted(settings: Any, session: Session) -> Any:

@@ -80,7 +80,7 @@ def config_of(cell: Cell, folder: Path) -> RunConfig:
         task=cell.task,
         registers=RegisterConfig(num_registers=2 if cell.registers else 0),
         data=DataConfig(train=sets, eval=sets, max_length=40),
-        settings={"stride": 8, "max_question_length": 20},
+        settings={"stride": 8, "max_question_length": 20} if cell.task == "qa" else {},
         training=TrainConfig(epochs=1.0, batch_size=4, precision="float32", learning_rate=1e-2, warmup_ratio=0.0),
         methods={} if cell.method == "registers" else {cell.method: SMALLER.get(cell.method, {})},
     )

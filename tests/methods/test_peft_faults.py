@@ -26,7 +26,9 @@ def attached(name, model, *, n=0, rows=None, **settings):
     method = METHODS.get(name)
     config = RunConfig(registers=RegisterConfig(num_registers=n))
     config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, max_length=20, stride=5, max_question_length=9)
+        config,
+        data=dataclasses.replace(config.data, max_length=20),
+        settings={"stride": 5, "max_question_length": 9},
     )
     session = Session(name="tiny", model=model, reader=tiny_tokenizer(), config=config)
     if n:

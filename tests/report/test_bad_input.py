@@ -91,7 +91,7 @@ def test_a_record_of_an_older_schema_is_named(small):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
     ((name, why),) = collect(small).skipped
     assert name == path.parent.name
-    assert f"schema_version=1; this regtune reads 2. {AGAIN}" in why
+    assert f"schema_version=1; this regtune reads 3. {AGAIN}" in why
 
 
 def test_a_folder_with_nothing_but_older_records_says_so(tmp_path):

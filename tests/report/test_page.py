@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from regtune.config import DataConfig
 from regtune.report.collect import collect
 from regtune.report.figures import drawn, score_figure
 from regtune.report.page import build_report, write_report
@@ -146,6 +147,7 @@ def test_a_task_of_ones_own_is_reported_by_its_own_metrics(tmp_path, monkeypatch
 
     class LanguageModelling(Task):
         name, title, examples = "lm", "language modelling", "texts"
+        settings = DataConfig
         metrics = (PERPLEXITY,)
 
     get = TASKS.get

@@ -182,7 +182,7 @@ def run(tmp_path_factory):
 def test_a_run_learns_labels_and_records_them(run):
     config, record = run
     assert record.metrics["dev"]["accuracy"] == 1.0
-    assert set(record.metrics["dev"]) == {"accuracy", "macro_f1", "mcc"}
+    assert {"accuracy", "macro_f1", "mcc"} < set(record.metrics["dev"])
     assert record.data["train"]["labels"] == {"cat": 8, "dog": 8, "emu": 8}
     session = regtune.open(config.output_dir)
     assert session.task.name == "classify"
@@ -254,7 +254,7 @@ def test_the_tasks_own_settings_are_flags_of_train(run, tmp_path, capsys):
     words += ["--training.epochs", "0.2", "--settings.label-column", "mood"]
     assert main(words) == 0
     assert "accuracy" in capsys.readouterr().out
-    assert read_json(tmp_path / "run" / "run.json")["config"]["settings"] == {"label_column": "mood"}
+    assert read_json(tmp_path / "run" / "run.json")["config"]["settings"]["label_column"] == "mood"
 
 
 def test_pairs_of_texts_make_a_row_with_both(run):

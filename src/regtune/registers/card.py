@@ -38,10 +38,10 @@ class WithCard:
         """Saves or uploads."""
         own = getattr(type(self.model), self.name)
         if self.name == "save_pretrained":
-            given = inspect.signature(own).bind(self.model, *args, **kwargs).arguments
+            given = inspect.signature(own).bind(self.model, *args, **kwargs)
             saved = own(self.model, *args, **kwargs)
-            if self.model.should_save_on_this_rank(given.get("is_main_process", True)):
-                write_card(given["save_directory"], self.model)
+            if self.model.should_save_on_this_rank(given.arguments.get("is_main_process", True)):
+                write_card(given.args[1], self.model)
             return saved
         folder, repository, *_ = args
         write_uploaded_card(folder, self.model, repository, kwargs.get("token"))

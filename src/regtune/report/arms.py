@@ -11,7 +11,7 @@ from typing import Any
 from regtune.config import RunConfig, to_dict
 from regtune.recipes import config_from_dict
 from regtune.records import AGAIN, RUN_FILE, RunRecord
-from regtune.session import resolved
+from regtune.task_settings import resolved
 
 BASELINE, REGISTERS = "baseline", "registers"
 _NOT_ARM = (

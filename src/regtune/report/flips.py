@@ -18,8 +18,8 @@ from regtune.records import RUN_FILE, set_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm
 from regtune.report.collect import Cell, Group
-from regtune.session import settings_of
 from regtune.tables import Column
+from regtune.task_settings import settings_of
 
 Texts = Mapping[str, tuple[str, tuple[str, ...]]]
 """Example id to its text and what is right."""

@@ -15,7 +15,7 @@ from regtune.config import RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import unknown_name
 from regtune.methods.used import methods_of
 from regtune.registry import METHODS
-from regtune.session import resolved
+from regtune.task_settings import resolved
 
 Methods = Mapping[str, Mapping[str, Any]]
 """Name of a method to the settings that are not the sweep's."""

@@ -39,8 +39,9 @@ from regtune.records import (
 from regtune.registers.card import write_card
 from regtune.registers.surgery import backbone_of, register_parameters
 from regtune.registry import TASKS
-from regtune.session import MODEL_DIR, Session, SharedInputs, resolved, settings_of
+from regtune.session import MODEL_DIR, Session, SharedInputs
 from regtune.stats.calibration import calibration
+from regtune.task_settings import resolved, settings_of
 from regtune.training.checkpoints import save_model
 from regtune.training.fine_tune import TrainingResult, fine_tune
 from regtune.training.parameter_groups import register_group

@@ -22,6 +22,7 @@ from regtune.errors import ConfigError, DataError, MissingExtraError, UnknownNam
 from regtune.registers.surgery import add_registers
 from regtune.report.overlays.pictures import read_pictures
 from regtune.targets import ClassLogit, StartLogit
+from regtune.task_settings import settings_of
 from regtune.tasks.qa.question_answerer import ask
 from tiny import inputs, tiny_model
 from tiny_tokenizer import save_tiny, tiny_tokenizer
@@ -55,7 +56,7 @@ def opened(folder, **answers):
     """A session with the settings of a run that cut its texts short."""
     config = RunConfig(data=DataConfig(max_length=40), settings={"stride": 12, "max_question_length": 24, **answers})
     session = regtune.open(folder)
-    return dataclasses.replace(session, task_settings=regtune.session.settings_of(config, session.task))
+    return dataclasses.replace(session, task_settings=settings_of(config, session.task))
 
 
 # Questions
