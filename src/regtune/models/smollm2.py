@@ -39,7 +39,9 @@ def _write(folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(package, gguf_file=FILE, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        package, gguf_file=FILE, dtype=torch.float32, trust_remote_code=False
+    )
     del model.config.quantization_config
     model.config.architectures = [type(model).__name__]
     model.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -47,4 +49,4 @@ def _write(folder: Path) -> None:
     model.generation_config.save_pretrained(folder)
     weights = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})  # the head is the words' table
-    AutoTokenizer.from_pretrained(package, gguf_file=FILE).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(package, gguf_file=FILE, trust_remote_code=False).save_pretrained(folder)

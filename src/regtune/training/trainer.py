@@ -28,6 +28,7 @@ from regtune.errors import CheckpointError, ConfigError, TrainingError
 from regtune.interfaces import Group
 from regtune.models.precision import Precision, autocast
 from regtune.progress import steps
+from regtune.registers.card import CARD
 from regtune.training.batches import BatchOrder
 from regtune.training.checkpoints import STATE, CheckpointStore, read_state, unwritten, write_state
 from regtune.training.cpu_dropout import FastCpuDropout
@@ -179,6 +180,7 @@ class RegisterTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             Path(folder, "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+            Path(folder, CARD).unlink(missing_ok=True)  # of a model that is not finished
             self.state.save_to_json(str(Path(folder, STATE)))
             self.store.seal(step, best_step=best, seconds=seconds)
             newest = self.store.steps()[-self.config.save_total_limit :]
