@@ -18,15 +18,8 @@ from regtune.interfaces import Examples
 from regtune.records import read_json
 from regtune.sweeps.predict import predict
 from regtune.sweeps.run import run_experiment
-from regtune.tasks.classify import (
-    ACCURACY,
-    MACRO_F1,
-    MCC,
-    Classification,
-    ClassifySettings,
-    ClassPrediction,
-    LabelledText,
-)
+from regtune.tasks.classify import Classification, ClassifySettings, ClassPrediction, LabelledText
+from regtune.tasks.metrics import ACCURACY, MACRO_F1, MCC
 from tiny_tokenizer import save_tiny
 
 TASK = Classification()
@@ -266,3 +259,11 @@ def test_pairs_of_texts_make_a_row_with_both(run):
     assert words == ["[CLS]", "the", "cat", "[SEP]", "a", "house", "[SEP]"]
     assert batch["context_start"].tolist() == [4]
     assert dataclasses.replace(pair).label == "cat"
+
+
+def test_two_files_of_one_name_keep_their_examples_apart(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.csv").write_text("text,label\nwell,1\n")
+    found = read(tmp_path / "a/x.csv", tmp_path / "b/x.csv")
+    assert len(set(found.ids)) == len(found) == 2

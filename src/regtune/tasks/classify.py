@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from regtune.config import Count, DataConfig, Tokens
-from regtune.errors import ConfigError, DataError, shown
+from regtune.errors import DataError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Task
 from regtune.registers.surgery import register_positions
-from regtune.tasks.files import hub_rows, records_of, table
+from regtune.tasks.files import cell, hub_records, read_examples, records_of, table
+from regtune.tasks.metrics import ACCURACY, MACRO_F1, MCC
 from regtune.texts import TextRow, text_rows
 from regtune.typed import Checked
 
@@ -28,32 +29,6 @@ PAIRS = ("sentence2", "hypothesis", "question2", "text2", "text_pair")
 """Columns that are looked for, in this order, where the settings name none."""
 _EMBEDDED = ("embedded:train", "embedded:dev")
 _NO_LABEL = ("", None)
-
-
-def macro_f1(means: Floats) -> Floats:
-    """Mean over classes of 2·right / (gold + predicted); classes that occur in neither are left out."""
-    gold, predicted, right = np.split(means, 3, axis=-1)
-    total = gold + predicted
-    seen = total > 0
-    shares = np.where(seen, 2 * right / np.where(seen, total, 1.0), 0.0)
-    found: Floats = np.asarray(shares.sum(-1) / seen.sum(-1))
-    return found
-
-
-def correlation(means: Floats) -> Floats:
-    """Matthews's correlation for any number of classes (Gorodkin 2004, R_K); 0 where one class is all there is."""
-    gold, predicted, right = np.split(means, 3, axis=-1)
-    together = right.sum(-1) - (gold * predicted).sum(-1)
-    spread = (1 - (gold**2).sum(-1)) * (1 - (predicted**2).sum(-1))
-    some = spread > 1e-15
-    found: Floats = np.asarray(np.where(some, together / np.sqrt(np.where(some, spread, 1.0)), 0.0))
-    return found
-
-
-_CELLS = ("gold:*", "predicted:*", "right:*")
-ACCURACY = Metric(name="accuracy", title="accuracy", columns=("accuracy",))
-MACRO_F1 = Metric(name="macro_f1", title="macro-F1", columns=_CELLS, value=macro_f1)
-MCC = Metric(name="mcc", title="MCC", columns=_CELLS, value=correlation, bounds=(-1.0, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,26 +101,17 @@ class Classification(Task):
             DataError: a file that can't be read or is empty, a column or a label that is missing; with its place.
         """
         del training
-        items: list[LabelledText] = []
-        skipped: list[str] = []
-        for name in names:
-            count = len(items)
-            for place, record in _records(name, settings):
-                try:
-                    if isinstance(record, DataError):
-                        raise record
-                    items.append(_example(f"{Path(name).name}:{len(items) - count + 1}", record, place, settings))
-                except DataError as error:
-                    if settings.on_bad_record == "raise":
-                        raise
-                    skipped.append(str(error))
-            if len(items) == count:
-                raise DataError(f"{name} holds no labelled text. Write a header and at least one record.")
-        kept, read = tuple(items[:limit]), len(items) + len(skipped)
-        notes = (f"{len(skipped)} of {read} texts were left out, the first: {skipped[0]}",) if skipped else ()
-        labels = dict(Counter(str(item.label) for item in kept))
-        facts = {"read": read, "left_out": len(skipped), "skipped": skipped, "labels": labels}
-        return Examples(items=kept, names=tuple(names), skipped=tuple(skipped), notes=notes, facts=facts)
+        found = read_examples(
+            names,
+            lambda name: _records(name, settings),
+            lambda id_, record, place: _example(id_, record, place, settings),
+            on_bad_record=settings.on_bad_record,
+            limit=limit,
+            one="labelled text",
+            many=self.examples,
+        )
+        labels = dict(Counter(str(item.label) for item in found.items))
+        return replace(found, facts={**found.facts, "labels": labels})
 
     def prepare(self, examples: Examples, settings: ClassifySettings) -> Mapping[str, Any]:
         """The labels of the training data, numbers in their order, words in the alphabet's."""
@@ -260,7 +226,7 @@ def _records(name: str, settings: ClassifySettings) -> Iterator[tuple[str, Any]]
         path = resources.files("regtune.tasks").joinpath(f"classes/{name.partition(':')[2]}.tsv")
         yield from table(path.read_text(encoding="utf-8"), "\t", name)
     elif name.startswith("hub:"):
-        yield from _hub(name)
+        yield from hub_records(name)
     else:
         for place, record in records_of(Path(name), encoding=settings.encoding, header=header):
             yield place, _labelled(record, place) if isinstance(record, str) else record
@@ -273,45 +239,19 @@ def _labelled(line: str, place: str) -> Any:
     return {"label": label, "text": rest.strip()}
 
 
-def _hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    parts = name.split(":")[1:]
-    if len(parts) not in (2, 3):
-        raise ConfigError(f"The data set {name!r} must be written hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT.")
-    found = hub_rows(name, *parts[:-1], split=parts[-1])
-    classes = {column: kind.names for column, kind in found.features.items() if hasattr(kind, "names")}
-    for index, record in enumerate(found):
-        named = {key: classes[key][record[key]] for key in classes if isinstance(record[key], int) and record[key] >= 0}
-        yield f"{name}, record {index + 1}", {**record, **named}
-
-
 def _example(
     id_: str, record: Mapping[str, Any], place: str, settings: ClassifySettings, *, need_label: bool = True
 ) -> LabelledText:
-    text = _cell(record, settings.text_column, TEXTS, "text", place)
+    text = cell(record, settings.text_column, TEXTS, "text_column", place)
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{place}: the text is {shown(text)}; a text with at least one word is needed.")
     pair = None
     if settings.pair_column is not None or any(column in record for column in (*PAIRS, "pair")):
-        pair = str(_cell(record, settings.pair_column, (*PAIRS, "pair"), "second text", place))
+        pair = str(cell(record, settings.pair_column, (*PAIRS, "pair"), "pair_column", place))
     label = None
     if need_label:
-        label = _label(_cell(record, settings.label_column, LABELS, "label", place), place, settings)
+        label = _label(cell(record, settings.label_column, LABELS, "label_column", place), place, settings)
     return LabelledText(id=id_, text=text, pair=pair, label=label)
-
-
-def _cell(record: Mapping[str, Any], asked: str | None, usual: Sequence[str], what: str, place: str) -> Any:
-    if asked is not None:
-        if asked in record:
-            return record[asked]
-        raise DataError(f"{place}: there is no column {asked!r} for the {what}; there are {', '.join(record)}.")
-    for column in usual:
-        if column in record:
-            return record[column]
-    option = f"{'pair' if what == 'second text' else what}_column"
-    raise DataError(
-        f"{place}: no column is called like a {what} ({', '.join(usual)}); there are {', '.join(map(str, record))}. "
-        f"Name it: --settings.{option.replace('_', '-')} COLUMN."
-    )
 
 
 def _label(value: Any, place: str, settings: ClassifySettings) -> str:

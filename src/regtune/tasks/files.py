@@ -8,11 +8,12 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from regtune.errors import ConfigError, DataError, MissingExtraError, shown
+from regtune.interfaces import Examples
 
 MAX_UNPACKED = 512 * 2**20
 """Most bytes that a gzip file may unpack to (SQuAD v2.0's training set has 42 million)."""
@@ -202,6 +203,103 @@ def hub_rows(name: str, *place: str | None, **options: Any) -> Any:
             f"{name} cannot be loaded ({type(error).__name__}: {error}). Check the network (or HF_HUB_OFFLINE and the "
             "cache), or download the set and give the path of a file."
         ) from error
+
+
+def hub_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of `hub:NAME:SPLIT` or `hub:NAME:CONFIG:SPLIT` behind their places, numbers of classes as words.
+
+    Raises:
+        ConfigError: a name of another shape.
+        MissingExtraError, DataError: as `hub_rows`.
+    """
+    parts = name.split(":")[1:]
+    if len(parts) not in (2, 3):
+        raise ConfigError(f"The data set {name!r} must be written hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT.")
+    found = hub_rows(name, *parts[:-1], split=parts[-1])
+    kinds = {column: getattr(kind, "feature", kind) for column, kind in found.features.items()}
+    classes = {column: kind.names for column, kind in kinds.items() if hasattr(kind, "names")}
+    for index, record in enumerate(found):
+        yield f"{name}, record {index + 1}", {**record, **{key: _named(record[key], classes[key]) for key in classes}}
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """A class by its name, each of a list of them; -1 is none, and stays."""
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return names[value] if isinstance(value, int) and value >= 0 else value
+
+
+def read_examples(
+    names: Sequence[str],
+    records: Callable[[str], Iterable[tuple[str, Any]]],
+    example: Callable[[str, Any, str], Any],
+    *,
+    on_bad_record: str,
+    limit: int | None,
+    one: str,
+    many: str,
+) -> Examples:
+    """The examples of data sets, one a record; those that were left out are in `skipped`, `notes` and `facts`.
+
+    Args:
+        names: the sets.
+        records: of a set, behind their places; a `DataError` in place of one says what is wrong with it.
+        example: makes one of its id, its record and its place, or raises a `DataError`.
+        on_bad_record: `raise` stops at the first bad record; otherwise it is left out.
+        limit: at most so many examples.
+        one: what a person calls an example with what is to be learnt: "labelled text".
+        many: what a person calls them.
+
+    Raises:
+        DataError: as `records` and `example`, or a set without any example.
+    """
+    items: list[Any] = []
+    skipped: list[str] = []
+    short = [Path(name).name for name in names]
+    for name, file in zip(names, short, strict=True):
+        count, called = len(items), file if short.count(file) == 1 else name
+        for place, record in records(name):
+            try:
+                if isinstance(record, DataError):
+                    raise record
+                items.append(example(f"{called}:{len(items) - count + 1}", record, place))
+            except DataError as error:
+                if on_bad_record == "raise":
+                    raise
+                skipped.append(str(error))
+        if len(items) == count:
+            raise DataError(f"{name} holds no {one}. Write at least one record.")
+    read = len(items) + len(skipped)
+    notes = (f"{len(skipped)} of {read} {many} were left out, the first: {skipped[0]}",) if skipped else ()
+    facts = {"read": read, "left_out": len(skipped), "skipped": skipped}
+    return Examples(items=tuple(items[:limit]), names=tuple(names), skipped=tuple(skipped), notes=notes, facts=facts)
+
+
+def cell(record: Mapping[str, Any], asked: str | None, usual: Sequence[str], setting: str, place: str) -> Any:
+    """The value of a record's column: the one that is asked for, or the first that is called as usual.
+
+    Args:
+        record: columns to values.
+        asked: its name, as a person set it.
+        usual: names that are looked for otherwise.
+        setting: which names the column, `text_column`.
+        place: where the record is, for messages.
+
+    Raises:
+        DataError: there is none; the message says which there are.
+    """
+    what, there = setting.removesuffix("_column"), ", ".join(map(str, record)) or "none"
+    if asked is not None:
+        if asked in record:
+            return record[asked]
+        raise DataError(f"{place}: there is no column {asked!r} for the {what}; there are {there}.")
+    for column in usual:
+        if column in record:
+            return record[column]
+    raise DataError(
+        f"{place}: no column is called like a {what} ({', '.join(usual)}); there are {there}. "
+        f"Name it: --settings.{setting.replace('_', '-')} COLUMN."
+    )
 
 
 def records_of(path: Path, *, encoding: str = "auto", header: bool = True) -> Iterator[tuple[str, Any]]:
