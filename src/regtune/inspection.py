@@ -192,11 +192,7 @@ def inspect(
 
 
 def settings_of_parts(parts: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts in their order, each with its settings.
-
-    Raises:
-        UnknownNameError, ConfigError: as `inspect`.
-    """
+    """The parts in their order, each with its settings."""
     names = list(dict.fromkeys(parts)) or [name for name in ANALYSES if ANALYSES.get(name).by_default]
     for name in given:
         if name not in names:
@@ -298,9 +294,6 @@ def aligned(measures: Mapping[str, Any], count: int) -> dict[str, list[float | N
     Args:
         measures: name to index of an example to its number, or to one number (or None) for each.
         count: examples.
-
-    Raises:
-        DataError: numbers for an example that there isn't.
     """
     found: dict[str, list[float | None]] = {}
     for name, values in measures.items():
@@ -314,11 +307,7 @@ def aligned(measures: Mapping[str, Any], count: int) -> dict[str, list[float | N
 
 
 def read_record(path: Path) -> PartRecord:
-    """Reads what `inspect` wrote.
-
-    Raises:
-        DataError: no such file, a broken one, or one of another kind or schema.
-    """
+    """Reads what `inspect` wrote."""
     record: PartRecord = read_typed(path, PartRecord, remedy=_AGAIN)
     ids = record.data.get("ids", [])
     if any(len(values) != len(ids) for values in record.measures.values()):
@@ -344,11 +333,7 @@ def read_records(folder: Path) -> tuple[list[PartRecord], list[tuple[str, str]]]
 
 
 def checkpoints_of(name: str | Path) -> list[str]:
-    """A run's checkpoints in the order of training.
-
-    Raises:
-        CheckpointError: not a run, or one that kept no checkpoint.
-    """
+    """A run's checkpoints in the order of training."""
     folder = Path(name).parent if Path(name).name == MODEL_DIR else Path(name)
     found = [path for path in folder.glob("checkpoints/checkpoint-*") if (path / "config.json").is_file()]
     if not found:
@@ -377,9 +362,6 @@ def compare_records(
         other: of the second arm, seeds in the same order.
         resamples: bootstrap draws; more where so many measures need them.
         seed: of the draws.
-
-    Raises:
-        DataError: other numbers of models, other examples or settings, or nothing to compare.
     """
     if not base or len(base) != len(other):
         raise DataError(f"{len(base)} and {len(other)} models; give as many of each, in the seeds' order.")

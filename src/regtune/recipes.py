@@ -51,11 +51,7 @@ def config_from_dict(content: Mapping[Any, Any], where: Path | str, *, remedy: s
 
 
 def refuse_task_settings(config: Any, where: Path | str) -> None:
-    """Says where a task's own settings stand, to those who wrote them under `data` or, as once, under `answers`.
-
-    Raises:
-        ConfigError: a name there that is none of `DataConfig`'s, nor nearly one.
-    """
+    """Says where a task's own settings stand, to those who wrote them under `data` or, as once, under `answers`."""
     known = list(hints_of(DataConfig))
     for section in ("data", "answers"):
         given = config.get(section) if isinstance(config, Mapping) else None
@@ -68,11 +64,7 @@ def refuse_task_settings(config: Any, where: Path | str) -> None:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file that a recipe's name means: itself, or the one of that bare name in `./recipes`.
-
-    Raises:
-        ConfigError: there is none; the nearest name is suggested.
-    """
+    """The file that a recipe's name means: itself, or the one of that bare name in `./recipes`."""
     given = Path(name)
     bare = given.name == str(name)
     candidates = [given, *([_FOLDER / given, _FOLDER / f"{name}.yaml"] if bare else [])]
@@ -133,11 +125,7 @@ def _constructed(node: yaml.Node) -> Any:
 
 
 def read_recipe(path: Path) -> dict[Any, Any]:
-    """A YAML file's settings as plain values; an empty file has none.
-
-    Raises:
-        ConfigError: not UTF-8, no valid YAML, a key that occurs twice, or something else than settings.
-    """
+    """A YAML file's settings as plain values; an empty file has none."""
     try:
         with path.open("rb") as file:
             raw = file.read(_LARGEST + 1)

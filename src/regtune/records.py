@@ -175,9 +175,6 @@ def read_typed(path: Path, kind: Any, *, remedy: str, wrong: type[RegtuneError] 
         kind: a dataclass, or an annotation such as `list[dict[str, Any]]`.
         remedy: a sentence that says how the file is made anew.
         wrong: the error to raise.
-
-    Raises:
-        DataError, or what `wrong` names: it is missing, broken or of another shape.
     """
     return typed(kind, read_json(path, wrong=wrong), path, wrong=wrong, remedy=remedy)
 
@@ -269,11 +266,7 @@ def _digest(path: Path) -> str:
 
 
 def inside(run_dir: Path, name: str) -> Path:
-    """The file that a record names, refused unless it lies inside the run directory.
-
-    Raises:
-        CheckpointError: an absolute path, or one that leaves the run directory.
-    """
+    """The file that a record names, refused unless it lies inside the run directory."""
     root = run_dir.resolve()
     try:
         path = (root / name).resolve()
@@ -326,11 +319,7 @@ def _column(value: Any, path: Path) -> list[Any]:
 
 
 def read_curve(run_dir: Path) -> list[dict[str, float]]:
-    """The logged steps of a run: `step` and what was measured there; empty where none were kept.
-
-    Raises:
-        DataError: a broken file.
-    """
+    """The logged steps of a run: `step` and what was measured there; empty where none were kept."""
     path = run_dir / CURVE_FILE
     curve: list[dict[str, float]] = read_typed(path, list[dict[str, float]], remedy=AGAIN) if path.is_file() else []
     return curve
@@ -340,10 +329,6 @@ def compact_predictions(rows: Sequence[Mapping[str, Any]], *, texts: bool) -> di
     """Predictions as columns: a hash for the ids, and every number (four decimals) that all rows have.
 
     A column of zeros and ones is written as one string of them.
-
-    Args:
-        rows: what a run wrote, or `read_predictions` read.
-        texts: keep columns of text, too: labels, spans.
     """
     content: dict[str, Any] = {"examples": ids_hash([row["id"] for row in rows])}
     for name in (name for name in (rows[0] if rows else ()) if name != "id"):

@@ -296,11 +296,7 @@ def task_for(architectures: Sequence[str]) -> Task | None:
 
 
 def own_head(name: str) -> str:
-    """The class that a model was saved from, which has its head, where transformers knows it.
-
-    Raises:
-        CheckpointError: no such model.
-    """
+    """The class that a model was saved from, which has its head, where transformers knows it."""
     import transformers
 
     known = (getattr(transformers, one, None) for one in _architectures(name))
@@ -323,11 +319,7 @@ def spread(examples: Examples, limit: int | None) -> Examples:
 
 
 def by_length(rows: Rows[Any], batch_size: int) -> Iterator[list[int]]:
-    """Indices of rows of similar length, the longest first.
-
-    Raises:
-        ConfigError: `batch_size` below 1.
-    """
+    """Indices of rows of similar length, the longest first."""
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be at least 1.")
     order = sorted(range(len(rows)), key=lambda index: -rows.lengths[index])
@@ -380,10 +372,6 @@ class SharedInputs:
         Args:
             config: the run.
             facts: `Task.prepare` of the training data.
-
-        Raises:
-            CheckpointError: the model can't be found or read, or has no tokenizer.
-            MissingExtraError: `minilm` without the `demo` extra.
         """
         task: Task = TASKS.get(config.task)
         trusted = config.trust_remote_code == config.model
@@ -423,10 +411,6 @@ def load_model(
         attention: implementation of attention.
         trust_remote_code: run code from the model's repository.
         facts: go into the model's config; a head that they don't fit is made anew.
-
-    Raises:
-        CheckpointError: the model can't be found or read.
-        MissingExtraError: `minilm` without the `demo` extra.
     """
     import transformers
 

@@ -23,11 +23,7 @@ _FORWARDED = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def check(batch: Batch) -> None:
-    """Refuses a batch that lacks something, or whose parts don't fit together.
-
-    Raises:
-        ConfigError: which part.
-    """
+    """Refuses a batch that lacks something, or whose parts don't fit together."""
     for name in ("input_ids", "attention_mask", "token_classes", "example"):
         if name not in batch:
             raise ConfigError(f"An analysis batch needs {name}; this one has {', '.join(batch) or 'nothing'}.")

@@ -122,14 +122,7 @@ def marks_of(
 def explanation_measures(
     method: str, found: Mapping[int, Attribution], content: Mapping[int, np.ndarray], gold: Mapping[int, np.ndarray]
 ) -> dict[str, ByExample]:
-    """How concentrated a method's scores are over content, and the share on the gold answer (where there is one).
-
-    Args:
-        method: names the measures.
-        found: the scores of each example's row.
-        content: for each example, which of the row's tokens are content.
-        gold: which of them are the gold answer's.
-    """
+    """How concentrated a method's scores are over content, and the share on the gold answer (where there is one)."""
     spread, on_gold = {}, {}
     for example, attribution in found.items():
         size = np.abs(attribution.relevance[content[example]])

@@ -36,7 +36,7 @@ from regtune.families._family import modules_at
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.pictures import Estimate, bars, heat_map, matrix, numbered
 from regtune.progress import each
-from regtune.registers.surgery import backbone_of, disable_registers, find_registers, mask_registers, num_registers
+from regtune.registers.surgery import active_registers, backbone_of, disable_registers, mask_registers, num_registers
 from regtune.session import Session
 from regtune.tables import Column
 from regtune.token_classes import TokenClass, is_content
@@ -180,9 +180,6 @@ def head_outputs(model: nn.Module, visit: HeadVisit) -> Iterator[None]:
     """Inside the context every forward pass calls `visit` once a layer, before the heads' outputs are projected.
 
     Layers that share their weights (ALBERT) count each time. On leaving, the model is as it was.
-
-    Raises:
-        UnsupportedModelError: an unknown family.
     """
     backbone = backbone_of(model)
     family = family_of(backbone.config, "parts")
@@ -209,12 +206,7 @@ def head_outputs(model: nn.Module, visit: HeadVisit) -> Iterator[None]:
 
 @contextmanager
 def knocked_out_head(model: nn.Module, layer: int, head: int) -> Iterator[None]:
-    """Inside the context one head writes nothing, at any position.
-
-    Raises:
-        ConfigError: a layer or head that doesn't exist.
-        UnsupportedModelError: an unknown family.
-    """
+    """Inside the context one head writes nothing, at any position."""
     layers, heads = shape_of(model)
     for what, index, count in (("layer", layer, layers), ("head", head, heads)):
         if not 0 <= index < count:
@@ -322,14 +314,12 @@ class _Kept:
         return head_outputs(self.model, put)
 
     def _text(self, total: Tensor) -> Tensor:
-        registers = find_registers(self.model)
-        return total if registers is None or not registers.enabled else registers.strip(total)
+        registers = active_registers(self.model)
+        return total if registers is None else registers.strip(total)
 
     def _with_text(self, total: Tensor, text: Tensor) -> Tensor:
-        registers = find_registers(self.model)
-        if registers is None or not registers.enabled:
-            return text
-        return registers.insert(registers.registers_of(total), text)
+        registers = active_registers(self.model)
+        return text if registers is None else registers.insert(registers.registers_of(total), text)
 
 
 def _interval(values: Floats) -> Estimate:

@@ -186,12 +186,7 @@ class _Extremes:
 
 @torch.inference_mode()
 def activation_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Range]:
-    """The extremes of every site on these texts; padding doesn't count. The model is left as it was.
-
-    Raises:
-        DataError: no batch at all.
-        UnsupportedModelError: training mode, a model without linear layers, or activations that are not numbers.
-    """
+    """The extremes of every site on these texts; padding doesn't count. The model is left as it was."""
     require_eval_mode(model)
     if not linear_layers(model):
         raise UnsupportedModelError(f"{type(model).__name__} has no linear layer, so there is nothing to quantise.")
@@ -214,10 +209,6 @@ def quantised(
 
     No parameter is written to, so tied weights (a masked-LM head) stay the embeddings they are. `ranges` are of
     `activation_ranges` on this model; sites that they don't name are left as they are.
-
-    Raises:
-        ConfigError: `ranges` of another model, or an unknown scheme or choice of `weights`.
-        UnsupportedModelError: training mode, or a model inside another context that changes it.
     """
     Int8Settings(weights=weights, schemes=(scheme,))
     require_eval_mode(model)

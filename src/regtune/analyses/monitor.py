@@ -15,7 +15,7 @@ from regtune.analyses.attention.attention import attention_statistics
 from regtune.analyses.attention.measures import CLASSES
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.interfaces import Batch
-from regtune.registers.surgery import find_registers, max_text_length
+from regtune.registers.surgery import active_registers, max_text_length
 from regtune.texts import text_rows
 
 _WATCHED = ("cls", "sep", "register")
@@ -76,8 +76,8 @@ class RegisterMonitor(TrainerCallback):
         """The numbers of a model as it is now, by the names that they are logged by."""
         found: dict[str, float] = {}
         with _evaluating(model):
-            registers = find_registers(model)
-            if registers is not None and registers.enabled:
+            registers = active_registers(model)
+            if registers is not None:
                 norms = registers(1)[0].detach().norm(dim=-1).tolist()
                 found |= {f"registers/norm_{index}": norm for index, norm in enumerate(norms)}
             for measure in (self._attention, self._states):

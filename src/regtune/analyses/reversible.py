@@ -21,11 +21,7 @@ _MARK = "_regtune_reading"
 
 
 def require_eval_mode(model: nn.Module) -> None:
-    """Refuses a model of which any part is in training mode.
-
-    Raises:
-        UnsupportedModelError: dropout would make every run a different one.
-    """
+    """Refuses a model of which any part is in training mode."""
     training = next((name or type(model).__name__ for name, part in model.named_modules() if part.training), None)
     if training is not None:
         raise UnsupportedModelError(
@@ -36,11 +32,7 @@ def require_eval_mode(model: nn.Module) -> None:
 
 @contextmanager
 def only_reader(model: nn.Module) -> Iterator[None]:
-    """Inside the context no other context that changes the model can be entered.
-
-    Raises:
-        UnsupportedModelError: the model is inside one already.
-    """
+    """Inside the context no other context that changes the model can be entered."""
     if getattr(model, _MARK, False):
         raise UnsupportedModelError(f"This {type(model).__name__} is being explained already; finish that first.")
     model.__dict__[_MARK] = True
@@ -79,11 +71,7 @@ in the mask; gives the output in the same shape and the weights."""
 
 
 def route_attention(backbone: Any, family: Family, attend: Attend, stack: ExitStack) -> None:
-    """Lets `attend` do the attention of a family whose attention goes through transformers' table.
-
-    Raises:
-        UnsupportedModelError: an attention implementation that hides its weights.
-    """
+    """Lets `attend` do the attention of a family whose attention goes through transformers' table."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     implementation = backbone.config._attn_implementation

@@ -18,7 +18,7 @@ from regtune.analyses.registers.knock_out import layer_inputs, require_active_re
 from regtune.analyses.registers.lens import Nearest, register_lens
 from regtune.interfaces import Batch, Block
 from regtune.pictures import heat_map, numbered, percent
-from regtune.registers.surgery import find_registers
+from regtune.registers.surgery import active_registers, find_registers
 from regtune.session import Session
 from regtune.tables import Column
 from regtune.token_classes import TokenClass, is_content
@@ -31,8 +31,8 @@ _LISTED = 10
 
 def places_of(session: Session, batch: Batch) -> dict[str, str]:
     """Key to name of everything that takes part in attention, in its order: `r0` is a register, `3` a token."""
-    registers = find_registers(session.model)
-    count = registers.num_registers if registers is not None and registers.enabled else 0
+    registers = active_registers(session.model)
+    count = 0 if registers is None else registers.num_registers
     tokens = session.reader.convert_ids_to_tokens(batch["input_ids"][0].tolist())
     return {f"r{n}": f"register {n}" for n in range(count)} | {str(n): token for n, token in enumerate(tokens)}
 

@@ -246,10 +246,16 @@ def find_registers(model: nn.Module) -> Registers | None:
     return registers_in(owners[0]) if owners else None
 
 
+def active_registers(model: nn.Module) -> Registers | None:
+    """The model's registers, unless it has none or they are switched off here. Raises as `find_registers`."""
+    registers = find_registers(model)
+    return registers if registers is not None and registers.enabled else None
+
+
 def layout_of(model: nn.Module, attention_mask: Tensor) -> Layout | None:
     """Where the registers stand for a batch with this mask, `[batch, seq]`; None without registers that are on."""
-    registers = find_registers(model)
-    if registers is None or not registers.enabled:
+    registers = active_registers(model)
+    if registers is None:
         return None
     hooks = RegisterHooks.of(backbone_of(model))
     batch, seq = attention_mask.shape

@@ -60,11 +60,7 @@ class Arm:
 
 
 def settings_of(record: RunRecord, folder: Path) -> dict[str, Any]:
-    """Every setting of a run by its dotted name, with today's defaults for those that are newer than the record.
-
-    Raises:
-        ConfigError: a config that can't be; the file in the folder is named.
-    """
+    """Every setting of a run by its dotted name, with today's defaults for those that are newer than the record."""
     return flat(to_dict(resolved(config_from_dict(record.config, f"{folder / RUN_FILE}: config", remedy=AGAIN))))
 
 
@@ -83,12 +79,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def arm_of(record: RunRecord, settings: Mapping[str, Any]) -> Arm:
-    """The arm of a run.
-
-    Args:
-        record: of the run.
-        settings: its `settings_of`.
-    """
+    """The arm of a run with those settings (`settings_of`)."""
     count = int(settings["registers.num_registers"])
     own = {name: value for name, value in settings.items() if name not in _NOT_ARM}
     if not count:  # settings of registers that don't exist

@@ -132,13 +132,7 @@ def collect(folder: Path) -> Sweep:
 
 
 def open_cell(folder: Path) -> Cell:
-    """A finished run with everything of it that a report reads.
-
-    Raises:
-        CheckpointError: no finished run, a record of another schema, or a file that is not what the run wrote.
-        ConfigError: a config that can't be, or of a task that isn't installed.
-        DataError: a broken file, or predictions that contradict the record.
-    """
+    """A finished run with everything of it that a report reads."""
     record = load_record(folder)
     settings = settings_of(record, folder)
     return Cell(

@@ -99,12 +99,7 @@ def _on_set(one: Cell, other: Cell, name: str, *, delta: float | None, resamples
 
 
 def comparison_text(found: RunComparison, *, flips: int = 5) -> str:
-    """The comparison as text; scores and differences as a person reads them.
-
-    Args:
-        found: what `compare_two` gave.
-        flips: listed of each kind and set.
-    """
+    """The comparison as text; scores and differences as a person reads them."""
     lines = _names(found)
     for part in found.sets:
         lines += ["", *_set_lines(part, found.first, flips)]

@@ -156,9 +156,6 @@ def drawn(block: Block, name: str) -> str:
     Args:
         block: its `draw` draws on matplotlib axes, in `INK`, `FAINT` and `COLOURS`; title and text describe it.
         name: the start of its ids.
-
-    Raises:
-        MissingExtraError: matplotlib isn't installed.
     """
     try:
         import matplotlib as mpl

@@ -72,11 +72,6 @@ class Flips:
 def find_flips(before: Sequence[Cell], after: Sequence[Cell], name: str) -> Flips | None:
     """Compares the majorities of two arms; a tie between the seeds is neither right nor wrong and never a flip.
 
-    Args:
-        before: the runs of one arm.
-        after: the runs of the other.
-        name: of the evaluation set.
-
     Returns:
         None where there are no runs on the same examples, or the task has no right and wrong.
     """

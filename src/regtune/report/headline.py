@@ -50,16 +50,7 @@ def headline(
     published: Sequence[Published] = (),
     caveats: Sequence[str] = (),
 ) -> Headline:
-    """Sums up the comparisons of one family: what holds for any N after correction for all N.
-
-    Args:
-        results: each arm against the baseline by one metric, corrected together; at least one.
-        set_name: where they were measured.
-        what: what the arms are.
-        examples: what the task calls its examples.
-        published: gains that somebody has published, to say whether they are excluded.
-        caveats: what a reader has to know besides, for example which planned cells are missing.
-    """
+    """Sums up the comparisons of one family: what holds for any N after correction for all N."""
     for verdict in ("helps", "hurts"):
         found = _of(results, verdict)
         if found:

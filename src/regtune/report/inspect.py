@@ -47,13 +47,7 @@ def _folders(sweep: Sweep) -> Iterator[tuple[Path, str, str]]:
 
 
 def section_of(folder: Path, title: str, note: str = "") -> tuple[Section, Refused]:
-    """The records in a folder.
-
-    Args:
-        folder: holds `inspect`.
-        title: of the section.
-        note: beneath the title.
-    """
+    """The records in a folder."""
     records, wrong = read_records(folder / FOLDER)
     refused = [(f"{folder.name}/{FOLDER}/{name}", reason) for name, reason in wrong]
     parts = []

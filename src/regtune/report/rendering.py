@@ -22,11 +22,7 @@ _SHOWN = count(1)
 
 
 def environment() -> Any:
-    """jinja2's, with the report's templates; everything is escaped.
-
-    Raises:
-        MissingExtraError: the `report` extra isn't installed.
-    """
+    """jinja2's, with the report's templates; everything is escaped."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
@@ -47,10 +43,6 @@ def render(blocks: Iterable[Block], prefix: str, files: dict[str, str]) -> str:
         blocks: as analyses and the report make them.
         prefix: names what has no name of its own.
         files: gets each table as `tables/NAME.csv` and each figure as `figures/NAME.svg`.
-
-    Raises:
-        DataError: explanations that can't be drawn.
-        MissingExtraError: the `report` extra isn't installed.
     """
     named = [
         block if block.name else replace(block, name=f"{prefix}-{number}")
@@ -64,12 +56,7 @@ def render(blocks: Iterable[Block], prefix: str, files: dict[str, str]) -> str:
 
 
 def fragment(blocks: Iterable[Block]) -> str:
-    """Blocks as HTML for somebody else's page (a notebook's cell), with the styles that they need.
-
-    Raises:
-        DataError: explanations that can't be drawn.
-        MissingExtraError: the `report` extra isn't installed.
-    """
+    """Blocks as HTML for somebody else's page (a notebook's cell), with the styles that they need."""
     made = render(blocks, f"shown-{next(_SHOWN)}", {})
     return f'<div class="{SCOPE}">\n<style>\n{scoped_style()}</style>\n{made}</div>\n'
 
@@ -107,11 +94,7 @@ def _overlays(block: Block) -> str:
 
 
 def write(path: Path, text: str) -> Path:
-    """Writes a file, and its folder if there is none; a reader sees the old page or the whole new one.
-
-    Raises:
-        DataError: it can't be written.
-    """
+    """Writes a file, and its folder if there is none; a reader sees the old page or the whole new one."""
     try:
         return write_bytes(path, text.encode(errors="backslashreplace"))
     except OSError as error:

@@ -168,32 +168,11 @@ class Difference:
         return max(self.share_below(-delta), self.share_above(delta))
 
 
-def resampled_means(scores: Floats, *, resamples: int, seed: int) -> Floats:
-    """Mean of every row over examples drawn with replacement; one draw of examples serves all rows.
-
-    Args:
-        scores: shape [rows, examples].
-        resamples: number of draws.
-        seed: of the draws.
-
-    Returns:
-        Shape [rows, resamples].
-    """
-    return resampled_values(scores[..., None], SCORE, resamples=resamples, seed=seed)
-
-
 def resampled_values(scores: Floats, metric: Metric, *, resamples: int, seed: int) -> Floats:
     """The metric of every row over examples drawn with replacement; one draw of examples serves all rows.
 
-    Args:
-        scores: shape [rows, examples, columns].
-        metric: what is computed from the columns' means.
-        resamples: number of draws.
-        seed: of the draws.
-
-    Returns:
-        Shape [rows, resamples]; the means are counts [resamples, examples] @ columns / examples, in chunks that fit
-        the cache.
+    `[rows, examples, columns]` to `[rows, resamples]`. The means are counts [resamples, examples] @ columns / examples,
+    in chunks that fit the cache.
 
     Raises:
         DataError: the metric is no number for some draw.
@@ -221,13 +200,15 @@ def resampled_values(scores: Floats, metric: Metric, *, resamples: int, seed: in
     return values
 
 
-def paired_difference(arm: Floats, baseline: Floats, means: tuple[Floats, Floats]) -> Difference:
-    """Corrected multi-bootstrap of arms that share their seeds.
+def resampled_means(scores: Floats, *, resamples: int, seed: int) -> Floats:
+    """The same for the mean: `[rows, examples]` to `[rows, resamples]`."""
+    return resampled_values(scores[..., None], SCORE, resamples=resamples, seed=seed)
 
-    Args:
-        arm: scores, shape [seeds, examples].
-        baseline: scores with the same seeds and examples in the same order.
-        means: `resampled_means` of the arm and of the baseline, each [seeds, resamples], from the same draws.
+
+def paired_difference(arm: Floats, baseline: Floats, means: tuple[Floats, Floats]) -> Difference:
+    """Corrected multi-bootstrap of arms that share seeds and examples, `[seeds, examples]` in the same order.
+
+    `means` are `resampled_means` of the arm and of the baseline, each [seeds, resamples], from the same draws.
     """
     difference = arm - baseline
     by_seed, by_example = difference.mean(axis=1), difference.mean(axis=0)
@@ -241,13 +222,7 @@ def paired_difference(arm: Floats, baseline: Floats, means: tuple[Floats, Floats
 
 
 def unpaired_difference(arm: Floats, baseline: Floats, means: tuple[Floats, Floats]) -> Difference:
-    """Corrected multi-bootstrap of arms with seeds of their own (examples are shared).
-
-    Args:
-        arm: scores, shape [arm_seeds, examples].
-        baseline: scores, shape [baseline_seeds, examples], the same examples in the same order.
-        means: `resampled_means` of the arm and of the baseline, from the same draws.
-    """
+    """The same for arms with seeds of their own; examples are shared."""
     by_example = arm.mean(axis=0) - baseline.mean(axis=0)
     interactions = [_interaction_variance(arm), _interaction_variance(baseline)]
     parts = ErrorParts(

@@ -20,9 +20,6 @@ def calibration(choices: Sequence[Choice]) -> dict[str, float]:
 
     The temperature that the one half of the examples (every other one) asks for is used on the other half.
 
-    Args:
-        choices: one an example.
-
     Returns:
         `ece` and `ece_scaled` in [0, 1], and `temperature`, the mean of the two; nothing for fewer than four examples.
     """

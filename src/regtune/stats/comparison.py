@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -159,12 +159,13 @@ def shown_margin(metric: Metric, delta: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    delta: float | None
-    alpha: float
-    power: float
-    resamples: int
-    seed: int
-    paired: bool
+    delta: float | None = None
+    alpha: float = 0.05
+    power: float = 0.8
+    resamples: int = 10_000
+    seed: int = 0
+    paired: bool = True
+    partial: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 0.5:
@@ -239,51 +240,35 @@ def compare(
             differ, or seeds differ and `paired` is asked for without `partial`.
         ConfigError: when a setting is out of range.
     """
-    return compare_many(
-        {"": (baseline, arms)},
-        delta=delta,
-        alpha=alpha,
-        power=power,
-        resamples=resamples,
-        seed=seed,
-        paired=paired,
-        partial=partial,
-    )[""]
+    chosen = _Settings(
+        delta=delta, alpha=alpha, power=power, resamples=resamples, seed=seed, paired=paired, partial=partial
+    )
+    return _compare_all({"": (baseline, arms)}, chosen)[""]
 
 
 def compare_many(
-    families: Mapping[Key, tuple[Scores, Mapping[str, Scores]]],
-    *,
-    delta: float | None = None,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    resamples: int = 10_000,
-    seed: int = 0,
-    paired: bool = True,
-    partial: bool = False,
+    families: Mapping[Key, tuple[Scores, Mapping[str, Scores]]], **settings: Any
 ) -> dict[Key, list[Comparison]]:
     """`compare` for several baselines with their arms (many measures of the same runs), all corrected together.
 
     Args:
         families: any key to a baseline and its arms; each may have a metric of its own.
-        delta: as for `compare`, as the other settings.
-        alpha: probability of any false claim among all of them.
-        power: wanted probability to find a true difference of delta.
-        resamples: bootstrap draws.
-        seed: makes the result repeatable.
-        paired: seeds are shared with the baseline.
-        partial: compare on shared seeds where only some are.
+        settings: as for `compare`.
 
     Raises:
-        DataError: as `compare`.
-        ConfigError: as `compare`.
+        DataError, ConfigError: as `compare`.
     """
-    settings = _Settings(delta=delta, alpha=alpha, power=power, resamples=resamples, seed=seed, paired=paired)
+    return _compare_all(families, _Settings(**settings))
+
+
+def _compare_all(
+    families: Mapping[Key, tuple[Scores, Mapping[str, Scores]]], settings: _Settings
+) -> dict[Key, list[Comparison]]:
     counts = [len(arms) for _, arms in families.values()]
     if not counts or not all(counts):
         raise DataError("arms is empty: there is nothing to compare the baseline with. Pass at least one arm.")
     settings.check_tail(sum(counts))
-    pairs = {key: _pairs(base, arms, settings, partial=partial) for key, (base, arms) in families.items()}
+    pairs = {key: _pairs(base, arms, settings) for key, (base, arms) in families.items()}
     everything = [pair for found in pairs.values() for pair in found]
     deltas = [settings.delta_of(pair.base.metric) for pair in everything]
     p_values = holm([pair.difference.p_value() for pair in everything])
@@ -298,14 +283,7 @@ def compare_many(
 
 
 def decide(gain: float, *, p_adjusted: float, equivalence_p_adjusted: float, alpha: float) -> Verdict:
-    """The verdict from the corrected p-values of both tests.
-
-    Args:
-        gain: estimated difference in the metric's good direction; its sign tells helps from hurts.
-        p_adjusted: of "there is no difference", after Holm.
-        equivalence_p_adjusted: of "the difference is delta or more", after Holm.
-        alpha: level of both.
-    """
+    """The verdict from the corrected p-values of both tests, and the estimated difference in the good direction."""
     if equivalence_p_adjusted <= alpha:
         return "equivalent"
     if p_adjusted <= alpha:
@@ -318,12 +296,8 @@ def arm_differences(
 ) -> list[Difference]:
     """The corrected multi-bootstrap of several arms, all on the same draws of examples, each run's taken once.
 
-    Args:
-        baseline: at least two seeds.
-        arms: aligned with the baseline (`match_arm`), at least two seeds each; paired ones may lack some of its seeds.
-        resamples: bootstrap draws.
-        seed: of the draws.
-        paired: rows of an arm and of the baseline are the same seeds.
+    All have two seeds at least; arms are aligned with the baseline (`match_arm`), and paired ones may lack some of its
+    seeds.
     """
     rows = np.concatenate([baseline.scores, *(arm.scores for arm in arms)])
     values = resampled_values(rows, baseline.metric, resamples=resamples, seed=seed)
@@ -341,9 +315,6 @@ def arm_differences(
 
 def seed_spread(seed_values: npt.ArrayLike) -> SeedSpread:
     """Standard deviation between seeds, sd * sqrt((n - 1) / chi2 quantiles) as its 95 % interval (normal seed values).
-
-    Args:
-        seed_values: the metric of each seed, shape [seeds].
 
     Raises:
         DataError: with fewer than two seeds.
@@ -364,9 +335,6 @@ def two_valued(differences: npt.ArrayLike) -> bool:
     when that share of the whole sum of squares is so small in only 2 % of normal samples of the same size. Seeds of
     that kind are not normal means, and intervals made for those hold the truth in 70 to 90 % of experiments instead of
     95. Of three seeds it can tell only the sharpest, of two none.
-
-    Args:
-        differences: one number a seed, shape [seeds].
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.size < 3 or np.ptp(values) == 0:
@@ -390,7 +358,7 @@ def _sharpest_of_normal(seeds: int) -> float:
     return float(np.quantile(_within_groups(samples), TWO_VALUED_RATE))
 
 
-def _pairs(baseline: Scores, arms: Mapping[str, Scores], settings: _Settings, *, partial: bool) -> list[_Pair]:
+def _pairs(baseline: Scores, arms: Mapping[str, Scores], settings: _Settings) -> list[_Pair]:
     given = [as_scores(baseline, "baseline"), *(as_scores(scores, name) for name, scores in arms.items())]
     (base, *others), left_out = without_gaps(given)
     for arm in (base, *others):
@@ -407,7 +375,7 @@ def _pairs(baseline: Scores, arms: Mapping[str, Scores], settings: _Settings, *,
         matched = [match_arm(arm.taken(), base, paired=False, partial=False) for arm in others]
         differences = [_single(arm, own, settings) for arm, own in matched]
     else:
-        matched = [match_arm(arm, base, paired=settings.paired, partial=partial) for arm in others]
+        matched = [match_arm(arm, base, paired=settings.paired, partial=settings.partial) for arm in others]
         found = [arm for arm, _ in matched]
         differences = arm_differences(
             base, found, resamples=settings.resamples, seed=settings.seed, paired=settings.paired

@@ -16,11 +16,7 @@ def holm(p_values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.
     With p sorted upwards, adjusted_(i) = max over j <= i of min(1, (m - j + 1) p_(j)). Rejecting where adjusted is at
     most alpha keeps the probability of any false rejection at alpha or below, whatever the tests' dependence.
 
-    Args:
-        p_values: shape [comparisons], in [0, 1]; every comparison that was tried, not only the best ones.
-
-    Returns:
-        Adjusted p-values in the order given, shape [comparisons].
+    `p_values` are those of every comparison that was tried, not only of the best ones.
 
     Raises:
         DataError: when there are none, or one is not in [0, 1].

@@ -39,11 +39,6 @@ def sign_flip_test(differences: Floats, *, resamples: int = 10_000, seed: int = 
     p = share of the 2**seeds sign patterns whose |mean| is at least the observed one; when the patterns are drawn,
     (1 + count) / (1 + resamples) (Phipson and Smyth 2010).
 
-    Args:
-        differences: mean score of the arm minus the baseline's, one for each seed, shape [seeds].
-        resamples: patterns drawn when there are more than `EXACT_LIMIT`.
-        seed: of the random patterns.
-
     Raises:
         DataError: with fewer than two seeds.
     """
@@ -54,12 +49,6 @@ def sign_flip_test(differences: Floats, *, resamples: int = 10_000, seed: int = 
 
 def label_permutation_test(arm: Floats, baseline: Floats, *, resamples: int = 10_000, seed: int = 0) -> PermutationTest:
     """Could the seeds of two unpaired arms have been dealt out at random? Statistic: |difference of the means|.
-
-    Args:
-        arm: mean score of each seed, shape [arm_seeds].
-        baseline: the same, shape [baseline_seeds].
-        resamples: rearrangements drawn when there are more than `EXACT_LIMIT`.
-        seed: of the random rearrangements.
 
     Raises:
         DataError: with fewer than two seeds in an arm.
@@ -94,9 +83,6 @@ def exact_sign_flips(differences: Floats) -> float:
 
     Where all have one size this is McNemar's exact test (McNemar 1947: won against lost is a fair coin). The patterns
     of both halves are enumerated and the pairs counted by sorting, so 24 differences take 4,096 sums, not 16 million.
-
-    Args:
-        differences: shape [n]; those that are 0 make no difference to the p-value.
     """
     half = len(differences) // 2
     first, second = (_sums(part) for part in (differences[:half], differences[half:]))

@@ -14,7 +14,7 @@ seeds planned from them is a guide, not a promise. Unpaired arms use Welch's deg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from bisect import bisect_left
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +31,7 @@ _NODES, _WEIGHTS = (values / 2 for values in np.polynomial.legendre.leggauss(64)
 
 
 def power_of_difference(effect: float, parts: ErrorParts, *, alpha: float = 0.05) -> float:
-    """Probability that a true difference of `effect` is found (two-sided, at `alpha`).
-
-    Args:
-        effect: true difference of the mean scores, as a ratio (0.01 is one point).
-        parts: the true (or estimated) error variances of the design.
-        alpha: level of the test; divide by the number of comparisons for Holm's strictest step.
-    """
+    """Probability that a true difference of the mean scores (0.01 is one point) is found, two-sided at `alpha`."""
     _check_level("alpha", alpha)
     spread = parts.standard_error
     if spread == 0:
@@ -86,7 +80,8 @@ def more_seeds_needed(delta: float, parts: ErrorParts, *, alpha: float = 0.05, p
         found = power_of_difference(delta, design, alpha=alpha) >= power
         return found and power_of_equivalence(delta, design, alpha=alpha) >= power
 
-    return _first(settles, MAX_SEEDS)
+    needed = bisect_left(range(MAX_SEEDS + 1), True, key=settles)
+    return needed if needed <= MAX_SEEDS else None
 
 
 def critical_widths(parts: ErrorParts, *, alpha: float) -> Floats:
@@ -112,19 +107,6 @@ def critical_widths(parts: ErrorParts, *, alpha: float) -> Floats:
 def _power(effect: float, widths: Floats, spread: float) -> float:
     """Mean over the nodes of the probability that the estimate lies further than `widths` from zero."""
     return float(_WEIGHTS @ (special.ndtr((effect - widths) / spread) + special.ndtr((-effect - widths) / spread)))
-
-
-def _first(holds: Callable[[int], bool], limit: int) -> int | None:
-    """Smallest number in 0..limit for which a monotone condition holds."""
-    if holds(0):
-        return 0
-    if not holds(limit):
-        return None
-    low, high = 0, limit
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
 
 
 def _check_level(name: str, value: float) -> None:

@@ -176,11 +176,7 @@ def measured(
 
 
 def without_gaps(arms: Sequence[ArmScores]) -> tuple[list[ArmScores], int]:
-    """The arms on the examples that all have a number for, and how many examples were left out.
-
-    Raises:
-        DataError: fewer than two such examples.
-    """
+    """The arms on the examples that all have a number for, and how many examples were left out."""
     if not any(arm.gaps for arm in arms):
         return list(arms), 0
     named = all(arm.examples is not None for arm in arms)
@@ -202,12 +198,6 @@ def without_gaps(arms: Sequence[ArmScores]) -> tuple[list[ArmScores], int]:
 
 def match_arm(arm: ArmScores, baseline: ArmScores, *, paired: bool, partial: bool) -> tuple[ArmScores, ArmScores]:
     """The arm in the baseline's order, and the baseline's part that it is compared with.
-
-    Args:
-        arm: the arm.
-        baseline: the baseline.
-        paired: require the same seeds in both.
-        partial: where only some seeds are shared, take those of both.
 
     Raises:
         DataError: examples or metrics differ; or, where `paired`, seeds do; or fewer than two seeds are shared.

@@ -69,11 +69,7 @@ ARMS: Mapping[str, Arm] = {
 
 
 def arm_named(name: str, own: Mapping[str, Methods] | None = None) -> Arm:
-    """The arm of that name: one of a recipe's own, one of `ARMS`, or methods as they come: `lora`, `registers+lora`.
-
-    Raises:
-        UnknownNameError: there is none; the nearest name is suggested.
-    """
+    """The arm of that name: one of a recipe's own, one of `ARMS`, or methods as they come: `lora`, `registers+lora`."""
     if own and name in own:
         return Arm(methods=own[name])
     if name not in ARMS and all(part in METHODS for part in name.split("+")):
@@ -94,10 +90,6 @@ def apply_arm(base: RunConfig, arm: Arm, num_registers: int, defaults: Methods |
         arm: the arm.
         num_registers: N.
         defaults: settings of methods other than registers, where the arm doesn't set them.
-
-    Raises:
-        UnknownNameError: no such method.
-        ConfigError: settings that cannot be.
     """
     training, registers = base.training, RegisterConfig(num_registers=0)
     if "registers" in arm.methods:

@@ -69,12 +69,7 @@ def _seconds(record: RunRecord) -> float:
 
 
 def plan_text(plan: Sequence[PlannedCell], *, waiting: Sequence[str] = ()) -> str:
-    """One line for each cell and a sum, for `--dry-run`.
-
-    Args:
-        plan: the cells.
-        waiting: arms whose cells are not known yet, because they run at the best N.
-    """
+    """One line for each cell and a sum, for `--dry-run`."""
     rows = [
         (part.cell.key, part.status, part.seconds, part.cell.label + (f"  ({part.failure})" if part.failure else ""))
         for part in plan

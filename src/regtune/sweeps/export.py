@@ -49,9 +49,6 @@ def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> Expo
         folder: a sweep's folder.
         target: where to; for example `docs/results/ablation`.
         texts_up_to: largest set whose predictions are kept as text.
-
-    Raises:
-        DataError: there is no finished cell that can be exported; the message says what is wrong with those found.
     """
     done, left_out = [], {}
     for path in sorted(folder.glob(f"*/{RUN_FILE}")):

@@ -149,9 +149,6 @@ class SweepConfig(Checked):
 
         Args:
             best: training set to its best N; without it the arms of `at_best` have no cells yet.
-
-        Raises:
-            ConfigError: an arm that cannot be, or two that would be the same run.
         """
         found: dict[str, Cell] = {}
         for cell in self._expand(best or {}):

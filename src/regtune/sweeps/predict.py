@@ -45,11 +45,7 @@ def predict(
 
 
 def read_records(path: Path) -> list[Mapping[str, Any]]:
-    """The records of a `.json`, `.jsonl`, `.csv` or `.tsv` file, `{"text": line}` of any other; of a folder its files.
-
-    Raises:
-        DataError: a file that can't be read, or a line that is no record.
-    """
+    """The records of a `.json`, `.jsonl`, `.csv` or `.tsv` file, `{"text": line}` of others, or of a folder's files."""
     if path.is_dir():
         files = sorted(one for one in path.iterdir() if one.is_file() and not one.name.startswith("."))
         return [{"id": one.name, "text": decoded(read_bytes(one), str(one), "auto")} for one in files]

@@ -42,17 +42,6 @@ def run_on_ray(
     """Runs cells on a Ray cluster until all have ended; a cell whose worker dies is continued on another.
 
     Every machine needs regtune, the data under the same paths and the same shared `folder`.
-
-    Args:
-        cells: what to run.
-        folder: the sweep's folder.
-        cluster: address and resources.
-        keep_seeds: seeds whose cells keep their model.
-        tell: called with each cell and its status when it has ended.
-
-    Raises:
-        MissingExtraError: Ray isn't installed.
-        ConfigError: the address doesn't answer, or no machine has the resources that a cell needs.
     """
     try:
         import ray
@@ -106,11 +95,7 @@ def _connect(ray: Any, cluster: ClusterConfig) -> None:
 
 
 def require_answer(address: str, timeout: float) -> None:
-    """Knocks at an address, because Ray itself would keep trying for a long time.
-
-    Raises:
-        ConfigError: it is no `HOST:PORT`, or nothing answers there.
-    """
+    """Knocks at an address, because Ray itself would keep trying for a long time."""
     if address in ("auto", "local"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -205,14 +205,7 @@ def with_own(used: Sequence[Used], part: str) -> list[Used]:
 
 
 def run_stage(stage: Stage, session: Session, rows: Rows[Any], *, claims: Claims, folder: Path) -> dict[str, Any]:
-    """A stage of training before the main one, in its own folder; it goes on after a kill.
-
-    Returns:
-        Steps, seconds and the curve.
-
-    Raises:
-        ConfigError: nothing learns in it.
-    """
+    """A stage of training before the main one, in its own folder; it goes on after a kill."""
     config = session.config
     training = dataclasses.replace(config.training, epochs=stage.epochs, learning_rate=stage.learning_rate)
     waiting = [p for name, p in session.model.named_parameters() if p.requires_grad and not stage.learns(name, p)]
@@ -240,11 +233,7 @@ def _weights(run_dir: Path) -> list[str]:
 
 
 def split(examples: Examples, task: Task | None, training: TrainConfig) -> tuple[Examples, Examples]:
-    """What is learnt from, and what a checkpoint is chosen on: whole groups (passages), drawn by the data seed.
-
-    Raises:
-        ConfigError: all examples belong to one group, which can't be split.
-    """
+    """What is learnt from, and what a checkpoint is chosen on: whole groups (passages), drawn by the data seed."""
     assert task is not None
     groups = [task.group(example) for example in examples.items]
     names = list(dict.fromkeys(groups))
@@ -283,11 +272,7 @@ def _rule(
 
 
 def open_run(run_dir: Path, config: RunConfig) -> bool:
-    """Whether a run directory holds this config's finished run; an unfinished one or a new one is fine, too.
-
-    Raises:
-        CheckpointError: it belongs to another config.
-    """
+    """Whether a run directory holds this config's finished run; an unfinished one or a new one is fine, too."""
     path = run_dir / CONFIG_FILE
     if path.is_file():
         found = read_typed(path, dict[str, Any], remedy=AGAIN, wrong=CheckpointError)
@@ -308,11 +293,7 @@ def placeless(config: RunConfig) -> dict[str, Any]:
 
 
 def refuse_same_names(names: Sequence[str]) -> None:
-    """Refuses evaluation sets that a record could not tell apart.
-
-    Raises:
-        ConfigError: two of them have the same short name.
-    """
+    """Refuses evaluation sets that a record could not tell apart."""
     first: dict[str, str] = {}
     for name in names:
         other = first.setdefault(set_name(name), name)

@@ -64,13 +64,7 @@ def faults(folder: Path, record: RunRecord) -> list[str]:
 
 
 def read_scored(folder: Path, record: RunRecord) -> dict[str, Scored]:
-    """The predictions of a run on each of its evaluation sets.
-
-    Raises:
-        CheckpointError: a file that is not what the run wrote.
-        DataError: one that is broken, leaves out examples, has one twice, or contradicts the record's metrics.
-        UnknownNameError: no such task is installed.
-    """
+    """The predictions of a run on each of its evaluation sets."""
     task: Task = TASKS.get(record.task)
     return {name: _scored(folder, record, name, task) for name in record.predictions}
 
@@ -121,13 +115,7 @@ def _right(metrics: Sequence[Metric], columns: Mapping[str, Floats]) -> npt.NDAr
 
 
 def arm_scores(runs: Mapping[int, Scored], metric: Metric, name: str) -> ArmScores:
-    """Scores of an arm's runs on one set, in the first run's order of examples.
-
-    Args:
-        runs: seed to its run; all on the same examples.
-        metric: what is computed from them.
-        name: of the arm.
-    """
+    """Scores of an arm's runs on one set, in the first run's order of examples."""
     first = next(iter(runs.values()))
     names = [each for column in metric.columns for each in _named(column, first.columns)]
     return ArmScores(

@@ -34,19 +34,6 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
     Every `held_out`-th group (`Task.group`: a passage, a document) of the first training set is held out; each cell
     trains on the rest and is scored on what is held out, by the task's first metric. Rows that are there already are
     not tried again. A second process waits for the first.
-
-    Args:
-        sweep: the sweep; its seeds, evaluation sets and numbers of registers take no part.
-        folder: the sweep's folder.
-        progress: say on standard error how far it is.
-
-    Returns:
-        The path of `search.json`.
-
-    Raises:
-        ConfigError: the sweep has no `search`.
-        DataError: the training set can't be read, or holds too few groups to hold one out.
-        TrainingError: no cell of an arm could be trained.
     """
     settings = _settings(sweep)
     path, place = folder / SEARCH_FILE, folder / SEARCH_FOLDER
@@ -86,11 +73,7 @@ class SearchFile:
 
 
 def read_search(path: Path) -> SearchFile:
-    """Reads `search.json`.
-
-    Raises:
-        DataError: it is missing, broken or of another shape.
-    """
+    """Reads `search.json`."""
     found: SearchFile = read_typed(path, SearchFile, remedy=_AGAIN)
     for number, row in enumerate(found.rows):
         for name, value in row.items():
@@ -120,11 +103,7 @@ def with_found_rates(sweep: SweepConfig, folder: Path) -> SweepConfig:
 
 
 def hold_out(examples: Examples, task: Task, every: int) -> tuple[Examples, Examples]:
-    """Examples without every so-manieth group, and those groups.
-
-    Raises:
-        DataError: nothing would be left to train on.
-    """
+    """Examples without every so-manieth group, and those groups."""
     groups = [task.group(example) for example in examples.items]
     number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     if len(number) < 2:

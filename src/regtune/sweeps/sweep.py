@@ -83,11 +83,7 @@ def run_sweep(
 
 
 def plan_sweep(sweep: SweepConfig, folder: Path) -> tuple[tuple[PlannedCell, ...], tuple[str, ...]]:
-    """What `run_sweep` would do, without doing it: every cell with its status and time, and the arms that wait.
-
-    Raises:
-        CheckpointError, ConfigError: as `run_sweep`.
-    """
+    """What `run_sweep` would do, without doing it: every cell with its status and time, and the arms that wait."""
     sweep = with_found_rates(sweep, folder)
     check_folder(sweep, folder)
     return plan_cells(current_cells(sweep, folder), folder), _waiting(sweep, folder)
@@ -122,11 +118,7 @@ def best_num_registers(sweep: SweepConfig, folder: Path) -> dict[str, int]:
 
 
 def check_folder(sweep: SweepConfig, folder: Path) -> None:
-    """Refuses a folder that holds another sweep or anything that is none of this one's.
-
-    Raises:
-        CheckpointError: it does; the message names the difference.
-    """
+    """Refuses a folder that holds another sweep or anything that is none of this one's."""
     if (folder / SWEEP_FILE).is_file():
         _refuse_another(read_sweep_file(folder), sweep, folder)
         return
@@ -169,12 +161,7 @@ class SweepFile:
 
 
 def read_sweep_file(folder: Path) -> SweepFile:
-    """Reads `sweep.json`.
-
-    Raises:
-        CheckpointError: one of another shape or schema.
-        DataError: it is missing or broken.
-    """
+    """Reads `sweep.json`."""
     remedy = f"Choose another --folder, or remove that file: the cells in {folder} stay."
     found: SweepFile = read_typed(folder / SWEEP_FILE, SweepFile, remedy=remedy, wrong=CheckpointError)
     if found.schema_version != SCHEMA_VERSION:

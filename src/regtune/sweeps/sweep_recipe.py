@@ -26,11 +26,7 @@ def load_sweep(name: str | Path) -> SweepConfig:
 
 
 def sweep_from_dict(content: Mapping[str, Any], where: str) -> SweepConfig:
-    """The sweep that a YAML file or `sweep.json` describes; `where` names it in errors.
-
-    Raises:
-        ConfigError: as `load_sweep`.
-    """
+    """The sweep that a YAML file or `sweep.json` describes; `where` names it in errors."""
     refuse_task_settings(content.get("base"), f"{where}: base")
     return typed(SweepConfig, dict(content), where)
 

@@ -87,11 +87,7 @@ class Collator:
 
 
 def check_rows(rows: Rows[Any], max_length: int) -> None:
-    """Refuses rows that cannot be trained on.
-
-    Raises:
-        DataError: there are none, or one is longer than `max_length`.
-    """
+    """Refuses rows that cannot be trained on."""
     if not len(rows):
         raise DataError("There is nothing to train on: 0 training rows. Check data.train and max_train_examples.")
     for index, size in enumerate(rows.lengths):

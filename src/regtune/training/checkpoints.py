@@ -69,11 +69,7 @@ class CheckpointStore:
         self.skipped: list[str] = []
 
     def open(self) -> None:
-        """Makes the root, clears leftovers, and checks that it belongs to this run.
-
-        Raises:
-            CheckpointError: the folder belongs to a run with another fingerprint.
-        """
+        """Makes the root, clears leftovers, and checks that it belongs to this run."""
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in self.root.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -142,11 +138,7 @@ class CheckpointStore:
         return None
 
     def read(self, step: int) -> Checkpoint:
-        """Checks a checkpoint against its seal.
-
-        Raises:
-            CheckpointError: a file is missing, cut short or changed; the message names it.
-        """
+        """Checks a checkpoint against its seal."""
         path = self.path(step)
         remedy = "The checkpoint is not complete."
         seal: Checkpoint = read_typed(path / SEAL, Checkpoint, remedy=remedy, wrong=CheckpointError)
@@ -180,11 +172,7 @@ class CheckpointStore:
 
 
 def save_model(folder: Path, *parts: Any) -> None:
-    """Saves a trained model and its tokenizer: all of it in the folder, or nothing there and a sentence.
-
-    Raises:
-        TrainingError: it could not be written, for example because the disk is full.
-    """
+    """Saves a trained model and its tokenizer: all of it in the folder, or nothing there and a sentence."""
     partial = folder.with_name(f"{_UNFINISHED}{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -209,11 +197,7 @@ def unwritten(what: str, place: Path, error: Exception, kept: str, needed: int =
 
 
 def write_state(path: Path, state: Any) -> None:
-    """Writes what `state_dict()` or a random generator gives as `PATH.json` and `PATH.safetensors`.
-
-    Raises:
-        TypeError: it holds something else than numbers, texts, tensors and arrays in lists, tuples and dictionaries.
-    """
+    """Writes what `state_dict()` or a random generator gives as `PATH.json` and `PATH.safetensors`."""
     tensors: dict[str, Tensor] = {}
     plain = _plain(state, tensors)
     save_file(tensors, path.with_name(f"{path.name}.safetensors"))
@@ -221,11 +205,7 @@ def write_state(path: Path, state: Any) -> None:
 
 
 def read_state(path: Path) -> Any:
-    """What `write_state` was given.
-
-    Raises:
-        CheckpointError: files that are missing or that it can't have written.
-    """
+    """What `write_state` was given."""
     try:
         tensors = load_file(path.with_name(f"{path.name}.safetensors"))
         return _restored(json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8")), tensors)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from regtune.analyses.artefacts.sites import SITES, BlockStates, blocks_of, visit_texts
 from regtune.errors import UnsupportedModelError
 from regtune.interfaces import Batch
-from regtune.registers.surgery import find_registers
+from regtune.registers.surgery import active_registers
 from regtune.token_classes import TokenClass, is_content
 from regtune.typed import Checked, Range
 
@@ -156,11 +156,6 @@ def artefact_statistics(
     """Looks for artefacts in every layer at the three sites; the model is left as it was, and its head doesn't run.
 
     Padding, the batches' order and their size change nothing but rounding.
-
-    Raises:
-        DataError: not one content token.
-        ConfigError: batches without `token_classes`.
-        UnsupportedModelError: training mode, or a model whose blocks can't be found.
     """
     settings = settings or ArtefactSettings()
     kept = list(batches)
@@ -183,11 +178,11 @@ def artefact_statistics(
         for name in SPECIAL
         if by_site["block"][0].special[name][0]
     }
-    registers = find_registers(model)
+    registers = active_registers(model)
     return Artefacts(
         layers=len(layers),
         hidden=len(places[0, "block"].outliers),
-        num_registers=0 if registers is None or not registers.enabled else registers.num_registers,
+        num_registers=0 if registers is None else registers.num_registers,
         examples=examples,
         norm=block.norm,
         feed_forward=block.feed_forward,
@@ -227,11 +222,7 @@ class _Place:
         """Norms of special tokens, and each over the median norm of its own text's content tokens."""
 
     def add(self, states: Float[Tensor, "total hidden"], classes: Int[Tensor, " total"]) -> None:
-        """Adds one text that has content.
-
-        Raises:
-            UnsupportedModelError: states that are not finite.
-        """
+        """Adds one text that has content."""
         where = content_places(classes)
         x = states[where].float()
         norms = x.norm(dim=1)

@@ -85,12 +85,7 @@ def token_states(
     most_ordinary: int = 4000,
     seed: int = 0,
 ) -> TokenStates:
-    """The content tokens of one place whose norm ‖x‖₂ is above a limit, and a random sample of the others.
-
-    Raises:
-        ConfigError: no such layer or site.
-        DataError, UnsupportedModelError: as `artefact_statistics`.
-    """
+    """The content tokens of one place whose norm ‖x‖₂ is above a limit, and a random sample of the others."""
     if site not in SITES:
         raise unknown_name("site", site, SITES)
     texts: list[dict[str, np.ndarray]] = []
@@ -146,12 +141,6 @@ def probe_tokens(
             these only the first is probed, since the probe would else be tested on what it was trained on.
         resamples: draws of the bootstrap.
         seed: of samples, folds and draws.
-
-    Returns:
-        A probe of the outlier and one of the ordinary tokens for each; where there are too few, the reason.
-
-    Raises:
-        MissingExtraError: scikit-learn isn't installed.
     """
     if texts is not None:
         _, first = np.unique(np.asarray(texts), return_index=True)

@@ -53,11 +53,7 @@ Callback = Callable[[BlockStates], None]
 
 
 def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The blocks of the backbone in the order of depth; one that runs at several depths (ALBERT) occurs once.
-
-    Raises:
-        UnsupportedModelError: no list of blocks can be found, or an encoder-decoder.
-    """
+    """The blocks of the backbone in the order of depth; one that runs at several depths (ALBERT) occurs once."""
     backbone = backbone_of(model)
     family = find_family(backbone.config)
     known = None if family is None else tuple(modules_at(backbone, *family.within_layers()))
@@ -85,10 +81,6 @@ def watch_blocks(model: nn.Module, callback: Callback) -> Iterator[None]:
     """Inside the context every forward pass calls `callback` once a block, in the order of depth.
 
     Hooks only listen: outputs stay bit for bit what they are, and on leaving all hooks are gone.
-
-    Raises:
-        UnsupportedModelError: no blocks, training mode, or (while running) a block without a norm or linear layer
-            whose states have the block's shape.
     """
     require_eval_mode(model)
     blocks = blocks_of(model)
@@ -173,10 +165,6 @@ def visit_texts(model: nn.Module, batches: Iterable[Batch], visit: Visit) -> tup
 
     Returns:
         The example of each text in the order of the visits.
-
-    Raises:
-        DataError: not one content token in all batches.
-        ConfigError, UnsupportedModelError: as `regtune.analyses.batches.check` and `watch_blocks`.
     """
     classes = torch.empty(0)
     examples: list[int] = []

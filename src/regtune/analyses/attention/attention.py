@@ -40,7 +40,7 @@ from regtune.families._family import modules_at
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.pictures import heat_map, matrix, numbered, percent
 from regtune.progress import each
-from regtune.registers.surgery import backbone_of, find_registers
+from regtune.registers.surgery import active_registers, backbone_of
 from regtune.session import Session
 from regtune.token_classes import TokenClass
 
@@ -77,12 +77,6 @@ def attention_statistics(
     """Runs the model over the batches and measures every layer's attention as it is computed.
 
     The model, eager or SDPA, is left as it was. Rows without a word are left out.
-
-    Raises:
-        UnsupportedModelError: a model in training mode, of an unknown family, or with an attention implementation
-            that hides its weights; attention that is not a number.
-        DataError: no word at all.
-        ConfigError: batches without token classes that fit the mask.
     """
     reader = _Reader(model, settings or AttentionSettings())
     with torch.no_grad(), attention_tap(model, reader.read):
@@ -101,8 +95,7 @@ class _Reader:
     def __init__(self, model: nn.Module, settings: AttentionSettings) -> None:
         self.settings = settings
         self.norms = OutputNorms(model)
-        registers = find_registers(model)
-        self.registers = registers if registers is not None and registers.enabled else None
+        self.registers = active_registers(model)
         self.batch: Batch = {}
         self.places: Places | None = None
         self.sums: list[dict[str, Tensor]] = []
@@ -190,11 +183,7 @@ class _Reader:
 
 
 class OutputNorms:
-    """|f(x)| of one model's heads; what depends on the weights alone is computed once a layer.
-
-    Raises:
-        UnsupportedModelError: an architecture whose parts aren't known.
-    """
+    """|f(x)| of one model's heads; what depends on the weights alone is computed once a layer."""
 
     def __init__(self, model: nn.Module) -> None:
         backbone = backbone_of(model)

@@ -42,10 +42,6 @@ def attention_tap(model: nn.Module, callback: Callback) -> Iterator[None]:
     Args:
         model: a Hugging Face model of a supported family, eager or SDPA, with or without registers, in eval mode.
         callback: called inside each layer's forward pass. It must not change the tensors in place.
-
-    Raises:
-        UnsupportedModelError: an unknown family, training mode, an attention implementation other than eager and
-            SDPA, or a model that is being read or explained already.
     """
     require_eval_mode(model)
     backbone = backbone_of(model)

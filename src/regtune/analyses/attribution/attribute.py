@@ -132,13 +132,7 @@ def attribute(
 
 
 def check_model(model: nn.Module, method: str) -> Family | None:
-    """The model's family, None if it isn't known.
-
-    Raises:
-        UnknownNameError: a method that doesn't exist, or that the family has no rules for.
-        UnsupportedModelError: rules for an unknown family, training mode, no word embeddings, or bfloat16 on a CPU that
-            has none.
-    """
+    """The model's family, None if it isn't known."""
     config = backbone_of(model).config
     family = find_family(config)
     if method in RULES and (family is None or not family.relevance):
@@ -165,12 +159,7 @@ _HOW = "Give what the tokenizer makes: tokenizer(texts, padding=True, return_ten
 
 
 def check_inputs(inputs: object) -> dict[str, Tensor]:
-    """The inputs as tensors with an attention mask, each with a row a text.
-
-    Raises:
-        ConfigError: no mapping of names to numbers, embeddings, shapes that don't fit together, or padding anywhere
-            but at the end.
-    """
+    """The inputs as tensors with an attention mask, each with a row a text."""
     if not isinstance(inputs, Mapping):
         raise ConfigError(f"attribute needs input_ids; it was given {type(inputs).__name__} {shown(inputs)}. {_HOW}")
     if inputs.get("inputs_embeds") is not None:

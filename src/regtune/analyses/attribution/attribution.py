@@ -89,11 +89,7 @@ class Attribution:
             scores.setflags(write=False)
 
     def merged(self, groups: Sequence[Sequence[int]]) -> Attribution:
-        """The scores of groups of neighbouring tokens, every token in one group: sums, with all characters of a group.
-
-        Args:
-            groups: indices of tokens, in order.
-        """
+        """The scores of groups of neighbouring tokens (their indices, in order, each once), added up."""
         starts = [group[0] for group in groups]
         home = {token: number for number, group in enumerate(groups) for token in group}
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
 from regtune.families._family import Family
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import backbone_of, find_registers
+from regtune.registers.surgery import active_registers, backbone_of
 from regtune.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
 from regtune.token_classes import TokenClass, token_classes
 
@@ -117,11 +117,7 @@ class Batch:
         return found
 
     def held(self, special_tokens: str) -> Bool[Tensor, "batch seq"]:
-        """Tokens that a baseline or an occlusion leaves alone: padding and, if `held`, special tokens.
-
-        Raises:
-            ConfigError: nothing says which tokens are special.
-        """
+        """Tokens that a baseline or an occlusion leaves alone: padding and, if `held`, special tokens."""
         if special_tokens == "moved":
             return ~self.text
         classes = self.token_classes
@@ -188,11 +184,7 @@ def _token_id(name: str, *sources: Any) -> int | None:
 
 
 def word_table(model: nn.Module) -> Any:
-    """The module that embeds the text's tokens: of an encoder-decoder, the encoder's.
-
-    Raises:
-        UnsupportedModelError: there is none.
-    """
+    """The module that embeds the text's tokens: of an encoder-decoder, the encoder's."""
     return _tables(model)[0]
 
 
@@ -227,11 +219,6 @@ def baseline_embeddings(
         baseline: `pad` or `mask`, the embedding of that token at every place; `zero`; or a vector `[width]`.
         special_tokens: `held` leaves special tokens as they are, so that they get no score: the text's frame is
             part of both ends of the path. `moved` treats them like all others. Padding always stays.
-
-    Raises:
-        UnknownNameError: another baseline.
-        ConfigError: the id of the token is unknown, whole numbers where an embedding is needed, a vector of another
-            width, or special tokens that nobody named.
     """
     if special_tokens not in ("held", "moved"):
         raise unknown_name("treatment of special_tokens", special_tokens, ("held", "moved"))
@@ -267,8 +254,8 @@ def _absent(batch: Batch, baseline: Any, text: Tensor) -> Tensor:
 class GivenEmbeddings:
     """What stands in for the model's own embeddings in the passes inside `given_embeddings`."""
 
-    def __init__(self, registers: Registers | None, known: Tensor | None = None) -> None:
-        self.active = None if registers is None or not registers.enabled else registers
+    def __init__(self, active: Registers | None, known: Tensor | None = None) -> None:
+        self.active = active
         self.known = known
         """The batch's token ids, to see that an unknown architecture looks up what is thought."""
         self.words: Tensor | None = None
@@ -315,7 +302,7 @@ def given_embeddings(batch: Batch) -> Iterator[GivenEmbeddings]:
     """Inside the context, passes of the batch's model run on what is set on the yielded object."""
     backbone = backbone_of(batch.model)
     known = batch.inputs["input_ids"] if batch.family is None else None
-    given = GivenEmbeddings(find_registers(batch.model), known)
+    given = GivenEmbeddings(active_registers(batch.model), known)
     tables = {id(table): table for table in _tables(batch.model)}
     shifted = bool(getattr(backbone.config, "is_encoder_decoder", False)) and not batch.decodes
     with ExitStack() as stack:

@@ -42,9 +42,6 @@ def chefer_scores(batch: Batch, *, start_layer: int = 0) -> Scores:
         batch: the texts.
         start_layer: first block that is rolled out. 0 is the paper's product over all blocks; the authors' script
             for BERT starts at 11, the last block of BERT-base.
-
-    Raises:
-        ConfigError: `start_layer` is no block of the model.
     """
     with torch.no_grad():
         outputs = batch.run()

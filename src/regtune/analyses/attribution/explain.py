@@ -369,15 +369,6 @@ def explain_row(
 ) -> tuple[tuple[Attribution, ...], tuple[str, ...]]:
     """Several methods and targets on one text of any task.
 
-    Args:
-        model: in eval mode, with the head that the targets are of.
-        inputs: one row, `[1, seq]` each, without padding.
-        goals: what is explained, by the name that a person gave it.
-        methods: by default `METHODS_SHOWN`, less what the model can't have, which the notes say.
-        reader: the tokenizer.
-        options: for some methods, by their names.
-        answer: tokens, both ends inclusive, whose relevance is compared with what hiding them does.
-
     Returns:
         The scores, method by method; and what has to be known to read them.
     """

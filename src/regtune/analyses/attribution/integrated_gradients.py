@@ -86,10 +86,6 @@ def integrated_gradients_scores(
         max_steps: a row that needs more points is left with the error it has, which `attribute` then refuses.
         internal_batch_size: points that run together, of all rows; by default as many as make 2,048 tokens on a CPU
             and 65,536 elsewhere.
-
-    Raises:
-        MissingExtraError: Captum is not installed.
-        ConfigError: a baseline, mode or size that cannot work; see `baseline_embeddings`.
     """
     if registers not in ("held", "moved"):
         raise unknown_name("mode of registers", registers, ("held", "moved"))

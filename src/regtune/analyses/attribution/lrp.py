@@ -44,7 +44,7 @@ from regtune.errors import unknown_name
 from regtune.families import family_of
 from regtune.families._family import Family, modules_at
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import backbone_of, find_registers
+from regtune.registers.surgery import active_registers, backbone_of, find_registers
 from regtune.targets import Resolved, values_of
 
 TOKENS, TYPES, REGISTERS, STATES = "tokens", "types", "registers", "states"
@@ -57,9 +57,6 @@ def attnlrp_scores(batch: Batch, *, by: str | None = None) -> Scores:
     Args:
         batch: texts of a model with relevance rules, in eval mode.
         by: also the relevance of every `layer`'s, `head`'s or `neuron`'s states; see `Attribution.inner`.
-
-    Raises:
-        UnknownNameError: `by` names no part.
     """
     return _ledger_scores(batch, by, constant_attention=False)
 
@@ -125,7 +122,7 @@ class _Inner:
         self.found.append(torch.empty(0))
         self.laws.append([])
         kept = states.detach()
-        layout = None if self.registers is None or not self.registers.enabled else self.registers.layout
+        layout = None if self.registers is None else self.registers.layout
 
         def first(values: Tensor) -> Tensor:
             return values if layout is None else layout.registers_first(values, 1)
@@ -178,8 +175,7 @@ def _watched_parts(model: nn.Module, ledger: Ledger, by: str | None) -> Iterator
     """Inside the context, which lies inside `relevance_rules`, a pass is watched at the parts that were asked for."""
     backbone = backbone_of(model)
     family = family_of(backbone.config, "relevance")
-    registers = find_registers(model)
-    inner = _Inner(by, ledger, registers, int(backbone.config.num_attention_heads))
+    inner = _Inner(by, ledger, active_registers(model), int(backbone.config.num_attention_heads))
 
     def enter(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         inner.watch(args[0] if args else kwargs["hidden_states"])
@@ -217,10 +213,6 @@ def relevance_rules(model: nn.Module, rules: Rules, ledger: Ledger, *, inputs: s
         ledger: receives the leaves (kinds `tokens`, `positions`, `types`, `registers`) and the sums.
         inputs: `tokens` makes word, position and type embeddings and registers leaves; `states` makes the output
             of the embeddings module a leaf instead, registers included.
-
-    Raises:
-        UnsupportedModelError: no rules for this family, an attention implementation that hides its weights, or a
-            model that is inside such a context already.
     """
     backbone = backbone_of(model)
     family = family_of(backbone.config, "relevance")

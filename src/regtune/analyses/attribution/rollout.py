@@ -46,9 +46,6 @@ def attention_scores(batch: Batch, *, layers: str = "last") -> Scores:
     Args:
         batch: the texts.
         layers: `last` takes the mean over the heads of the last layer, `all` that of all layers.
-
-    Raises:
-        UnknownNameError: other layers.
     """
     _check_layers(layers)
     kept: list[Tensor] = []
@@ -71,9 +68,6 @@ def attention_gradient_scores(batch: Batch, *, layers: str = "all") -> Scores:
     Args:
         batch: the texts.
         layers: `all`, or the `last` alone.
-
-    Raises:
-        UnknownNameError: other layers.
     """
     _check_layers(layers)
     kept: list[Tensor] = []

@@ -15,7 +15,7 @@ from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given
 from regtune.analyses.attribution.rules import relevance_of
 from regtune.analyses.reversible import freeze, only_reader
 from regtune.errors import ConfigError
-from regtune.registers.surgery import find_registers, mask_registers
+from regtune.registers.surgery import active_registers, mask_registers
 from regtune.targets import Resolved, values_of
 
 
@@ -59,9 +59,6 @@ def occlusion_scores(
         batch: the texts; targets are found once, on the text itself.
         baseline, special_tokens: see `baseline_embeddings`; tokens that are held score 0.
         internal_batch_size: changed texts that run together.
-
-    Raises:
-        ConfigError: a baseline or size that cannot work; see `baseline_embeddings`.
     """
     if internal_batch_size < 1:
         raise ConfigError(f"internal_batch_size={internal_batch_size} must be at least 1.")
@@ -69,8 +66,8 @@ def occlusion_scores(
         outputs = batch.run()
         targets = batch.resolve(outputs)
         values = values_of(outputs, targets).double()
-        found = find_registers(batch.model)
-        count = 0 if found is None or not found.enabled else found.num_registers
+        found = active_registers(batch.model)
+        count = 0 if found is None else found.num_registers
         registers = values.new_zeros(len(targets), count)
         for number in range(count):
             with mask_registers(batch.model, [number]):
@@ -117,8 +114,8 @@ def random_scores(batch: Batch, *, seed: int = 0) -> Scores:
     with torch.no_grad():
         outputs = batch.run()
     targets = batch.resolve(outputs)
-    registers = find_registers(batch.model)
-    count = 0 if registers is None or not registers.enabled else registers.num_registers
+    registers = active_registers(batch.model)
+    count = 0 if registers is None else registers.num_registers
     tokens = torch.zeros(batch.text.shape, dtype=torch.float64)
     of_registers = torch.zeros(len(targets), count, dtype=torch.float64)
     for row, text in enumerate(batch.text.cpu()):

@@ -19,9 +19,6 @@ def by_words(found: Attribution, texts: tuple[str | None, str], second: int) -> 
         found: by token, with offsets; without them it comes back as it is.
         texts: what the offsets of tokens before `second` count characters of, and what those behind it do.
         second: the first token of the second text.
-
-    Returns:
-        The scores, and the number of entries before the second text.
     """
     if found.offsets is None:
         return found, second

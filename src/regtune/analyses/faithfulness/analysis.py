@@ -152,12 +152,7 @@ class FaithfulnessAnalysis(Analysis):
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: FaithfulnessSettings
     ) -> Mapping[str, Any]:
-        """See `Analysis.measure`.
-
-        Raises:
-            DataError: no text has a token that may be taken away, or rationales that can't be read.
-            UnsupportedModelError: a head that gives neither classes nor answers.
-        """
+        """See `Analysis.measure`."""
         began = time.perf_counter()
         one_each = rows.one_each()
         settings = settings.fitted(one_each.lengths)

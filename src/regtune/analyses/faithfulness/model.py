@@ -56,11 +56,7 @@ class PerturbableText:
     """What an attribution method is to explain for this text; see `explained_target`."""
 
     def scores(self, attribution: Attribution) -> np.ndarray:
-        """The attribution's scores of this text's features.
-
-        Raises:
-            ConfigError: it belongs to a text of another length.
-        """
+        """The attribution's scores of this text's features."""
         if len(attribution.relevance) != len(self.input_ids):
             raise ConfigError(
                 f"An attribution of {len(attribution.relevance)} tokens was given for a text of {len(self.input_ids)} "
@@ -74,17 +70,9 @@ class PerturbableText:
 def perturbable_texts(model: nn.Module, batches: Iterable[Batch]) -> list[PerturbableText]:
     """Runs the model once over analysis batches and notes what it predicts.
 
-    Args:
-        model: with a class head or a question-answering head, in evaluation mode.
-        batches: with `input_ids`, `attention_mask`, `token_classes`, `example`; for questions also `context_start` and
-            `context_end`. Padding is on the right.
-
     Returns:
         The texts in the batches' order, without those in which no token may go (nothing but special tokens and the
         answer).
-
-    Raises:
-        UnsupportedModelError: training mode, or another kind of head.
     """
     require_eval_mode(model)
     found: list[PerturbableText | None] = []
@@ -165,20 +153,7 @@ class PerturbedModel:
         pad_token_id: int = 0,
         batch_tokens: int = 4096,
     ) -> None:
-        """Keeps the model and the texts; nothing runs yet.
-
-        Args:
-            model: in evaluation mode.
-            texts: from `perturbable_texts` of the same model.
-            how: the way in which tokens are taken away.
-            mask_token_id: id of [MASK], for `mask`.
-            pad_token_id: id of the padding.
-            batch_tokens: tokens (padding included) in one forward pass.
-
-        Raises:
-            ConfigError: `mask` without an id.
-            UnsupportedModelError: a model in training mode.
-        """
+        """Keeps the model and the texts; nothing runs yet."""
         if how == "mask" and mask_token_id is None:
             raise ConfigError("how='mask' needs mask_token_id, and this tokenizer has none. Use how='remove'.")
         require_eval_mode(model)
@@ -189,11 +164,7 @@ class PerturbedModel:
         self._known: dict[tuple[int, bytes], float] = {}
 
     def probabilities(self, requests: Sequence[Request]) -> Float64[np.ndarray, " requests"]:
-        """The probability for each request, in their order.
-
-        Raises:
-            ConfigError: a set that doesn't fit its text's features.
-        """
+        """The probability for each request, in their order."""
         keys = [self._key(text, gone) for text, gone in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._known}
         copies = {

@@ -89,11 +89,7 @@ class Measured:
 
 
 def order_of(scores: Float64[np.ndarray, " features"], random: np.random.Generator) -> Order:
-    """Features by falling score; ties in an order drawn from `random`.
-
-    Raises:
-        ConfigError: a score that is no number.
-    """
+    """Features by falling score; ties in an order drawn from `random`."""
     if not np.isfinite(scores).all():
         raise ConfigError(f"score {scores[~np.isfinite(scores)][0]} is no number, so features have no order.")
     return np.lexsort((random.random(len(scores)), -scores)).astype(np.int64)
@@ -114,11 +110,7 @@ def random_orders(scorer: PerturbedModel, *, count: int, seed: int) -> list[list
 def measure_orders(
     scorer: PerturbedModel, orders: Sequence[Order], *, texts: Sequence[int] | None = None, grid: Grid | None = None
 ) -> Measured:
-    """All metrics for one order of the features of each text (all of the scorer's texts, or those named).
-
-    Raises:
-        ConfigError: an order that isn't one of its text's features.
-    """
+    """All metrics for one order of the features of each text (all of the scorer's texts, or those named)."""
     grid = grid or Grid()
     rows = list(range(len(scorer.texts))) if texts is None else list(texts)
     asked: list[Request] = []
@@ -185,18 +177,8 @@ def beam_order(
 ) -> tuple[Order, float]:
     """The order of removal along which the probability falls most (or least) in the mean over all steps.
 
-    Args:
-        scorer: the model and its texts.
-        text: which text.
-        width: sets kept at every level.
-        max_groups: most groups that are ordered.
-        steepest: look for the largest mean fall; else for the smallest, or the largest rise.
-
     Returns:
         The order in which features are removed, and the mean over all steps of p(x) - p(what is left).
-
-    Raises:
-        ConfigError: no width, or no groups.
     """
     if width < 1 or max_groups < 1:
         raise ConfigError(f"width={width} and max_groups={max_groups} must both be at least 1.")

@@ -43,9 +43,6 @@ def agreement(scores: Float64[np.ndarray, " tokens"], marked: Bool[np.ndarray, "
     Returns:
         `auprc`: average precision; `f1_own_length`: token F1 of as many top-scored tokens as are marked (then
         precision = recall = F1); `prevalence`: share of tokens that are marked, which is what random scores reach.
-
-    Raises:
-        ConfigError: nothing is marked, or a score is no number.
     """
     precision, size = average_precision(scores, marked), int(marked.sum())
     return {
@@ -59,9 +56,6 @@ def average_precision(scores: Float64[np.ndarray, " tokens"], marked: Bool[np.nd
     """Area under the precision-recall curve: the sum over thresholds of (recall gained) × precision.
 
     Tokens with equal scores pass a threshold together, so their order doesn't matter.
-
-    Raises:
-        ConfigError: nothing is marked, or a score is no number.
     """
     if not marked.any():
         raise ConfigError(f"None of the {len(marked)} tokens is marked, so there is nothing to agree with.")
@@ -135,12 +129,7 @@ class _Annotation:
 
 
 def read_rationales(folder: Path, split: str = "test") -> list[Rationale]:
-    """The documents of a split (`train`, `val` or `test`), in the file's order.
-
-    Raises:
-        DataError: a missing or broken file, an unknown document, evidence in another document or outside its own,
-            evidence whose text isn't what stands there, or an id that occurs twice; file and line are named.
-    """
+    """The documents of a split (`train`, `val` or `test`), in the file's order."""
     documents: dict[str, str] = {}
     for where, document in _rows(folder, "docs", _Document):
         if document.docid in documents:

@@ -52,8 +52,6 @@ class RegisterSettings(Checked, section="registers"):
     """Ways of knocking out (`mask`, `mean`, `swap`, `zero`). The verdict is read from `mask`, or the first."""
     resamples: int = 10_000
     """Bootstrap draws; more where so many registers need them."""
-    head_from: str | None = None
-    """A masked or causal language model whose head the lens borrows: the base that was fine-tuned."""
     constants_dir: Path | None = None
     """Gets the registers that hardly vary, as constants, if there are any."""
     seed: int = 0
@@ -76,11 +74,7 @@ class RegisterAnalysis(Analysis):
     def measure(
         self, session: Session, rows: Rows[Any], examples: Examples, settings: RegisterSettings
     ) -> Mapping[str, Any]:
-        """See `Analysis.measure`.
-
-        Raises:
-            ConfigError: `swap` alone, of a single register.
-        """
+        """See `Analysis.measure`."""
         count = num_registers(session.model)
         hows = [how for how in settings.hows if how != "swap" or count > 1]  # a single one has none to be swapped with
         if not hows:
@@ -141,7 +135,7 @@ class RegisterAnalysis(Analysis):
             "attention_in": attention.means["register_share"].mean(axis=1, dtype=np.float64),
             "attention_out": 1.0 - out[..., _REGISTER],
             "attention_out_by_class": dict(zip(CLASSES, np.moveaxis(out, -1, 0), strict=True)),
-            "lens": register_lens(session.model, states.means, session.reader, head_from=settings.head_from),
+            "lens": register_lens(session.model, states.means, session.reader),
             **({} if untouched.loss is None else _relevance(session, batches, changes, settings.seed)),
             "measures": dict(zip(names, alone, strict=True)),
             "titles": {name: f"change in {quantity} without register {name.rpartition('.')[2]}" for name in names},

@@ -45,11 +45,7 @@ class KnockOut:
     registers: tuple[int, ...] | None = None
 
     def chosen(self, count: int) -> tuple[int, ...]:
-        """The indices, of a model with `count` registers.
-
-        Raises:
-            ConfigError: an index that isn't one of them, none at all, or a swap where there is no second register.
-        """
+        """The indices, of a model with `count` registers."""
         chosen = tuple(range(count)) if self.registers is None else self.registers
         if not chosen:
             raise ConfigError("A knock-out of no register changes nothing; name at least one, or None for all.")
@@ -68,11 +64,6 @@ def knocked_out(
     """Inside the context the model runs with registers knocked out; afterwards it is as it was.
 
     `mean` needs the registers' mean state at every depth (`RegisterStates.means`).
-
-    Raises:
-        UnsupportedModelError: the model has no registers, or they are disabled.
-        ConfigError: an index that isn't one of the model's registers, a swap in a model with a single register, or
-            `mean` without means that fit.
     """
     registers = require_active_registers(model)
     count = registers.num_registers
@@ -104,11 +95,7 @@ def knocked_out(
 
 
 def require_active_registers(model: nn.Module) -> Registers:
-    """The model's registers.
-
-    Raises:
-        UnsupportedModelError: it has none, or they are switched off.
-    """
+    """The model's registers, refused where it has none or they are switched off."""
     registers = require_registers(model)
     if not registers.enabled:
         raise UnsupportedModelError("The registers are disabled, so nothing can be seen of them; leave that context.")
@@ -130,9 +117,6 @@ def layer_inputs(model: nn.Module, visit: Visit) -> Iterator[None]:
     model (`Registers.strip` and `Registers.registers_of` part them). What `visit` returns takes their place; None
     leaves them, and at depth L, which no layer reads, it is always as with None. Layers that share their weights
     (ALBERT) count each time. `visit` must not change the tensors in place.
-
-    Raises:
-        UnsupportedModelError: an unknown family.
     """
     backbone = backbone_of(model)
     family = family_of(backbone.config, "parts")

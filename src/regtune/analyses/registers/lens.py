@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regtune.errors import CheckpointError, ConfigError
 from regtune.families import family_of
 from regtune.registers.surgery import backbone_of
-from regtune.session import open as open_session
 
 
 class NearToken(NamedTuple):
@@ -21,7 +18,7 @@ class NearToken(NamedTuple):
 
     token: str
     score: float
-    """A cosine (input embeddings), a logit (a neuron) or a probability (language-model head)."""
+    """A cosine (input embeddings) or a probability (language-model head)."""
 
 
 Nearest = tuple[tuple[tuple[NearToken, ...], ...], ...]
@@ -37,62 +34,34 @@ class RegisterLens:
     head: Nearest | None
     """By probability under the language-model head; None where there is none."""
     head_from: str | None
-    """Whose head: the model's own class, or where it was borrowed."""
+    """The class of the model, whose own head it is."""
     norms: tuple[str, ...] = ()
     """The normalisation layers that the head applies to the states (its final norm)."""
 
 
 @torch.no_grad()
 def register_lens(
-    model: nn.Module,
-    states: Float[Tensor, "depths registers hidden"],
-    tokenizer: Any = None,
-    *,
-    head_from: nn.Module | str | Path | None = None,
-    top: int = 5,
+    model: nn.Module, states: Float[Tensor, "depths registers hidden"], tokenizer: Any = None, *, top: int = 5
 ) -> RegisterLens:
-    """Reads states in words, through the input embeddings and, where there is one, a language-model head.
+    """Reads states in words, through the input embeddings and the model's language-model head, where it has one.
 
     The head was trained to read what the last layer writes about a masked token. What it says of other depths, and of
     registers, is a reading, not a measurement; the cosines with the input embeddings are shown beside it.
-
-    Args:
-        model: the model the states are from; its own masked-LM or LM head is used if it has one.
-        states: the registers' mean states (`RegisterStates.means`).
-        tokenizer: gives the entries their text; without it they are ids.
-        head_from: a model to borrow the head from, usually the base that was fine-tuned: loaded, or its name.
-        top: words for each state.
-
-    Raises:
-        UnsupportedModelError: an architecture of no known family.
-        CheckpointError, ConfigError: a head that doesn't exist or doesn't fit; `top` below 1.
     """
-    head = language_head(model) if head_from is None else borrowed_head(model, head_from)
-    source = model if head_from is None else head_from
+    head = language_head(model)
     normal, vectors = nn.functional.normalize, vocabulary_vectors(model)
     cosines = normal(states.to(vectors), dim=-1) @ normal(vectors, dim=-1).T
 
     def nearest(scores: Tensor) -> Nearest:
-        return tuple(zip(*top_tokens(scores, tokenizer, top=top), strict=True))
+        best = scores.transpose(0, 1).topk(min(top, scores.shape[-1]))
+        return _named(best.indices.tolist(), best.values.tolist(), tokenizer)
 
     return RegisterLens(
         embedding=nearest(cosines),
         head=None if head is None else nearest(head(states).float().softmax(-1)),
-        head_from=None if head is None else type(source).__name__ if isinstance(source, nn.Module) else str(source),
+        head_from=None if head is None else type(model).__name__,
         norms=() if head is None else head.norms,
     )
-
-
-def top_tokens(scores: Float[Tensor, "*batch vocabulary"], tokenizer: Any = None, *, top: int = 5) -> Any:
-    """The entries with the largest scores: nested tuples as the batch axes, of `NearToken`, the largest first.
-
-    Raises:
-        ConfigError: `top` below 1.
-    """
-    if top < 1:
-        raise ConfigError(f"top={top} must be at least 1.")
-    best = scores.topk(min(top, scores.shape[-1]), dim=-1)
-    return _named(best.indices.tolist(), best.values.tolist(), tokenizer)
 
 
 def _named(ids: list, scores: list, tokenizer: Any) -> tuple:
@@ -104,7 +73,7 @@ def _named(ids: list, scores: list, tokenizer: Any) -> tuple:
     return tuple(NearToken(name, float(score)) for name, score in zip(names, scores, strict=True))
 
 
-# What puts hidden states into words: the vocabulary, and a language-model head, the model's own or a borrowed one
+# What puts hidden states into words: the vocabulary, and the language-model head
 
 
 @torch.no_grad()
@@ -139,11 +108,7 @@ class LanguageHead:
 
 
 def language_head(model: nn.Module) -> LanguageHead | None:
-    """The model's language-model head; None if it has none (a question-answering model, a bare encoder).
-
-    Raises:
-        UnsupportedModelError: an architecture that isn't in the table.
-    """
+    """The model's language-model head; None if it has none (a question-answering model, a bare encoder)."""
     config = backbone_of(model).config
     family = family_of(config, "parts")
     try:
@@ -157,30 +122,3 @@ def language_head(model: nn.Module) -> LanguageHead | None:
         if type(part).__name__.endswith("Norm")
     ]
     return LanguageHead(model=model, steps=family.lm_head, norms=tuple(norms))
-
-
-def borrowed_head(model: nn.Module, source: nn.Module | str | Path) -> LanguageHead:
-    """The language-model head of another model: of the base that a question-answering model was fine-tuned from.
-
-    Raises:
-        CheckpointError: the source was saved without such a head, so its words would be random.
-        ConfigError: a source of another hidden size or vocabulary.
-    """
-    other: nn.Module = source if isinstance(source, nn.Module) else open_session(source, device="cpu").model
-    head = language_head(other)
-    if head is None:
-        where = "" if other is source else f" ({source})"
-        raise CheckpointError(
-            f"{type(other).__name__} has no language-model head{where}. Name a masked or causal language model."
-        )
-    here, there = backbone_of(model), backbone_of(other)
-    for name, mine, theirs in (
-        ("hidden_size", here.config.hidden_size, there.config.hidden_size),
-        ("vocabulary", *(part.get_input_embeddings().num_embeddings for part in (here, there))),
-    ):
-        if mine != theirs:
-            raise ConfigError(
-                f"The head comes from a model with {name} {theirs}, but this one has {mine}. "
-                "Take the head of the model that this one was fine-tuned from."
-            )
-    return head

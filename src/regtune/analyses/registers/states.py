@@ -58,12 +58,7 @@ class RegisterStates:
 
 @torch.no_grad()
 def register_states(model: nn.Module, batches: Iterable[Batch]) -> RegisterStates:
-    """Runs the batches twice (moments, then similarities); memory doesn't grow with their number.
-
-    Raises:
-        UnsupportedModelError: no registers, disabled ones, an unknown family or training mode.
-        DataError: fewer than two windows, or no content token.
-    """
+    """Runs the batches twice (moments, then similarities); memory doesn't grow with their number."""
     require_eval_mode(model)
     registers = require_active_registers(model)
     batches = list(batches)
@@ -162,13 +157,6 @@ def export_constant_registers(
         threshold: largest variation of a constant register (see `RegisterStates.constant`).
         error: what the model loses when the registers are held at these constants, as plain JSON: the effect of the
             knock-out `mean` on them.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ConfigError: no register is constant.
-        UnsupportedModelError: as `knocked_out`.
     """
     from safetensors.torch import save
 

@@ -124,11 +124,6 @@ def overlay_page(content: Any, *, palette: str = "green-red", source: str = "the
             `regtune.report.overlays.pictures`).
         palette: one of `PALETTES`, for a start; the reader can change it.
         source: how errors call the content.
-
-    Raises:
-        DataError: the content is of another schema, or no explanations.
-        UnknownNameError: no such palette.
-        MissingExtraError: the `report` extra isn't installed.
     """
     template = environment().get_template("overlay.html.j2")
     overlays = make_overlays(content, palette=palette, source=source)
@@ -137,11 +132,7 @@ def overlay_page(content: Any, *, palette: str = "green-red", source: str = "the
 
 
 def write_overlay(path: Path, content: Any, *, palette: str = "green-red") -> Path:
-    """Writes `overlay_page` to a file and returns its path.
-
-    Raises:
-        DataError: as `overlay_page`, or the file can't be written.
-    """
+    """Writes `overlay_page` to a file and returns its path."""
     return write(path, overlay_page(content, palette=palette))
 
 

@@ -166,11 +166,7 @@ class Picture:
 
 
 def read_pictures(content: Any, source: str = "the explanations") -> tuple[Picture, ...]:
-    """One document, or a list of documents, as pictures.
-
-    Raises:
-        DataError: another schema, or something that is no explanation; the source is named.
-    """
+    """One document, or a list of documents, as pictures."""
     documents = [content] if isinstance(content, Mapping) else content
     if not isinstance(documents, Sequence) or isinstance(documents, str) or not documents:
         raise DataError(f"{source} hold no explanation; `regtune explain` writes such a file.")

@@ -35,10 +35,6 @@ def overlay_text(
             their share in percent: `{Ada +12.3}`.
         palette: one of `RAMPS`.
         width: columns; the terminal's by default.
-
-    Raises:
-        DataError: the content is of another schema, or no explanations.
-        UnknownNameError: no such palette.
     """
     if palette not in RAMPS:
         raise unknown_name("palette of the terminal", palette, RAMPS)
