@@ -35,7 +35,7 @@ from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given_embeddings, make_batch, word_embeddings
 from regtune.families import family_of
 from regtune.registers.surgery import num_registers
-from regtune.targets import values_of
+from regtune.rows.targets import values_of
 from regtune.tasks.qa.task import QASettings
 
 TYDIQA = Path("../shared/data/tydiqa-goldp/en.dev.json.gz")

@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from regtune.inspection import inspect
+from regtune.analyses.inspection import inspect
 from regtune.records import load_record
 from regtune.registry import ANALYSES
 

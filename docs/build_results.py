@@ -21,7 +21,7 @@ import inside_results as looks
 import registers_picture
 import speed_results as speed
 
-from regtune.listing import list_methods
+from regtune.methods.listing import list_methods
 from regtune.records import read_json
 from regtune.report.collect import Group, collect
 from regtune.report.rendering import render

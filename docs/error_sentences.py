@@ -37,7 +37,7 @@ GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "Names, plugins and extras",
         "A name that regtune doesn't know, a plugin that doesn't fit, or an optional package that is missing.",
-        ("registry.py", "errors.py", "interfaces.py", "peft_kinds.py", "methods/used.py"),
+        ("registry.py", "errors.py", "interfaces.py", "methods/used.py"),
     ),
     (
         "Opening models and runs",
@@ -54,7 +54,7 @@ GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Reading data",
         "Each names the file and the record. `--data.on-bad-record skip` leaves bad records out and counts them; "
         "`mend` also moves near offsets to their answer.",
-        ("tasks/", "texts.py"),
+        ("tasks/", "rows/texts.py", "rows/token_classes.py"),
     ),
     (
         "Training",
@@ -69,7 +69,7 @@ GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "Explaining and inspecting",
         "What each method needs is in [Explaining](explaining.md).",
-        ("analyses/", "targets.py", "token_classes.py", "inspection.py", "pictures.py"),
+        ("analyses/", "rows/targets.py"),
     ),
     ("Comparing, reports and the explorer", "", ("report/", "app/", "stats/", "tables.py", "progress.py")),
 )

@@ -10,8 +10,8 @@ from typing import Any
 import ablation_results as ablation
 import numpy as np
 
+from regtune.analyses.inspection import PartRecord, compare_records, direction, read_records
 from regtune.analyses.parts import estimate
-from regtune.inspection import PartRecord, compare_records, direction, read_records
 from regtune.stats.comparison import Comparison
 from regtune.tables import Table, number
 

@@ -8,8 +8,9 @@ import pytest
 
 from command_line import invoke
 from regtune.errors import MissingExtraError
-from regtune.listing import list_methods, list_tasks
+from regtune.methods.listing import list_methods
 from regtune.registry import METHODS, TASKS
+from regtune.tasks.listing import list_tasks
 
 
 def test_every_method_says_what_it_changes_costs_and_is_for():

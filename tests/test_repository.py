@@ -50,7 +50,7 @@ GENERAL = (
     "session.py",
     "interfaces.py",
     "registry.py",
-    "inspection.py",
+    "analyses/inspection.py",
     "tables.py",
     "typed.py",
 )

@@ -9,19 +9,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from regtune import peft_kinds
+from regtune.methods import peft_kinds
 
 if TYPE_CHECKING:
     from regtune.analyses.attribution.attribute import attribute
     from regtune.analyses.attribution.explain import explain
+    from regtune.analyses.inspection import inspect
     from regtune.analyses.monitor import RegisterMonitor
     from regtune.app.serve import explore
     from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
     from regtune.errors import RegtuneError
     from regtune.families._family import Family
-    from regtune.inspection import inspect
     from regtune.interfaces import Analysis, Attached, Block, Examples, Group, Method, Metric, Rows, Stage, Task
-    from regtune.listing import list_methods, list_tasks
+    from regtune.methods.listing import list_methods
     from regtune.methods.peft import RegisterLoraConfig
     from regtune.records import RunRecord
     from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from regtune.registry import load_plugin, register
     from regtune.report.compare import compare_two as compare
     from regtune.report.page import write_report
+    from regtune.rows.texts import text_rows
     from regtune.session import Session, open  # noqa: A004
     from regtune.sweeps.demo import run_demo as demo
     from regtune.sweeps.describe import describe as info
@@ -45,11 +46,11 @@ if TYPE_CHECKING:
     from regtune.sweeps.predict import predict
     from regtune.sweeps.run import run_experiment as train
     from regtune.sweeps.sweep_actions import carry_out as sweep
+    from regtune.tasks.listing import list_tasks
     from regtune.tasks.qa.data.sources import load_questions
     from regtune.tasks.qa.data.squad import write_squad
     from regtune.tasks.qa.question_answerer import QuestionAnswerer, ask
     from regtune.testing.doctor import examine as doctor
-    from regtune.texts import text_rows
 
 __version__ = "0.1.0"
 
@@ -91,9 +92,9 @@ _HOME = {
     "explore": "regtune.app.serve",
     "from_pretrained": "regtune.registers.saving",
     "info": "regtune.sweeps.describe:describe",
-    "inspect": "regtune.inspection",
-    "list_methods": "regtune.listing",
-    "list_tasks": "regtune.listing",
+    "inspect": "regtune.analyses.inspection",
+    "list_methods": "regtune.methods.listing",
+    "list_tasks": "regtune.tasks.listing",
     "load_plugin": "regtune.registry",
     "load_questions": "regtune.tasks.qa.data.sources",
     "load_registers": "regtune.registers.saving",
@@ -107,7 +108,7 @@ _HOME = {
     "save_registers": "regtune.registers.saving",
     "split_attention": "regtune.registers.surgery",
     "sweep": "regtune.sweeps.sweep_actions:carry_out",
-    "text_rows": "regtune.texts",
+    "text_rows": "regtune.rows.texts",
     "train": "regtune.sweeps.run:run_experiment",
     "write_report": "regtune.report.page",
     "write_squad": "regtune.tasks.qa.data.squad",

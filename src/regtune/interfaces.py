@@ -134,7 +134,7 @@ class Rows(Generic[RowT]):
     """Rows to tensors, padded on the right to the longest or to the length that is given."""
     roles: Callable[[Sequence[RowT]], Batch]
     """What analyses need besides, for the same rows padded alike: `token_classes` `[rows, seq]`
-    (`regtune.token_classes`) and, where there is text, `offset_mapping` `[rows, seq, 2]`."""
+    (`regtune.rows.token_classes`) and, where there is text, `offset_mapping` `[rows, seq, 2]`."""
     main: Sequence[int] | None = None
     """The row that shows each example best (the window that holds its answer); None where each has one row."""
     notes: tuple[str, ...] = ()
@@ -180,7 +180,7 @@ class Shown:
     row: int = 0
     """The row that shows it."""
     targets: Mapping[str, Any] = field(default_factory=dict)
-    """Targets by name, beyond those that every head has (`regtune.targets`)."""
+    """Targets by name, beyond those that every head has (`regtune.rows.targets`)."""
     default: tuple[str, ...] = ()
     """Names of what is explained where nobody asks for something; empty leaves it to the head."""
     only: bool = False

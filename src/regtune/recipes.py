@@ -1,18 +1,26 @@
-"""Recipes: YAML files that hold the difference from the defaults of `RunConfig`, read strictly."""
+"""Recipes: YAML files that hold the difference from `RunConfig`'s defaults, read strictly; and tasks' own settings.
+
+Light: no model, no tensors.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from regtune.config import DataConfig, RunConfig
+from regtune.config import DataConfig, RunConfig, to_dict
 from regtune.errors import ConfigError, shown, unknown_name
+from regtune.registry import TASKS
 from regtune.typed import hints_of, typed
+
+if TYPE_CHECKING:
+    from regtune.interfaces import Task
 
 _FOLDER = Path("recipes")
 _LARGEST = 100_000
@@ -61,6 +69,36 @@ def refuse_task_settings(config: Any, where: Path | str) -> None:
                     f"{where}: {section}.{shown(name)[1:-1]} is none of the settings that all tasks have. If it is the "
                     f"task's own, write it under `settings`: settings.{shown(name)[1:-1]}."
                 )
+
+
+def settings_of(config: RunConfig, task: Task | None = None) -> Any:
+    """The task's settings in a run: its own (`RunConfig.settings`), and those of `data` that it has by the same name.
+
+    Raises:
+        ConfigError: a setting that the task doesn't have, or one that can't be.
+    """
+    task = TASKS.get(config.task) if task is None else task
+    assert task is not None
+    own = own_settings(task.settings)
+    unknown = [name for name in config.settings if name not in own]
+    if unknown and task.name == config.task:
+        raise unknown_name(f"setting of the task {task.name}:", unknown[0], own)
+    plain: dict[str, Any] = to_dict(config)
+    given = {name: value for name, value in plain["settings"].items() if name in own}
+    shared = {name: value for name, value in plain["data"].items() if name in hints_of(task.settings)}
+    return typed(task.settings, given | shared, "settings")
+
+
+def own_settings(kind: type) -> list[str]:
+    """Names of a task's settings that are its own; the others take the values of the run's `data`."""
+    return [name for name in hints_of(kind) if name not in hints_of(DataConfig)]
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """The config with every setting that its task has, as records and hashes of configs hold it."""
+    settings = settings_of(config)
+    plain = to_dict(settings)
+    return dataclasses.replace(config, settings={name: plain[name] for name in own_settings(type(settings))})
 
 
 def find_recipe(name: str | Path) -> Path:

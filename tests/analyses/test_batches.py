@@ -6,10 +6,10 @@ import torch
 from regtune.analyses.batches import check, run, run_backbone, with_words
 from regtune.errors import ConfigError
 from regtune.interfaces import Examples
+from regtune.rows.texts import text_rows
+from regtune.rows.token_classes import TokenClass, is_content
 from regtune.session import Session
 from regtune.tasks.qa.task import QASettings, QuestionAnswering
-from regtune.texts import text_rows
-from regtune.token_classes import TokenClass, is_content
 from tiny import tiny_model
 from tiny_tokenizer import examples, tiny_tokenizer
 

@@ -13,9 +13,7 @@ import regtune
 from command_line import invoke
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.explanations import explanation_measures
-from regtune.config import RegisterConfig
-from regtune.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from regtune.inspection import (
+from regtune.analyses.inspection import (
     aligned,
     compare_records,
     direction,
@@ -24,6 +22,8 @@ from regtune.inspection import (
     read_records,
     settings_of_parts,
 )
+from regtune.config import RegisterConfig
+from regtune.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from regtune.records import plain, read_json, write_json
 from regtune.registers.surgery import add_registers
 from regtune.registry import ANALYSES
@@ -156,7 +156,7 @@ def test_a_record_that_its_analysis_does_not_understand_is_named_by_the_report(i
 
 
 def test_one_model_is_opened_for_all_parts_and_forward_runs_on_it_alone(model, questions, tmp_path, monkeypatch):
-    import regtune.inspection as module
+    import regtune.analyses.inspection as module
 
     opened = []
     real = module.open_session

@@ -4,7 +4,7 @@ import pytest
 
 import regtune
 from analyses.test_inspect import QUICK, model, questions, saved  # noqa: F401 (fixtures)
-from regtune.inspection import inspect
+from regtune.analyses.inspection import inspect
 from regtune.registry import ANALYSES
 from tiny_tokenizer import examples, tiny_tokenizer
 

@@ -20,7 +20,7 @@ import torch
 import regtune
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import ConfigError, InputError, UnsupportedModelError
-from regtune.listing import SUPPORT
+from regtune.methods.listing import SUPPORT
 from regtune.methods.used import methods_of
 from regtune.records import versions
 from regtune.registers.surgery import num_registers

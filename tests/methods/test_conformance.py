@@ -7,7 +7,7 @@ import json
 import pytest
 
 from methods.conformance import KINDS, WORKS, Cell, cells, outcome, prepare, tried
-from regtune.listing import SUPPORT
+from regtune.methods.listing import SUPPORT
 from regtune.registry import METHODS
 from regtune.session import SharedInputs
 

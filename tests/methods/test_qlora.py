@@ -12,7 +12,7 @@ import torch
 from methods.conformance import WORKS, Cell, outcome, prepare
 from regtune import RegisterConfig, RegisterLoraConfig, num_registers
 from regtune.errors import ConfigError, MissingExtraError
-from regtune.peft_kinds import import_bitsandbytes
+from regtune.methods.peft_kinds import import_bitsandbytes
 from regtune.session import SharedInputs
 from tiny import inputs, tiny_model
 

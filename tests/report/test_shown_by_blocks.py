@@ -9,8 +9,8 @@ import pytest
 import regtune
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import Explained, ExplainedModel
+from regtune.analyses.inspection import Inspection, PartRecord
 from regtune.errors import MissingExtraError
-from regtune.inspection import Inspection, PartRecord
 from regtune.interfaces import Block
 from regtune.report import rendering
 from report.measured import explanations

@@ -9,8 +9,8 @@ import pytest
 from regtune.config import RegisterConfig, RunConfig, TrainConfig, config_hash
 from regtune.errors import UnknownNameError
 from regtune.methods.used import label_of, methods_of
+from regtune.recipes import resolved
 from regtune.sweeps.arms import ARMS, Arm, apply_arm, arm_named
-from regtune.task_settings import resolved
 
 BASE = RunConfig(training=TrainConfig(learning_rate=2e-4, register_learning_rate=1e-2))
 WARM = {"warm_up": {"steps": 7, "batch_size": 3}}

@@ -10,11 +10,11 @@ import yaml
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, config_hash
 from regtune.errors import ConfigError, UnknownNameError
+from regtune.recipes import resolved
 from regtune.records import read_json
 from regtune.sweeps.arms import ARMS
 from regtune.sweeps.grid import LearningRates, SweepConfig
 from regtune.sweeps.sweep_recipe import load_sweep, sweep_from_dict, sweep_to_dict
-from regtune.task_settings import resolved
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MINIMAL = {

@@ -178,7 +178,7 @@ class Restless(Analysis):
 
 def test_a_restless_analysis_is_told_what_it_breaks(place, added, monkeypatch):
     added(ANALYSES, Restless)
-    monkeypatch.setattr("regtune.inspection.lacks", lambda *_: "")
+    monkeypatch.setattr("regtune.analyses.inspection.lacks", lambda *_: "")
     with pytest.raises(BrokenInvariantError) as caught:
         check_analysis("restless", place / "registers", [data_of(place, "qa")])
     for told in ("needs ['patience']", "left as it was", "the same numbers", "blocks: DataError", "must be a block"):

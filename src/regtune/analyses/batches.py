@@ -1,7 +1,7 @@
 """Analysis batches, and how a model runs on one.
 
 A batch holds what the model takes (`input_ids`, `attention_mask`, ... `[rows, seq]`, padding on the right),
-`token_classes` `[rows, seq]` (`regtune.token_classes`) and `example` `[rows]`; `Session.batches` makes them.
+`token_classes` `[rows, seq]` (`regtune.rows.token_classes`) and `example` `[rows]`; `Session.batches` makes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from regtune.errors import ConfigError
 from regtune.interfaces import Batch
 from regtune.models.precision import device_of
 from regtune.registers.surgery import backbone_of
-from regtune.token_classes import TokenClass, is_content
+from regtune.rows.token_classes import TokenClass, is_content
 
 _FORWARDED = ("input_ids", "attention_mask", "token_type_ids")
 

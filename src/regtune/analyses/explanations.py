@@ -21,9 +21,9 @@ from regtune.analyses.parts import ByExample, mean_interval, spread_over, table,
 from regtune.errors import UnknownNameError, unknown_name
 from regtune.interfaces import Analysis, Block, Examples, Rows
 from regtune.progress import each
+from regtune.rows.texts import PlainText
+from regtune.rows.token_classes import is_content
 from regtune.session import Session
-from regtune.texts import PlainText
-from regtune.token_classes import is_content
 from regtune.typed import Checked, Range
 
 

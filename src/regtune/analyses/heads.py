@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from regtune.analyses.batches import with_words
 from regtune.analyses.outcomes import Runs, some
 from regtune.analyses.parts import CLASS_WORDS, figure, mean_interval, spread_over, table, text, with_interval
+from regtune.analyses.pictures import Estimate, bars, heat_map, matrix, numbered
 from regtune.analyses.registers.knock_out import kept_outputs, layer_inputs, resumed
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
-from regtune.pictures import Estimate, bars, heat_map, matrix, numbered
 from regtune.progress import each
 from regtune.registers.surgery import active_registers, backbone_of, disable_registers, mask_registers, num_registers
+from regtune.rows.token_classes import TokenClass, is_content
 from regtune.session import Session
 from regtune.tables import Column
-from regtune.token_classes import TokenClass, is_content
 from regtune.typed import Checked, Range
 
 Floats = Float64[np.ndarray, " examples"]

@@ -16,7 +16,7 @@ from regtune.analyses.attention.measures import CLASSES
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.interfaces import Batch
 from regtune.registers.surgery import active_registers, max_text_length
-from regtune.texts import text_rows
+from regtune.rows.texts import text_rows
 
 _WATCHED = ("cls", "sep", "register")
 

@@ -18,10 +18,10 @@ from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.batches import run_backbone
 from regtune.interfaces import Batch, Examples, Metric, Rows
+from regtune.rows.targets import Answer, Target
+from regtune.rows.texts import PlainText
+from regtune.rows.token_classes import is_content
 from regtune.session import Session, by_length
-from regtune.targets import Answer, Target
-from regtune.texts import PlainText
-from regtune.token_classes import is_content
 
 Floats = Float64[np.ndarray, " _"]
 

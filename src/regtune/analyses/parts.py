@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64
 
+from regtune.analyses.pictures import Estimate
 from regtune.interfaces import Block
-from regtune.pictures import Estimate
 from regtune.stats.bootstrap import single_run_difference
 from regtune.tables import Column
 

@@ -17,10 +17,10 @@ from regtune.interfaces import Batch, Block, Examples
 from regtune.registers.surgery import disable_registers, mask_registers, num_registers
 from regtune.report.collect import Cell, open_cell
 from regtune.report.flips import examples_of, find_flips
+from regtune.rows.texts import PlainText
 from regtune.session import Session, open_target
 from regtune.session import open as open_session
 from regtune.tables import Column
-from regtune.texts import PlainText
 
 MOST_CHARACTERS = 20_000
 """Of a text; a longer one would keep everybody waiting."""

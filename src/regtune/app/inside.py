@@ -14,14 +14,14 @@ from torch import Tensor
 from regtune.analyses.artefacts.sites import BlockStates, watch_blocks
 from regtune.analyses.attention.tap import attention_tap, registers_first
 from regtune.analyses.batches import run_backbone
+from regtune.analyses.pictures import heat_map, numbered, percent
 from regtune.analyses.registers.knock_out import layer_inputs, require_active_registers
 from regtune.analyses.registers.lens import Nearest, register_lens
 from regtune.interfaces import Batch, Block
-from regtune.pictures import heat_map, numbered, percent
 from regtune.registers.surgery import active_registers, find_registers
+from regtune.rows.token_classes import TokenClass, is_content
 from regtune.session import Session
 from regtune.tables import Column
-from regtune.token_classes import TokenClass, is_content
 
 _LARGEST_MAP = 48
 """Tokens and registers; a larger map of a head could not be read."""

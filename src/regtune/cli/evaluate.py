@@ -54,8 +54,8 @@ class EvaluateArgs:
 
 def run(argv: Sequence[str]) -> int:
     """Runs `regtune evaluate`."""
+    from regtune.recipes import settings_of
     from regtune.session import open_target
-    from regtune.task_settings import settings_of
 
     target = first_argument(argv)
     if target is None and not {"-h", "--help"} & set(argv):

@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _inspect(args: Any, parts: Sequence[str], settings: dict[str, Any], *, checkpoints: bool = False) -> int:
     quiet()
-    from regtune.inspection import inspect
+    from regtune.analyses.inspection import inspect
 
     found = inspect(
         args.model,

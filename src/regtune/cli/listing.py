@@ -36,7 +36,7 @@ def run_methods(argv: Sequence[str]) -> int:
     """Runs `regtune methods`."""
     args = parse(METHODS_HELP, MethodsArgs, argv)
     quiet()
-    from regtune.listing import list_methods
+    from regtune.methods.listing import list_methods
 
     say("\n\n".join(table.text for table in list_methods(args.method)))
     return 0
@@ -45,7 +45,7 @@ def run_methods(argv: Sequence[str]) -> int:
 def run_tasks(argv: Sequence[str]) -> int:
     """Runs `regtune tasks`."""
     parse(TASKS_HELP, TasksArgs, argv)
-    from regtune.listing import list_tasks
+    from regtune.tasks.listing import list_tasks
 
     say(list_tasks().text)
     return 0

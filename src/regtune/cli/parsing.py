@@ -88,7 +88,7 @@ def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
 
     The task is the one that `--task` names, or the config's.
     """
-    from regtune.task_settings import settings_of
+    from regtune.recipes import settings_of
 
     task = value_of("--task", argv) or config.task
     if task != config.task:
@@ -108,7 +108,7 @@ def with_settings(config: RunConfig, argv: Sequence[str]) -> tuple[type, Any]:
 
 def with_flags(settings: Any) -> Any:
     """A task's settings as an object whose class makes flags of those that are the task's own."""
-    from regtune.task_settings import own_settings
+    from regtune.recipes import own_settings
 
     kind: Any = type(settings)
     hidden = [
@@ -122,7 +122,7 @@ def with_flags(settings: Any) -> Any:
 
 def without_flags(settings: Any) -> dict[str, Any]:
     """The task's own settings as plain values, for `RunConfig.settings`."""
-    from regtune.task_settings import own_settings
+    from regtune.recipes import own_settings
 
     plain = to_dict(settings)
     return {name: plain[name] for name in own_settings(type(settings))}

@@ -2,7 +2,7 @@
 
 For each of peft's configs there is one with registers, `RegisterLoraConfig` and so on. In `adapter_config.json` its
 kind has a name of its own, `REGISTER_LORA`: peft without regtune refuses it, where it would lose registers silently.
-`import regtune` sees to it that peft knows these kinds (`regtune.peft_kinds`).
+`import regtune` sees to it that peft knows these kinds (`regtune.methods.peft_kinds`).
 """
 
 from __future__ import annotations

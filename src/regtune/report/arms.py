@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
-from regtune.recipes import config_from_dict
+from regtune.recipes import config_from_dict, resolved
 from regtune.records import AGAIN, RUN_FILE, RunRecord
-from regtune.task_settings import resolved
 
 BASELINE, REGISTERS = "baseline", "registers"
 _NOT_ARM = (

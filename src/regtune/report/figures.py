@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from regtune.analyses.pictures import COLOURS, FAINT, INK
 from regtune.errors import MissingExtraError
 from regtune.interfaces import Block, Metric, Published
-from regtune.pictures import COLOURS, FAINT, INK
 from regtune.stats.comparison import Comparison
 
 _MARKERS = "os^Dvp*Xh"

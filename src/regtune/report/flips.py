@@ -13,13 +13,12 @@ import numpy as np
 
 from regtune.errors import RegtuneError
 from regtune.interfaces import Block
-from regtune.recipes import config_from_dict
+from regtune.recipes import config_from_dict, settings_of
 from regtune.records import RUN_FILE, set_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm
 from regtune.report.collect import Cell, Group
 from regtune.tables import Column
-from regtune.task_settings import settings_of
 
 Texts = Mapping[str, tuple[str, tuple[str, ...]]]
 """Example id to its text and what is right."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from regtune.analyses.inspection import FOLDER, PartRecord, read_records
 from regtune.errors import DataError
-from regtune.inspection import FOLDER, PartRecord, read_records
 from regtune.registry import ANALYSES
 from regtune.report.collect import Sweep
 from regtune.report.sections import Part, Section

@@ -14,8 +14,8 @@ from typing import Any
 from regtune.config import RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import unknown_name
 from regtune.methods.used import methods_of
+from regtune.recipes import resolved
 from regtune.registry import METHODS
-from regtune.task_settings import resolved
 
 Methods = Mapping[str, Mapping[str, Any]]
 """Name of a method to the settings that are not the sweep's."""

@@ -19,6 +19,7 @@ from regtune.locks import RUN_LOCK, owned
 from regtune.methods.used import Used, label_of, methods_of
 from regtune.models.precision import best_device, resolve_precision
 from regtune.progress import begin_stage, stages
+from regtune.recipes import resolved, settings_of
 from regtune.records import (
     AGAIN,
     CONFIG_FILE,
@@ -41,7 +42,6 @@ from regtune.registers.surgery import backbone_of, register_parameters
 from regtune.registry import TASKS
 from regtune.session import MODEL_DIR, Session, SharedInputs
 from regtune.stats.calibration import calibration
-from regtune.task_settings import resolved, settings_of
 from regtune.training.checkpoints import save_model
 from regtune.training.fine_tune import TrainingResult, fine_tune
 from regtune.training.parameter_groups import register_group

@@ -14,12 +14,12 @@ from regtune.errors import ConfigError, DataError, TrainingError, shown
 from regtune.interfaces import Examples, Metric, Task
 from regtune.locks import locked
 from regtune.progress import begin_stage, stages
+from regtune.recipes import settings_of
 from regtune.records import machine, read_typed, write_json
 from regtune.registry import TASKS
 from regtune.session import SharedInputs
 from regtune.sweeps.cell_run import failure, finished_record, lock_file, run_cell
 from regtune.sweeps.grid import Cell, LearningRates, SearchConfig, SweepConfig
-from regtune.task_settings import settings_of
 
 SEARCH_FILE = "search.json"
 SEARCH_FOLDER = "search"

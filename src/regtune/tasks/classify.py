@@ -15,9 +15,9 @@ from regtune.config import Count, DataConfig, Tokens
 from regtune.errors import DataError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Task
 from regtune.registers.surgery import register_positions
+from regtune.rows.texts import TextRow, text_rows
 from regtune.tasks.files import cell, hub_records, read_examples, records_of, table
 from regtune.tasks.metrics import ACCURACY, MACRO_F1, MCC
-from regtune.texts import TextRow, text_rows
 from regtune.typed import Checked
 
 if TYPE_CHECKING:

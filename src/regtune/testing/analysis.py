@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from regtune.inspection import PartRecord, inspect, read_record
+from regtune.analyses.inspection import PartRecord, inspect, read_record
 from regtune.interfaces import Analysis, Block, Need
 from regtune.registry import ANALYSES
 from regtune.session import Session

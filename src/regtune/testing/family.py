@@ -13,7 +13,7 @@ from regtune.config import RegisterConfig
 from regtune.families import family_of
 from regtune.families._family import Family, modules_at, submodule
 from regtune.registers.surgery import backbone_of
-from regtune.targets import TokenLogit
+from regtune.rows.targets import TokenLogit
 from regtune.testing.broken import Broken
 from regtune.testing.invariants import prove
 from regtune.testing.subject import Subject, make_inputs

@@ -2,7 +2,7 @@
 
 import torch
 
-from regtune.token_classes import TokenClass
+from regtune.rows.token_classes import TokenClass
 from tiny import tiny_model
 
 CLS_ID, SEP_ID, PAD_ID = 2, 3, 1

@@ -10,8 +10,8 @@ from analyses.artefacts.artefact_inputs import SEP_ID, batch, plant, quiet_model
 from regtune.analyses.artefacts.analysis import ArtefactAnalysis, artefact_verdicts
 from regtune.analyses.artefacts.artefacts import artefact_statistics
 from regtune.analyses.attention.attention import attention_statistics, attention_verdicts
+from regtune.analyses.inspection import inspect
 from regtune.analyses.parts import Verdict, graded, verdict_blocks
-from regtune.inspection import inspect
 from regtune.records import plain
 from tiny_tokenizer import save_questions, tiny_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from regtune.token_classes import TokenClass
+from regtune.rows.token_classes import TokenClass
 
 PAD, CLS, SEP, MASK, FIRST_WORD = 0, 1, 2, 3, 4
 

@@ -16,7 +16,7 @@ from analyses.attribution.explained import lively
 from regtune.analyses.attribution.attribute import PEERS, attribute
 from regtune.analyses.attribution.attribution import ConservationError
 from regtune.errors import ConfigError, UnsupportedModelError
-from regtune.targets import ClassLogit, TargetError, TokenLogit
+from regtune.rows.targets import ClassLogit, TargetError, TokenLogit
 
 SIZE = {
     "vocab_size": 120,

@@ -11,7 +11,7 @@ from analyses.attribution.explained import decoder, encoder, leave_out
 from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.attribution import ConservationError
 from regtune.errors import UnknownNameError
-from regtune.targets import (
+from regtune.rows.targets import (
     Answer,
     ClassLogit,
     EndLogit,

@@ -11,7 +11,7 @@ from analyses.attribution.explained import encoder
 from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
-from regtune.targets import (
+from regtune.rows.targets import (
     Answer,
     ClassLogit,
     EndLogit,

@@ -18,7 +18,7 @@ from regtune.analyses.attribution.rules import Ledger
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.families import family_of
 from regtune.families._family import modules_at
-from regtune.targets import Answer, ClassLogit, StartLogit
+from regtune.rows.targets import Answer, ClassLogit, StartLogit
 
 CASES = pytest.mark.parametrize(("family", "registers"), [(family, n) for family in CHEFER for n in (0, 3)])
 

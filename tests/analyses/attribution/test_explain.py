@@ -19,10 +19,10 @@ from regtune.analyses.attribution.explain import explain_row
 from regtune.cli.main import main
 from regtune.config import DataConfig, RegisterConfig, RunConfig
 from regtune.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
+from regtune.recipes import settings_of
 from regtune.registers.surgery import add_registers
 from regtune.report.overlays.pictures import read_pictures
-from regtune.targets import ClassLogit, StartLogit
-from regtune.task_settings import settings_of
+from regtune.rows.targets import ClassLogit, StartLogit
 from regtune.tasks.qa.question_answerer import ask
 from tiny import inputs, tiny_model
 from tiny_tokenizer import save_tiny, tiny_tokenizer

@@ -15,7 +15,7 @@ from analyses.attribution.test_lrp import linear_model
 from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.attribution import ConservationError
 from regtune.errors import ConfigError, MissingExtraError, UnknownNameError
-from regtune.targets import StartLogit
+from regtune.rows.targets import StartLogit
 
 START = StartLogit(position=5)
 
@@ -190,7 +190,7 @@ def test_special_tokens_are_held_where_they_are_known():
 
 @pytest.mark.parametrize(("family", "registers"), [case for case in CASES if case[1] or case[0] in ("llama", "gpt2")])
 def test_registers_move_in_every_family(family, registers):
-    from regtune.targets import TokenLogit
+    from regtune.rows.targets import TokenLogit
 
     model, batch = shared_model(family, registers), small(family=family)
     target = START if registers else TokenLogit(position=5, label=7)

@@ -23,7 +23,7 @@ from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.lrp import relevance_rules
 from regtune.analyses.attribution.rules import AttnLRP, Ledger
 from regtune.errors import UnsupportedModelError
-from regtune.targets import Answer, StartLogit
+from regtune.rows.targets import Answer, StartLogit
 
 ANYTHING = {"tolerance": float("inf")}
 EVERY = pytest.mark.parametrize(("family", "registers"), CASES)
@@ -69,7 +69,7 @@ def test_the_ledger_closes(family, registers, method):
 @pytest.mark.parametrize("family", ["bert", "modernbert", "mpnet"])
 @pytest.mark.parametrize("head", ["sequence-classification", "token-classification"])
 def test_the_ledger_closes_through_other_heads(family, head):
-    from regtune.targets import TokenLogit
+    from regtune.rows.targets import TokenLogit
 
     target = TokenLogit(position=2) if head.startswith("token") else "predicted"
     for one in attribute(encoder(family, head, num_registers=2), tiny.inputs(family, pad=4), target=target):

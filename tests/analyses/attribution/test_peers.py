@@ -11,7 +11,7 @@ from analyses.attribution.test_lrp import linear_model, state_of, training_gradi
 from regtune.analyses.attribution.attribute import METHODS, PEERS, attribute
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.registers.surgery import disable_registers, mask_registers
-from regtune.targets import Answer, ClassLogit, StartLogit, TargetError, TokenLogit
+from regtune.rows.targets import Answer, ClassLogit, StartLogit, TargetError, TokenLogit
 
 MOVED = {"special_tokens": "moved"}
 OPTIONS = {"integrated-gradients": {**MOVED, "baseline": "zero"}, "occlusion": MOVED}
@@ -145,7 +145,7 @@ def shrinking(attention, kept, token, change):
 
 
 def test_a_class_is_read_from_the_first_token_of_an_encoder_and_the_last_of_a_decoder():
-    from regtune.targets import Row
+    from regtune.rows.targets import Row
 
     text = torch.tensor([1, 1, 1, 0]).bool().numpy()
     logits = {"logits": torch.tensor([0.0, 1.0]).numpy()}

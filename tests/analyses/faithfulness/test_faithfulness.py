@@ -29,13 +29,13 @@ from regtune.analyses.faithfulness.orders import (
     order_of,
     orders_of,
 )
+from regtune.analyses.inspection import settings_of_parts
 from regtune.errors import ConfigError, UnknownNameError, UnsupportedModelError
-from regtune.inspection import settings_of_parts
 from regtune.interfaces import Examples
+from regtune.rows.targets import ClassLogit
+from regtune.rows.texts import text_rows
 from regtune.session import Session
-from regtune.targets import ClassLogit
 from regtune.tasks.qa.task import QASettings, QuestionAnswering
-from regtune.texts import text_rows
 from tiny_tokenizer import examples, tiny_tokenizer
 
 WEIGHTS = np.random.default_rng(0).normal(size=40)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from regtune.analyses.inspection import settings_of_parts
 from regtune.analyses.outcomes import outcomes
 from regtune.analyses.registers.analysis import RegisterAnalysis, RegisterSettings
 from regtune.analyses.registers.knock_out import HOWS
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, UnknownNameError
-from regtune.inspection import settings_of_parts
 from regtune.interfaces import Examples
 from regtune.records import plain
 from regtune.registers.surgery import add_registers, find_registers, mask_registers

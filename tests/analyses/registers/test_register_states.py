@@ -11,7 +11,7 @@ from analyses.attribution.explained import encoder
 from regtune.analyses.registers.states import export_constant_registers, register_states
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
 from regtune.registers.surgery import disable_registers, find_registers, mask_registers
-from regtune.token_classes import TokenClass
+from regtune.rows.token_classes import TokenClass
 from tiny import FAMILIES, inputs
 
 N = 3

@@ -23,8 +23,8 @@ from regtune.analyses.artefacts.artefacts import (
 )
 from regtune.analyses.artefacts.probes import probe_tokens, token_states
 from regtune.analyses.parts import CLASS_WORDS, SITE_WORDS, Verdict, Word, figure, graded, table, text, verdict_blocks
+from regtune.analyses.pictures import ridges
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
-from regtune.pictures import ridges
 from regtune.session import Session
 from regtune.tables import Column
 

@@ -25,7 +25,7 @@ from regtune.analyses.artefacts.sites import SITES, BlockStates, blocks_of, visi
 from regtune.errors import UnsupportedModelError
 from regtune.interfaces import Batch
 from regtune.registers.surgery import active_registers
-from regtune.token_classes import TokenClass, is_content
+from regtune.rows.token_classes import TokenClass, is_content
 from regtune.typed import Checked, Range
 
 SPECIAL = {"cls": TokenClass.CLS, "sep": TokenClass.SEP, "register": TokenClass.REGISTER}

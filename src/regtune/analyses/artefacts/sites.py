@@ -31,7 +31,7 @@ from regtune.families._family import modules_at
 from regtune.interfaces import Batch
 from regtune.progress import each
 from regtune.registers.surgery import backbone_of, find_registers
-from regtune.token_classes import TokenClass
+from regtune.rows.token_classes import TokenClass
 
 SITES = ("norm_input", "feed_forward", "block")
 

@@ -34,15 +34,15 @@ from regtune.analyses.attention.measures import (
 from regtune.analyses.attention.tap import attention_tap
 from regtune.analyses.batches import run_backbone, with_words
 from regtune.analyses.parts import CLASS_WORDS, Verdict, figure, graded, table, text, verdict_blocks
+from regtune.analyses.pictures import heat_map, matrix, numbered, percent
 from regtune.errors import DataError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
-from regtune.pictures import heat_map, matrix, numbered, percent
 from regtune.progress import each
 from regtune.registers.surgery import active_registers, backbone_of
+from regtune.rows.token_classes import TokenClass
 from regtune.session import Session
-from regtune.token_classes import TokenClass
 
 Floats = npt.NDArray[np.floating]
 BY_CLASS = ("mass", "mass_text", "value_weighted_mass", "sink_rate_by_class")

@@ -42,7 +42,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
-from regtune.token_classes import TokenClass, is_content
+from regtune.rows.token_classes import TokenClass, is_content
 from regtune.typed import Checked, Range
 
 CLASSES: tuple[str, ...] = tuple(kind.name.lower() for kind in TokenClass if kind >= 0)

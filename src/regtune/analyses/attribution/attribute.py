@@ -24,7 +24,7 @@ from regtune.families import family_of, find_family
 from regtune.families._family import LEDGER, Family
 from regtune.models.precision import device_of, has_bfloat16
 from regtune.registers.surgery import backbone_of
-from regtune.targets import Target
+from regtune.rows.targets import Target
 
 METHODS: dict[str, Callable[..., Scores]] = {
     "attention": attention_scores,
@@ -76,7 +76,7 @@ def attribute(
             first one that it would write.
         method: `attnlrp` (Achtibat 2024), `cp-lrp` (Ali 2022), `chefer` (Chefer 2021), `integrated-gradients`,
             `gradient-input`, `occlusion`, `rollout`, `attention`, `attention-gradient` or `random`.
-        target: one target for all rows or a list of one for each, by name or as an object of `regtune.targets`; by
+        target: one target for all rows or a list of one for each, by name or as an object of `regtune.rows.targets`; by
             default the answer, the predicted class, the next token or the token at [MASK], whichever the head gives.
         tokenizer: gives the tokens their text, without it they are ids; finds words that a target names; and says which
             tokens are special.

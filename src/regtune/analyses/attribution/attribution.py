@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regtune.errors import DataError, RegtuneError
 from regtune.records import plain
-from regtune.targets import Resolved
+from regtune.rows.targets import Resolved
 
 SCHEMA_VERSION = 1
 """Of `Attribution.to_json`."""

@@ -21,8 +21,8 @@ from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
 from regtune.families._family import Family
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import active_registers, backbone_of
-from regtune.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
-from regtune.token_classes import TokenClass, token_classes
+from regtune.rows.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
+from regtune.rows.token_classes import TokenClass, token_classes
 
 BASELINES = ("mask", "pad", "zero")
 _LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")

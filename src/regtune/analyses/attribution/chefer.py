@@ -32,7 +32,7 @@ from regtune.analyses.attribution.rollout import fresh_rows, read_from, register
 from regtune.analyses.attribution.rules import Ledger, Rules, Unary, given
 from regtune.analyses.reversible import masked
 from regtune.errors import ConfigError
-from regtune.targets import Resolved, values_of
+from regtune.rows.targets import Resolved, values_of
 
 
 def chefer_scores(batch: Batch, *, start_layer: int = 0) -> Scores:

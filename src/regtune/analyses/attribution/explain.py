@@ -32,11 +32,11 @@ from regtune.interfaces import Block, Examples, Rows, Shown, ShownByBlocks
 from regtune.progress import each
 from regtune.records import plain
 from regtune.registers.surgery import backbone_of, num_registers
+from regtune.rows.targets import Target
+from regtune.rows.texts import PlainText, text_rows
+from regtune.rows.token_classes import is_content
 from regtune.session import Session, around
 from regtune.session import open as open_session
-from regtune.targets import Target
-from regtune.texts import PlainText, text_rows
-from regtune.token_classes import is_content
 
 METHODS_SHOWN = ("attnlrp", "chefer", "integrated-gradients")
 """What is drawn unless other methods are named; those that a model has no rules for are left out, and it is said."""

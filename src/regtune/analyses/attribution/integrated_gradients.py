@@ -37,7 +37,7 @@ from regtune.analyses.attribution.batch import (
 )
 from regtune.analyses.reversible import freeze, only_reader
 from regtune.errors import ConfigError, MissingExtraError, unknown_name
-from regtune.targets import Resolved, values_of
+from regtune.rows.targets import Resolved, values_of
 
 TOLERANCE = 0.001
 TOKEN_ERROR = 10.0

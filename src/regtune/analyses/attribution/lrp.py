@@ -45,7 +45,7 @@ from regtune.families import family_of
 from regtune.families._family import Family, modules_at
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import active_registers, backbone_of, find_registers
-from regtune.targets import Resolved, values_of
+from regtune.rows.targets import Resolved, values_of
 
 TOKENS, TYPES, REGISTERS, STATES = "tokens", "types", "registers", "states"
 BY = ("head", "layer", "neuron")

@@ -22,7 +22,7 @@ from regtune.analyses.reversible import freeze
 from regtune.errors import UnsupportedModelError, unknown_name
 from regtune.registers.passes import Layout
 from regtune.registers.surgery import backbone_of, find_registers, layout_of
-from regtune.targets import LOGITS, Resolved, TargetError, values_of
+from regtune.rows.targets import LOGITS, Resolved, TargetError, values_of
 
 
 def rollout_scores(batch: Batch) -> Scores:

@@ -16,7 +16,7 @@ from regtune.analyses.attribution.rules import relevance_of
 from regtune.analyses.reversible import freeze, only_reader
 from regtune.errors import ConfigError
 from regtune.registers.surgery import active_registers, mask_registers
-from regtune.targets import Resolved, values_of
+from regtune.rows.targets import Resolved, values_of
 
 
 def gradient_input_scores(batch: Batch) -> Scores:

@@ -65,13 +65,13 @@ from regtune.analyses.parts import (
     text,
     with_interval,
 )
+from regtune.analyses.pictures import Estimate, bars
 from regtune.errors import DataError, UnknownNameError, unknown_name
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
-from regtune.pictures import Estimate, bars
 from regtune.progress import each
+from regtune.rows.texts import TextRow, text_rows
+from regtune.rows.token_classes import is_content
 from regtune.session import Session, by_length
-from regtune.texts import TextRow, text_rows
-from regtune.token_classes import is_content
 from regtune.typed import Checked, Range
 
 Values = Float64[np.ndarray, " _"]

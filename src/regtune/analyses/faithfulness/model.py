@@ -22,9 +22,9 @@ from regtune.analyses.batches import run
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, DataError, UnsupportedModelError
 from regtune.interfaces import Batch
-from regtune.targets import END, LOGITS, START, Answer, ClassLogit, Row, Target, TargetError
-from regtune.texts import pad_tokens
-from regtune.token_classes import is_content
+from regtune.rows.targets import END, LOGITS, START, Answer, ClassLogit, Row, Target, TargetError
+from regtune.rows.texts import pad_tokens
+from regtune.rows.token_classes import is_content
 
 How = Literal["mask", "remove"]
 """Ways to take a token away."""

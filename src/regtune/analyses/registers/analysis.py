@@ -25,13 +25,13 @@ from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.batches import with_words
 from regtune.analyses.outcomes import Outcomes, Runs, explained, outcomes
 from regtune.analyses.parts import estimate, figure, mean_interval, table, text, with_interval
+from regtune.analyses.pictures import Estimate, dots, heat_map, matrix, numbered
 from regtune.analyses.registers.knock_out import How, KnockOut, knocked_out
 from regtune.analyses.registers.lens import register_lens
 from regtune.analyses.registers.roles import ALPHA, Change, Effect, judge_roles, rank_correlation
 from regtune.analyses.registers.states import CONSTANT_BELOW, export_constant_registers, register_states
 from regtune.errors import ConfigError
 from regtune.interfaces import Analysis, Batch, Block, Examples, Metric, Rows
-from regtune.pictures import Estimate, dots, heat_map, matrix, numbered
 from regtune.progress import each
 from regtune.registers.surgery import num_registers
 from regtune.session import Session

@@ -24,7 +24,7 @@ from regtune.interfaces import Batch
 from regtune.records import write_bytes, write_json
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of
-from regtune.token_classes import is_content
+from regtune.rows.token_classes import is_content
 
 CONSTANT_BELOW = 0.01
 """A register whose variance over inputs stays below this share of the variance over tokens is called constant."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from regtune.errors import DataError
 from regtune.interfaces import Rows, Shown
-from regtune.targets import Answer, EndLogit, StartLogit
+from regtune.rows.targets import Answer, EndLogit, StartLogit
 from regtune.tasks.qa.answers import Prediction, extract_answers, span_logits
 from regtune.tasks.qa.examples import QAExample, Window
 

@@ -13,6 +13,8 @@ import torch
 from regtune.errors import DataError, shown
 from regtune.interfaces import Batch, Examples, Floats, Metric, Published, Rows, Shown, Task
 from regtune.registers.surgery import register_positions
+from regtune.rows.texts import pad_tokens
+from regtune.rows.token_classes import token_classes
 from regtune.tasks.qa.answers import Prediction, extract_answers, span_logits
 from regtune.tasks.qa.data.sources import language_of, load_questions
 from regtune.tasks.qa.examples import QAExample, Window
@@ -20,8 +22,6 @@ from regtune.tasks.qa.metrics import best_thresholds, by_answerability, normaliz
 from regtune.tasks.qa.settings import QASettings
 from regtune.tasks.qa.shown import answer_shown
 from regtune.tasks.qa.windows import make_windows
-from regtune.texts import pad_tokens
-from regtune.token_classes import token_classes
 
 if TYPE_CHECKING:
     from regtune.session import Session

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from regtune.errors import ConfigError
-from regtune.token_classes import TokenClass, is_content, is_punctuation, token_classes
+from regtune.rows.token_classes import TokenClass, is_content, is_punctuation, token_classes
 from tiny_tokenizer import tiny_tokenizer
 
 CLS, SEP, SIGN, QUESTION, CONTEXT, PAD = (

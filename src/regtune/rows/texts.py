@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regtune.errors import DataError, UnsupportedModelError
 from regtune.interfaces import Batch, Examples, Rows
-from regtune.token_classes import token_classes
+from regtune.rows.token_classes import token_classes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

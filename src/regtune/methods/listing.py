@@ -1,6 +1,6 @@
-"""What there is: every method and every task of the registry, and where each method was seen to work.
+"""Every method of the registry, and where it was seen to work.
 
-`methods/support.json` is written by `tests/methods/conformance.py`, which trains, saves, opens and scores each method
+`support.json` is written by `tests/methods/conformance.py`, which trains, saves, opens and scores each method
 on tiny models; nobody types it.
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 
 from regtune.config import to_dict
 from regtune.errors import MissingExtraError
-from regtune.registry import METHODS, TASKS
+from regtune.registry import METHODS
 from regtune.tables import Table
 
-SUPPORT = Path(__file__).parent / "methods" / "support.json"
+SUPPORT = Path(__file__).parent / "support.json"
 WORKS = "works"
 
 
@@ -40,7 +40,7 @@ def list_methods(name: str | None = None) -> tuple[Table, ...]:
             rows.append((each, str(error), "", ""))
         works.append((each, *(_verdict(each, kind) for kind in kinds)))
     note = (
-        "yes: trained, saved, opened and scored on a tiny model, for questions and for classes, alone and with "
+        "yes: trained, saved, opened and scored on a tiny model, with each task tried, alone and with "
         "registers. Why not: regtune methods NAME"
     )
     return (
@@ -77,13 +77,3 @@ def _verdict(method: str, kind: str) -> str:
 def _support() -> dict[str, dict[str, dict[str, str]]]:
     found: dict[str, dict[str, dict[str, str]]] = json.loads(SUPPORT.read_text(encoding="utf-8"))["cells"]
     return found
-
-
-def list_tasks() -> Table:
-    """Every task: what it is, the model's head, and the metrics, the first of which chooses a checkpoint."""
-    tasks = [(name, TASKS.get(name)) for name in TASKS]
-    rows = [
-        (name, task.title, task.head.removeprefix("AutoModelFor"), ", ".join(metric.title for metric in task.metrics))
-        for name, task in tasks
-    ]
-    return Table(columns=("task", "", "head", "metrics"), rows=tuple(rows))

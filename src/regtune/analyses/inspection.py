@@ -24,12 +24,12 @@ from regtune.progress import begin_stage, stages
 from regtune.records import file_name, machine, now, plain, read_typed, versions, write_json
 from regtune.registers.surgery import backbone_of, num_registers
 from regtune.registry import ANALYSES
+from regtune.rows.texts import PlainText
 from regtune.session import MODEL_DIR, Session
 from regtune.session import open as open_session
 from regtune.stats.comparison import Comparison, compare_many
 from regtune.stats.scores import measured
 from regtune.tables import Column
-from regtune.texts import PlainText
 from regtune.typed import hints_of, typed
 
 FOLDER = "inspect"
