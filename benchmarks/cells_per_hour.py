@@ -24,8 +24,7 @@ from tyro.conf import Positional
 
 from regtune.errors import TrainingError
 from regtune.records import RunRecord, load_record
-from regtune.sweeps.grid import SweepConfig
-from regtune.sweeps.sweep_recipe import load_sweep, sweep_to_dict
+from regtune.sweeps.grid import SweepConfig, load_sweep, sweep_to_dict
 
 
 def main(

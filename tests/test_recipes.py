@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig, to_dict
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.recipes import config_from_dict, load_recipe
-from regtune.sweeps.sweep_recipe import load_sweep
+from regtune.sweeps.grid import load_sweep
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

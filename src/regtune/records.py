@@ -226,12 +226,7 @@ def checksums(run_dir: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def verify(run_dir: Path, record: RunRecord, folder: str = "") -> None:
-    """Compares files of a run with the checksums in its record. A file that hasn't changed is read once in a process.
-
-    Args:
-        run_dir: the run directory.
-        record: its record.
-        folder: only files whose name begins with this, for example `model/`.
+    """Compares files of a run (`model/`: those in that folder) with its record's checksums, each once until it changes.
 
     Raises:
         CheckpointError: a file is missing or was changed; the message names it.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import socket
 
+import numpy as np
 import pytest
 
 from regtune.errors import CheckpointError
 from regtune.sweeps import demo
-from regtune.sweeps.demo import COUNTS, DEV, TRAIN, demo_config, demo_text, mean_and_error, run_demo
+from regtune.sweeps.demo import COUNTS, DEV, TRAIN, demo_config, demo_text, run_demo
 from tiny_tokenizer import save_tiny
 
 EVALUATED = 9
@@ -43,6 +43,10 @@ def test_the_demo_compares_both_runs_without_a_network_and_is_read_when_finished
     assert [arm.num_registers for arm in result.arms] == list(COUNTS)
     assert [arm.record.parameters["registers"] > 0 for arm in result.arms] == [False, True]
     assert result.questions == EVALUATED
+    first, second = ([row["f1"] for row in arm.answers.values()] for arm in result.arms)
+    pairs = np.subtract(second, first)
+    assert result.difference["f1"] == pytest.approx(pairs.mean())
+    assert result.standard_error["f1"] == pytest.approx(pairs.std(ddof=1) / np.sqrt(EVALUATED))
     for arm in result.arms:
         assert arm.mean("f1") == pytest.approx(next(iter(arm.record.metrics.values()))["f1"])
     text = demo_text(result)
@@ -69,9 +73,3 @@ def test_the_demo_uses_the_packaged_model_and_the_embedded_set(tmp_path):
     assert (bare.registers.num_registers, with_registers.registers.num_registers) == COUNTS
     same = dataclasses.replace(with_registers, output_dir=bare.output_dir, registers=bare.registers)
     assert same == bare, "the two runs may differ in the number of registers alone"
-
-
-def test_the_standard_error_is_that_of_a_mean():
-    mean, error = mean_and_error([1.0, 0.0, -1.0, 0.0])
-    assert mean == 0
-    assert error == pytest.approx(math.sqrt((2 / 3) / 4))

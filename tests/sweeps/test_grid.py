@@ -13,8 +13,7 @@ from regtune.errors import ConfigError, UnknownNameError
 from regtune.recipes import resolved
 from regtune.records import read_json
 from regtune.sweeps.arms import ARMS
-from regtune.sweeps.grid import LearningRates, SweepConfig
-from regtune.sweeps.sweep_recipe import load_sweep, sweep_from_dict, sweep_to_dict
+from regtune.sweeps.grid import LearningRates, SweepConfig, load_sweep, sweep_from_dict, sweep_to_dict
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MINIMAL = {

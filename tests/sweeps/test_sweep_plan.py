@@ -160,7 +160,7 @@ def test_an_export_of_nothing_is_refused(tmp_path):
 def test_the_command_carries_out_one_thing_at_a_time(tmp_path, runs, monkeypatch):
     import yaml
 
-    from regtune.sweeps.sweep_recipe import sweep_to_dict
+    from regtune.sweeps.grid import sweep_to_dict
 
     monkeypatch.chdir(tmp_path)
     content = sweep_to_dict(tiny_sweep(tmp_path))

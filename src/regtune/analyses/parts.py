@@ -17,7 +17,6 @@ from regtune.tables import Column
 Word = Literal["present", "weak", "absent", "unclear", "not measured"]
 ByExample = Mapping[int, float]
 """Index of an example to its number."""
-RESAMPLES = 2_000
 CLASS_WORDS = {
     "content": "content",
     "cls": "[CLS]",
@@ -53,12 +52,12 @@ def graded(value: float, weak: float, present: float) -> Word:
     return "present" if value >= present else "weak" if value >= weak else "absent"
 
 
-def mean_interval(values: Float64[np.ndarray, " _"], *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def mean_interval(values: Float64[np.ndarray, " _"]) -> Estimate:
     """The mean over examples and its 95 % bootstrap interval; none for a single one."""
     mean = float(values.mean())
     if len(values) < 2:
         return Estimate(mean)
-    low, high = single_run_difference(values, np.zeros_like(values), resamples=resamples, seed=seed).interval(0.95)
+    low, high = single_run_difference(values, np.zeros_like(values), resamples=2_000, seed=0).interval(0.95)
     return Estimate(mean, low, high)
 
 

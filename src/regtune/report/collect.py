@@ -18,9 +18,10 @@ from regtune.report.arms import Arm, arm_of, settings_of, told_apart
 from regtune.session import is_run_config
 from regtune.stats.scores import some
 from regtune.sweeps.cell_run import failure
+from regtune.sweeps.grid import Place
 from regtune.sweeps.scored import Scored, read_scored
 from regtune.sweeps.search import SEARCH_FILE, SEARCH_FOLDER, SearchFile, read_search
-from regtune.sweeps.sweep import SWEEP_FILE, Place, SweepFile, read_sweep_file
+from regtune.sweeps.sweep import SWEEP_FILE, SweepFile, read_sweep_file
 
 FileT = TypeVar("FileT")
 _CODE = "regtune_source"

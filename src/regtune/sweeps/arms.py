@@ -83,13 +83,7 @@ def apply_arm(base: RunConfig, arm: Arm, num_registers: int, defaults: Methods |
     """The base config as this arm runs it with so many registers.
 
     Settings that mean nothing in the arm get their defaults, so that they don't change the config's hash: a baseline
-    is the same cell whatever its registers would have been.
-
-    Args:
-        base: what all arms share.
-        arm: the arm.
-        num_registers: N.
-        defaults: settings of methods other than registers, where the arm doesn't set them.
+    is the same cell whatever its registers would have been. `defaults` are settings of other methods than registers.
     """
     training, registers = base.training, RegisterConfig(num_registers=0)
     if "registers" in arm.methods:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy import stats
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.progress import begin_stage, stages
@@ -105,7 +107,7 @@ def compare(arms: Sequence[Arm]) -> DemoResult:
     difference, error = {}, {}
     for metric in ("exact_match", "f1"):
         pairs = [float(second.answers[e.id][metric]) - float(first.answers[e.id][metric]) for e in examples]
-        difference[metric], error[metric] = mean_and_error(pairs)
+        difference[metric], error[metric] = float(np.mean(pairs)), float(stats.sem(pairs))
     step = max(1, len(examples) // _SHOWN)
     shown = [
         Shown(
@@ -122,13 +124,6 @@ def compare(arms: Sequence[Arm]) -> DemoResult:
         standard_error=error,
         shown=tuple(shown),
     )
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error, from at least two values."""
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
 
 
 def demo_text(result: DemoResult) -> str:

@@ -44,11 +44,6 @@ def export_cells(folder: Path, target: Path, *, texts_up_to: int = 1000) -> Expo
     more than `texts_up_to` examples; their ids, which are most of the bytes and the same in every cell, are
     written once, to `target/examples`. `sweep.json` and `search.json` come along. Files that have not changed are left
     alone, so a sweep can be exported again while it grows. A broken cell is left out whole and listed.
-
-    Args:
-        folder: a sweep's folder.
-        target: where to; for example `docs/results/ablation`.
-        texts_up_to: largest set whose predictions are kept as text.
     """
     done, left_out = [], {}
     for path in sorted(folder.glob(f"*/{RUN_FILE}")):

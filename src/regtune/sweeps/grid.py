@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from regtune.config import DataConfig, Epochs, Rate, Registers, RunConfig, Seed, TrainConfig, config_hash
+from regtune.config import DataConfig, Epochs, Rate, Registers, RunConfig, Seed, TrainConfig, config_hash, to_dict
 from regtune.errors import ConfigError
+from regtune.recipes import find_recipe, read_recipe, refuse_task_settings
 from regtune.records import set_name
 from regtune.sweeps.arms import Arm, Methods, apply_arm, arm_named
-from regtune.typed import Checked, Range
+from regtune.typed import Checked, Range, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +48,22 @@ class SearchConfig(Checked, section="search"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run of a sweep."""
+class Place:
+    """Where a run stands in a sweep: what `sweep.json` says of it."""
 
+    key: str
+    """Hash of the resolved config; the name of the run's directory."""
     arm: str
     num_registers: int
     seed: int
     training_set: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Place):
+    """One run of a sweep."""
+
     config: RunConfig
-    key: str = ""
-    """Hash of the resolved config; the name of the cell's directory."""
 
     @property
     def label(self) -> str:
@@ -65,8 +72,7 @@ class Cell:
 
     def describe(self) -> dict[str, Any]:
         """What `sweep.json` says of the cell."""
-        fields = ("key", "arm", "num_registers", "seed", "training_set")
-        return {name: getattr(self, name) for name in fields}
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(Place)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,3 +205,32 @@ def _refuse_repeats(name: str, values: Sequence[Hashable]) -> None:
     repeated = sorted({str(value) for value in values if list(values).count(value) > 1})
     if repeated:
         raise ConfigError(f"{name} names {', '.join(repeated)} more than once. Name each one once.")
+
+
+# Recipes: one YAML file with the base config (its difference from the defaults) and the axes of the grid
+
+
+def load_sweep(name: str | Path) -> SweepConfig:
+    """Reads a sweep recipe.
+
+    Args:
+        name: the file, or the bare name of one in `./recipes`, with or without `.yaml`.
+
+    Raises:
+        ConfigError: as `load_recipe`, and for axes that are empty, repeated or of the wrong type.
+    """
+    path = find_recipe(name)
+    return sweep_from_dict(read_recipe(path), str(path))
+
+
+def sweep_from_dict(content: Mapping[str, Any], where: str) -> SweepConfig:
+    """The sweep that a YAML file or `sweep.json` describes; `where` names it in errors."""
+    refuse_task_settings(content.get("base"), f"{where}: base")
+    return typed(SweepConfig, dict(content), where)
+
+
+def sweep_to_dict(sweep: SweepConfig) -> dict[str, Any]:
+    """The sweep as plain JSON types; `sweep_from_dict` gives it back."""
+    plain = to_dict(sweep)
+    plain["base"]["data"]["train"] = list(RunConfig().data.train)
+    return plain

@@ -17,10 +17,9 @@ from regtune.records import read_typed, set_name, write_json
 from regtune.registry import TASKS
 from regtune.sweeps.cell_run import LOCKS, Status, cell_status, failure, finished_record, lock_file, run_cell
 from regtune.sweeps.estimate import PlannedCell, plan_cells
-from regtune.sweeps.grid import Cell, SweepConfig
+from regtune.sweeps.grid import Cell, Place, SweepConfig, sweep_from_dict, sweep_to_dict
 from regtune.sweeps.ray import ClusterConfig, run_on_ray
 from regtune.sweeps.search import SEARCH_FILE, SEARCH_FOLDER, with_found_rates
-from regtune.sweeps.sweep_recipe import sweep_from_dict, sweep_to_dict
 
 SWEEP_FILE = "sweep.json"
 SCHEMA_VERSION = 1
@@ -55,13 +54,6 @@ def run_sweep(
 
     Several processes may work on one folder at the same time: no cell is run twice. Killed and started again, a sweep
     continues, also inside a cell. Axes may grow (more seeds, other N); what all cells share may not change.
-
-    Args:
-        sweep: the grid. Learning rates that a search in this folder found apply where it names none.
-        folder: gets `sweep.json` and a run directory for each cell.
-        engine: `local`, one cell after the other in this process, or `ray`.
-        cluster: where and how cells run on Ray.
-        progress: say on standard error how far it is.
 
     Raises:
         CheckpointError: the folder belongs to another sweep or to something else.
@@ -140,17 +132,6 @@ def open_folder(sweep: SweepConfig, folder: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """A cell in `sweep.json`."""
-
-    key: str
-    arm: str
-    num_registers: int
-    seed: int
-    training_set: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class SweepFile:
     """What `sweep.json` holds."""
 
@@ -176,8 +157,8 @@ def _refuse_another(found: SweepFile, sweep: SweepConfig, folder: Path) -> None:
     there = sweep_to_dict(sweep_from_dict(found.sweep, str(folder / SWEEP_FILE)))
     theirs, mine = _shared(there), _shared(sweep_to_dict(sweep))
     different = sorted(name for name in theirs.keys() & mine.keys() if theirs[name] != mine[name])
-    cells = {_place(cell.describe()): cell.key for cell in sweep.cells()}
-    moved = [cell for cell in found.cells if cells.get(_place(dataclasses.asdict(cell)), cell.key) != cell.key]
+    mine_by_place = {_without_key(cell): cell.key for cell in sweep.cells()}
+    moved = [cell for cell in found.cells if mine_by_place.get(_without_key(cell), cell.key) != cell.key]
     if moved and not different:
         own = there["base"]["settings"] != sweep_to_dict(sweep)["base"]["settings"]
         different = ["base.settings" if own else f"the learning rates or methods of the arm {moved[0].arm!r}"]
@@ -195,8 +176,8 @@ def _shared(sweep: Mapping[str, Any]) -> dict[str, Any]:
     return base | sets | {"evaluation_sets": sweep["evaluation_sets"]}
 
 
-def _place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(cell[name] for name in ("arm", "num_registers", "seed", "training_set"))
+def _without_key(cell: Place) -> tuple[Any, ...]:
+    return cell.arm, cell.num_registers, cell.seed, cell.training_set
 
 
 def _write_sweep(sweep: SweepConfig, folder: Path) -> None:

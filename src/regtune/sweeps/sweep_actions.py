@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from regtune.errors import ConfigError
 from regtune.records import read_json
-from regtune.sweeps.grid import SweepConfig
+from regtune.sweeps.grid import SweepConfig, load_sweep
 from regtune.sweeps.ray import ClusterConfig
 from regtune.sweeps.sweep import Engine, check_folder, outcome_text, plan_sweep, run_sweep
-from regtune.sweeps.sweep_recipe import load_sweep
 
 
 class Report(NamedTuple):

@@ -36,24 +36,6 @@ SIGMAS = 6.0
 """Bondarenko 2023: an entry is an outlier if it is further from the mean than so many standard deviations."""
 MASSIVE_LEAST, MASSIVE_RATIO = 100.0, 1000.0
 """Sun 2024: an activation is massive above the first and at or above the second times the median |x| of its text."""
-MEASURES = (
-    "norm_max_over_median",
-    "max_over_median",
-    "outlier_entries",
-    "kurtosis",
-    "infinity_norm",
-    "massive_ratio",
-    "cosine_neighbours",
-    "cosine_pairs",
-    "cosine_neighbours_z",
-    "cosine_pairs_z",
-    "cls_relative",
-    "sep_relative",
-)
-"""What is also known text by text. `massive_ratio`: largest |x| of any token of the text over their median; the last
-two: the norm of [CLS] and of [SEP] over the median norm of the text's content."""
-
-
 _Positive = Annotated[float, Range(0, math.inf, above=True)]
 
 
@@ -146,8 +128,8 @@ class Artefacts:
     norm_weights: tuple[tuple[int, ...], ...]
     """For each layer the dimensions whose weight in that norm is beyond 3σ of its weights (Kovaleva 2021)."""
     by_text: Mapping[str, Mapping[str, Float64[np.ndarray, "texts layers"]]]
-    """For each site and each of `MEASURES` a number a text and layer; NaN where a text has no pair of tokens, or no
-    such special token."""
+    """For each site and each measure of a text (`_Place.texts`) a number a text and layer; NaN where a text has no pair
+    of tokens, or no such special token."""
 
 
 def artefact_statistics(
@@ -194,7 +176,7 @@ def artefact_statistics(
         by_text={
             site: {
                 name: np.array([[text[name] for text in place.texts] for place in found], dtype=np.float64).T
-                for name in MEASURES
+                for name in found[0].texts[0]
             }
             for site, found in by_site.items()
         },
@@ -209,7 +191,8 @@ class _Place:
 
     def __init__(self, hidden: int) -> None:
         self.texts: list[dict[str, float | None]] = []
-        """`MEASURES` of each."""
+        """Measures of each. `massive_ratio`: the largest |x| over the text's median; `cls_relative`, `sep_relative`: the
+        norm of [CLS] and of [SEP] over the median norm of the text's content; `_z`: of z-scored states."""
         self.norms: list[np.ndarray] = []
         self.moments = np.zeros(5)
         """Number of entries, and the sums of x, x², x³ and x⁴."""
@@ -350,7 +333,7 @@ def _summed(place: _Place, settings: ArtefactSettings) -> PlaceArtefacts:
     }
     beyond = {name: int((norms > limit).sum()) for name, limit in limits.items()}
     frequent = _most(place.outliers, least=settings.dimension_share * len(norms))
-    over = {name: [text[name] for text in place.texts] for name in MEASURES}
+    over = {name: [text[name] for text in place.texts] for name in place.texts[0]}
     return PlaceArtefacts(
         tokens=len(norms),
         counts=tuple(np.histogram(np.clip(norms, EDGES[0], EDGES[-1]), EDGES)[0].tolist()),

@@ -117,14 +117,7 @@ class Overlay:
 
 
 def overlay_page(content: Any, *, palette: str = "green-red", source: str = "the explanations") -> str:
-    """Explanations as one HTML document that needs nothing else.
-
-    Args:
-        content: an explanations document, a list of them, or a list of `Attribution.to_json()` (see
-            `regtune.report.overlays.pictures`).
-        palette: one of `PALETTES`, for a start; the reader can change it.
-        source: how errors call the content.
-    """
+    """Explanations (as `regtune.report.overlays.pictures` says) as one HTML document that needs nothing else."""
     template = environment().get_template("overlay.html.j2")
     overlays = make_overlays(content, palette=palette, source=source)
     text: str = template.render(overlays=overlays, made_with=f"regtune {versions()['regtune']}")
