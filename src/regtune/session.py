@@ -368,9 +368,7 @@ class SharedInputs:
     def start(self, config: RunConfig, facts: Mapping[str, Any] | None = None) -> Session:
         """A session on a fresh model to be trained, with a head drawn from torch's random state where it has none.
 
-        Args:
-            config: the run.
-            facts: `Task.prepare` of the training data.
+        `facts` are `Task.prepare` of the training data.
         """
         task: Task = TASKS.get(config.task)
         trusted = config.trust_remote_code == config.model

@@ -357,11 +357,8 @@ def compare_records(
     the paired, corrected multi-bootstrap over seeds × examples. Examples for which one model has no number are left
     out of that measure.
 
-    Args:
-        base: the records of each seed's model of the first arm.
-        other: of the second arm, seeds in the same order.
-        resamples: bootstrap draws; more where so many measures need them.
-        seed: of the draws.
+    `base` and `other` are the records of each seed's model of an arm, seeds in the same order. More than `resamples`
+    draws are made where so many measures need them.
     """
     if not base or len(base) != len(other):
         raise DataError(f"{len(base)} and {len(other)} models; give as many of each, in the seeds' order.")

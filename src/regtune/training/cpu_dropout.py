@@ -76,13 +76,8 @@ def dropout_attention(
 ) -> Float[Tensor, "batch heads query width"]:
     """Attention with dropout, as `torch.nn.functional.scaled_dot_product_attention` defines it.
 
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        mask: None, True where a key may be seen, or numbers to add; broadcasts to `[batch, heads, query, key]`.
-        p: probability that an attention weight is dropped.
-        scale: factor of the scores; 1 / sqrt(width) if not given.
+    `mask`: None, True where a key may be seen, or numbers to add; broadcasts to `[batch, heads, query, key]`. `p`:
+    probability that an attention weight is dropped.
     """
     bias = mask
     if mask is not None:

@@ -22,18 +22,10 @@ def register_group(model: nn.Module, config: TrainConfig) -> Group:
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig, *, claimed: Sequence[Group]) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: `weights`, `no_decay` and the claimed ones.
+    """AdamW's parameter groups, for `torch.optim`: `weights`, `no_decay` and the claimed ones.
 
     Empty groups and frozen parameters are left out. Biases and the weights of normalisation layers have no decay, as
-    usual for BERT.
-
-    Args:
-        model: what is optimised (under FSDP a wrapper).
-        config: learning rates and weight decay.
-        claimed: parameters that learn at rates of their own; of two groups the first has a parameter.
-
-    Returns:
-        Dictionaries with `name`, `params`, `lr`, `weight_decay`, for `torch.optim`.
+    usual for BERT. Of two claims to a parameter the first holds.
     """
     groups = [
         Group(name="weights", parameters=(), learning_rate=config.learning_rate, weight_decay=config.weight_decay),

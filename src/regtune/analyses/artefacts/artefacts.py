@@ -191,8 +191,8 @@ class _Place:
 
     def __init__(self, hidden: int) -> None:
         self.texts: list[dict[str, float | None]] = []
-        """Measures of each. `massive_ratio`: the largest |x| over the text's median; `cls_relative`, `sep_relative`: the
-        norm of [CLS] and of [SEP] over the median norm of the text's content; `_z`: of z-scored states."""
+        """Measures of each. `massive_ratio`: the largest |x| over the text's median. `cls_relative`, `sep_relative`:
+        the norm of [CLS] and of [SEP] over the median norm of the text's content. `_z`: of z-scored states."""
         self.norms: list[np.ndarray] = []
         self.moments = np.zeros(5)
         """Number of entries, and the sums of x, x², x³ and x⁴."""

@@ -139,8 +139,6 @@ def probe_tokens(
         labels: global information by name, for example `{"article": …}`: a class for each *example*.
         texts: a number for each example, the same for those with the same text (questions about one passage): of
             these only the first is probed, since the probe would else be tested on what it was trained on.
-        resamples: draws of the bootstrap.
-        seed: of samples, folds and draws.
     """
     if texts is not None:
         _, first = np.unique(np.asarray(texts), return_index=True)

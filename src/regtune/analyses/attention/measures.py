@@ -150,13 +150,7 @@ def measure_layer(
 
     `mass`, `mass_text`, `value_weighted_mass` and `sink_rate_by_class` are `[batch, heads, classes]`, `register_share`
     is `[batch, heads, registers]`, `register_attention_out` `[batch, heads, registers, classes]`; all others are
-    `[batch, heads]`.
-
-    Args:
-        weights: attention weights, float32 or wider. They are read three times and copied once.
-        norms: `|f(x)|` of every position and head.
-        places: what stands where.
-        settings: the thresholds.
+    `[batch, heads]`. `norms` are `|f(x)|`; the weights are read three times and copied once.
     """
     entropy, entropy_text, received, received_text = _read_weights(weights, places)
     mass = received @ places.one_hot

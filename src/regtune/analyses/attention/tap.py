@@ -37,11 +37,7 @@ def attention_tap(model: nn.Module, callback: Callback) -> Iterator[None]:
     The weights are those that the output is computed from, so with gradients enabled their gradients can be asked
     for; with `torch.no_grad()` nothing is kept that the callback doesn't keep. Outputs equal those outside the
     context up to rounding (SDPA computes the same by another kernel). On leaving, also after an exception, the model
-    is as it was.
-
-    Args:
-        model: a Hugging Face model of a supported family, eager or SDPA, with or without registers, in eval mode.
-        callback: called inside each layer's forward pass. It must not change the tensors in place.
+    is as it was. The callback must not change the tensors in place.
     """
     require_eval_mode(model)
     backbone = backbone_of(model)

@@ -38,10 +38,8 @@ from regtune.rows.targets import Resolved, values_of
 def chefer_scores(batch: Batch, *, start_layer: int = 0) -> Scores:
     """Explains one batch of a BERT-like encoder's.
 
-    Args:
-        batch: the texts.
-        start_layer: first block that is rolled out. 0 is the paper's product over all blocks; the authors' script
-            for BERT starts at 11, the last block of BERT-base.
+    `start_layer`: the first block that is rolled out. 0 is the paper's product over all blocks; the authors' script for
+    BERT starts at 11, the last block of BERT-base.
     """
     with torch.no_grad():
         outputs = batch.run()

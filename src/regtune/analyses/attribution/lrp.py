@@ -54,9 +54,7 @@ BY = ("head", "layer", "neuron")
 def attnlrp_scores(batch: Batch, *, by: str | None = None) -> Scores:
     """Explains one batch; `value = tokens + registers + positions + types + biases + softmax` up to rounding.
 
-    Args:
-        batch: texts of a model with relevance rules, in eval mode.
-        by: also the relevance of every `layer`'s, `head`'s or `neuron`'s states; see `Attribution.inner`.
+    `by`: also the relevance of every `layer`'s, `head`'s or `neuron`'s states; see `Attribution.inner`.
     """
     return _ledger_scores(batch, by, constant_attention=False)
 
@@ -207,12 +205,9 @@ def _watched_parts(model: nn.Module, ledger: Ledger, by: str | None) -> Iterator
 def relevance_rules(model: nn.Module, rules: Rules, ledger: Ledger, *, inputs: str = TOKENS) -> Iterator[None]:
     """Inside the context, gradients of `model` (and of no other) are what the rules make of them.
 
-    Args:
-        model: a Hugging Face model of a family with relevance rules, in eval mode.
-        rules: the rule set.
-        ledger: receives the leaves (kinds `tokens`, `positions`, `types`, `registers`) and the sums.
-        inputs: `tokens` makes word, position and type embeddings and registers leaves; `states` makes the output
-            of the embeddings module a leaf instead, registers included.
+    The ledger receives the leaves (kinds `tokens`, `positions`, `types`, `registers`) and the sums. `inputs`: `tokens`
+    makes word, position and type embeddings and registers leaves; `states` makes the output of the embeddings module a
+    leaf instead, registers included.
     """
     backbone = backbone_of(model)
     family = family_of(backbone.config, "relevance")

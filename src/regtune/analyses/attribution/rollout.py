@@ -43,9 +43,7 @@ def rollout_scores(batch: Batch) -> Scores:
 def attention_scores(batch: Batch, *, layers: str = "last") -> Scores:
     """The attention that the tokens which the target is read from pay to each token; shares that sum to 1.
 
-    Args:
-        batch: the texts.
-        layers: `last` takes the mean over the heads of the last layer, `all` that of all layers.
+    `layers`: `last` takes the mean over the heads of the last layer, `all` that of all layers.
     """
     _check_layers(layers)
     kept: list[Tensor] = []
@@ -63,11 +61,7 @@ def attention_gradient_scores(batch: Batch, *, layers: str = "all") -> Scores:
     """Attention weights times the target's gradient with regard to them, in logits.
 
     A token's score is the sum over layers, heads and queries of weight times gradient: how much the target would
-    change, to first order, if nobody attended to it.
-
-    Args:
-        batch: the texts.
-        layers: `all`, or the `last` alone.
+    change, to first order, if nobody attended to it. `layers`: `all`, or the `last` alone.
     """
     _check_layers(layers)
     kept: list[Tensor] = []

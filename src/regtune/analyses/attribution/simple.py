@@ -53,12 +53,8 @@ def occlusion_scores(
     """The target's value less its value without the token, one token at a time.
 
     A token is taken away by putting the baseline's embedding in its place, so that positions and lengths stay. A
-    register is taken away by hiding it from the attention.
-
-    Args:
-        batch: the texts; targets are found once, on the text itself.
-        baseline, special_tokens: see `baseline_embeddings`; tokens that are held score 0.
-        internal_batch_size: changed texts that run together.
+    register is taken away by hiding it from the attention. `baseline`, `special_tokens`: see `baseline_embeddings`;
+    tokens that are held score 0. `internal_batch_size`: changed texts that run together.
     """
     if internal_batch_size < 1:
         raise ConfigError(f"internal_batch_size={internal_batch_size} must be at least 1.")
