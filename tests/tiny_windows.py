@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import torch
 
@@ -10,6 +12,7 @@ from regtune.registers.surgery import add_registers
 from regtune.tasks.qa.examples import Window
 from regtune.tasks.qa.task import F1, collate, window_rows
 from regtune.training.fine_tune import TrainingResult, fine_tune
+from regtune.training.trainer import RunFlow
 from tiny import tiny_model
 
 PAD = 1
@@ -53,19 +56,28 @@ def settings(**changes) -> TrainConfig:
     return TrainConfig(**{**settings_given, "epochs": float(settings_given["epochs"])})
 
 
-def tiny_run(output_dir, config=None, *, registers: int = 2, windows=None, model=None, **options):
-    """A fresh tiny BERT with registers, fine-tuned; gives the result and the model."""
+def tiny_run(output_dir, config=None, *, registers: int = 2, windows=None, model=None, after_step=None, **options):
+    """A fresh tiny BERT with registers, fine-tuned; gives the result and the model. `after_step` gets each step."""
+
+    class Flow(RunFlow):
+        def on_step_end(self, args, state, control, **kwargs):
+            control = super().on_step_end(args, state, control, **kwargs)
+            if after_step is not None:
+                after_step(state.global_step)
+            return control
+
     if model is None:
         model = tiny_model("bert", attention="sdpa")
         torch.manual_seed(5)
         add_registers(model, RegisterConfig(num_registers=registers))
-    options = {"evaluate": score, "choose": F1, "fingerprint": "abc", "on_progress": lambda *_: None, **options}
-    result: TrainingResult = fine_tune(
-        model,
-        window_rows(tiny_windows(40) if windows is None else windows, PAD),
-        config or settings(),
-        output_dir=output_dir,
-        max_length=MAX_LENGTH,
-        **options,
-    )
+    options = {"evaluate": score, "choose": F1, "fingerprint": "abc", **options}
+    with mock.patch("regtune.training.fine_tune.RunFlow", Flow):
+        result: TrainingResult = fine_tune(
+            model,
+            window_rows(tiny_windows(40) if windows is None else windows, PAD),
+            config or settings(),
+            output_dir=output_dir,
+            max_length=MAX_LENGTH,
+            **options,
+        )
     return result, model

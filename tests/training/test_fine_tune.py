@@ -180,17 +180,10 @@ def _settings_of(model):
 def test_a_run_prints_nothing_and_leaves_forward_and_config_alone(tmp_path, capfd):
     model = tiny_model("bert")
     before = _settings_of(model)
-    tiny_run(tmp_path, model=model, on_progress=None)
+    tiny_run(tmp_path, model=model)
     assert capfd.readouterr() == ("", "")
     assert "forward" not in vars(model)
     assert _settings_of(model) == before
-
-
-def test_progress_is_told_after_every_step(tmp_path):
-    told = []
-    tiny_run(tmp_path, on_progress=lambda *facts: told.append(facts))
-    assert [(step, total) for step, total, _ in told] == [(step, 20) for step in range(1, 21)]
-    assert told[-1][2] > 0
 
 
 def test_without_a_choice_the_last_weights_stay_however_they_score(tmp_path):

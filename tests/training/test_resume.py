@@ -20,12 +20,12 @@ warnings.simplefilter("error")
 from pathlib import Path
 from tiny_windows import tiny_run
 
-def stop_here(step, total, loss):
+def stop_here(step):
     if step == 13:
         print("in the middle", flush=True)
         time.sleep(600)
 
-tiny_run(Path(sys.argv[1]), on_progress=stop_here)
+tiny_run(Path(sys.argv[1]), after_step=stop_here)
 """
 
 
@@ -34,16 +34,16 @@ class _StopError(Exception):
 
 
 def _stop_at(step, error=_StopError):
-    def on_progress(now, total, loss):
+    def after_step(now):
         if now == step:
             raise error
 
-    return on_progress
+    return after_step
 
 
 def _stopped_run(folder, step, config=None, **options):
     with pytest.raises(_StopError):
-        tiny_run(folder, config, on_progress=_stop_at(step), **options)
+        tiny_run(folder, config, after_step=_stop_at(step), **options)
 
 
 def _assert_same(first, second):
@@ -91,7 +91,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path):
 
 def test_ctrl_c_leaves_a_run_that_continues(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        tiny_run(tmp_path, on_progress=_stop_at(7, KeyboardInterrupt))
+        tiny_run(tmp_path, after_step=_stop_at(7, KeyboardInterrupt))
     assert tiny_run(tmp_path)[0].resumed_from == 5
 
 
@@ -99,7 +99,7 @@ def test_ctrl_c_leaves_a_run_that_continues(tmp_path):
 def test_a_finished_run_is_not_trained_again(tmp_path, epochs):
     config = settings(epochs=epochs)
     first = tiny_run(tmp_path, config)
-    again = tiny_run(tmp_path, config, on_progress=_stop_at(1), evaluate=lambda _: pytest.fail("evaluated again"))
+    again = tiny_run(tmp_path, config, after_step=_stop_at(1), evaluate=lambda _: pytest.fail("evaluated again"))
     _assert_same(first, again)
     assert again[0].seconds > 0
 

@@ -26,7 +26,7 @@ from regtune.training.batches import BatchOrder, Collator, check_rows, length_mu
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike
 from regtune.training.parameter_groups import register_group
-from regtune.training.trainer import Claims, Evaluate, Progress, RegisterTrainer, RunFlow, partner_lost
+from regtune.training.trainer import Claims, Evaluate, RegisterTrainer, RunFlow, partner_lost
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -65,7 +65,6 @@ def fine_tune(
     choose: Metric | None = None,
     claims: Claims | None = None,
     fingerprint: str,
-    on_progress: Progress | None = None,
 ) -> TrainingResult:
     """Fine-tunes a model in place and leaves the last weights in it, or those of the checkpoint that scored best.
 
@@ -83,7 +82,6 @@ def fine_tune(
             reported afterwards.
         claims: which parameters learn at rates of their own; by default the registers, at `register_learning_rate`.
         fingerprint: identifies the configuration; a folder with another one is refused.
-        on_progress: called after every step with step, total steps and latest logged loss.
 
     Raises:
         DataError: no rows, or one that is too long.
@@ -119,7 +117,7 @@ def fine_tune(
                 rows, length=None if grouped else max_length, multiple_of=length_multiple(arguments.device)
             ),
         )
-        flow = RunFlow(trainer, steps_per_epoch=steps_per_epoch, on_progress=on_progress)
+        flow = RunFlow(trainer, steps_per_epoch=steps_per_epoch)
         trainer.add_callback(flow)
         trainer.stopwatch.before = checkpoint.seconds if checkpoint else 0.0
         try:

@@ -35,8 +35,6 @@ from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups
 
 Evaluate = Callable[[Any], Mapping[str, float]]
-Progress = Callable[[int, int, float | None], None]
-"""Step, all steps, and the latest logged loss."""
 Claims = Callable[[Any], Sequence[Group]]
 """Parameters of a model that learn at rates of their own; asked when the optimiser is made."""
 _LOST = re.compile(r"gloo|nccl|by peer|broken pipe|socket ?timeout", re.IGNORECASE)
@@ -293,12 +291,11 @@ class Stopwatch:
 class RunFlow(TrainerCallback):
     """Says when to evaluate and save, which epoch's order is due, and how far training has come."""
 
-    def __init__(self, trainer: RegisterTrainer, *, steps_per_epoch: int, on_progress: Progress | None) -> None:
+    def __init__(self, trainer: RegisterTrainer, *, steps_per_epoch: int) -> None:
         self.trainer = trainer
         self.steps_per_epoch = steps_per_epoch
         parts = trainer.config.evals_per_epoch
         self.due = {max(1, round(steps_per_epoch * part / parts)) for part in range(1, parts + 1)}
-        self.on_progress = on_progress
         self.inside = contextlib.ExitStack()
         self.tell: Callable[[int, str], None] = lambda *_: None
 
@@ -334,8 +331,6 @@ class RunFlow(TrainerCallback):
             control.should_evaluate = self.trainer.run_evaluation is not None
         loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
         self.tell(state.global_step, "" if loss is None else f"loss {loss:.3f}")
-        if self.on_progress is not None and state.is_world_process_zero:
-            self.on_progress(state.global_step, state.max_steps, loss)
         return control
 
     def close(self) -> None:
