@@ -127,11 +127,6 @@ class Family:
         found = self.final_norm if self.norm is None and self.reads_images else self.norm
         return found or self.word_embeddings
 
-    @property
-    def keys_of_states(self) -> bool:
-        """Whether a key depends on its token's state alone, and not on its place too."""
-        return self.keys is not None and (self.positions == "absolute" or self.position_bias is not None)
-
     def within_layers(self, *paths: str | None) -> tuple[str, ...]:
         """Patterns, from the backbone, of parts of a layer in all layers; of the layers themselves without any."""
         every = f"{self.layers}.*"

@@ -1,15 +1,12 @@
 """What registers hold: means, likeness, and how much of it depends on the input."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from analyses.attribution.explained import encoder
-from regtune.analyses.registers.states import export_constant_registers, register_states
-from regtune.errors import ConfigError, DataError, UnsupportedModelError
+from regtune.analyses.registers.states import register_states
+from regtune.errors import DataError, UnsupportedModelError
 from regtune.registers.surgery import disable_registers, find_registers, mask_registers
 from regtune.rows.token_classes import TokenClass
 from tiny import FAMILIES, inputs
@@ -102,7 +99,6 @@ def test_registers_enter_as_constants_and_then_take_up_the_input(family):
     assert (found.variation[0] < 1e-12).all()
     assert (found.variation[1:] > 1e-6).all()
     assert np.allclose(np.diagonal(found.similarity, axis1=1, axis2=2), 1)
-    assert found.constant(1e-6) == ()
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -130,42 +126,6 @@ def test_two_equal_registers_are_alike_at_every_layer():
     for cosines in (found.similarity, found.similarity_zscored, found.similarity_initial[None]):
         assert np.allclose(cosines[:, 1, 2], 1)
         assert (cosines[:, 0, 1] < 0.999).all()
-
-
-def test_constants_are_exported_with_the_keys_and_values_that_the_layers_make_of_them(tmp_path):
-    model = hidden_from_text(encoder("bert", num_registers=N, attention="eager"))
-    batches = batches_for()
-    found = register_states(model, batches)
-    export_constant_registers(model, found, tmp_path / "new", batch=batches[0], error={"loss": {"difference": 0.5}})
-    tensors = load_file(tmp_path / "new" / "constant_registers.safetensors")
-    assert torch.equal(tensors["states"], found.means[:-1])
-    for name, part in (("keys", "key"), ("values", "value")):
-        for depth, layer in enumerate(model.bert.encoder.layer):
-            expected = getattr(layer.attention.self, part)(found.means[depth].double()).detach()
-            assert torch.allclose(tensors[name][depth].double(), expected, atol=1e-5)
-    said = json.loads((tmp_path / "new" / "constant_registers.json").read_text())
-    assert said["registers"] == [0, 1, 2]
-    assert said["error"] == {"loss": {"difference": 0.5}}
-    assert "bias" in said["what"]
-    assert set(said["tensors"]) == set(tensors)
-
-
-@pytest.mark.parametrize("family", ["albert", "distilbert", "mpnet", "modernbert"])
-def test_every_family_exports_what_is_constant_in_it(family, tmp_path):
-    model, batches = encoder(family, num_registers=N), batches_for(family)
-    found = register_states(model, batches)
-    export_constant_registers(model, found, tmp_path, batch=batches[0], threshold=100.0)
-    tensors = load_file(tmp_path / "constant_registers.safetensors")
-    assert set(tensors) == ({"states"} if family == "modernbert" else {"states", "keys", "values"})
-    assert all(value.shape == (3, N, 32) for value in tensors.values())
-
-
-def test_without_a_constant_register_nothing_is_exported(tmp_path):
-    model, batches = encoder("bert", num_registers=N), batches_for()
-    found = register_states(model, batches)
-    with pytest.raises(ConfigError, match=r"No register is constant.*threshold=1e-06"):
-        export_constant_registers(model, found, tmp_path / "new", batch=batches[0], threshold=1e-6)
-    assert not (tmp_path / "new").exists()
 
 
 def test_what_shows_nothing_is_refused():

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from regtune.analyses.pictures import Estimate, dots, heat_map, matrix, numbered
 from regtune.analyses.registers.knock_out import How, KnockOut, knocked_out
 from regtune.analyses.registers.lens import register_lens
 from regtune.analyses.registers.roles import ALPHA, Change, Effect, judge_roles, rank_correlation
-from regtune.analyses.registers.states import CONSTANT_BELOW, export_constant_registers, register_states
+from regtune.analyses.registers.states import CONSTANT_BELOW, register_states
 from regtune.errors import ConfigError
 from regtune.interfaces import Analysis, Batch, Block, Examples, Metric, Rows
 from regtune.progress import each
@@ -52,8 +51,6 @@ class RegisterSettings(Checked, section="registers"):
     """Ways of knocking out (`mask`, `mean`, `swap`, `zero`). The verdict is read from `mask`, or the first."""
     resamples: int = 10_000
     """Bootstrap draws; more where so many registers need them."""
-    constants_dir: Path | None = None
-    """Gets the registers that hardly vary, as constants, if there are any."""
     seed: int = 0
     """Of all random draws."""
 
@@ -107,12 +104,6 @@ class RegisterAnalysis(Analysis):
             resamples=min(settings.resamples, 2_000),
             seed=settings.seed,
         )
-        if settings.constants_dir is not None and states.constant():
-            held = KnockOut(how="mean", registers=states.constant())
-            (lost,) = effects(untouched, {held: score(held)}, resamples=settings.resamples, seed=settings.seed)
-            error: dict[str, Any] = {name: one and vars(one) for name, one in lost.changes.items()}
-            error |= {"registers": states.constant(), "how": "mean"}
-            export_constant_registers(session.model, states, settings.constants_dir, batch=batches[0], error=error)
         names = [f"registers.{main}.{'all' if chosen is None else chosen[0]}" for chosen in which]
         out = attention.means["register_attention_out"].mean(axis=1, dtype=np.float64)
         return {

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +12,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from regtune.analyses.batches import run_backbone
-from regtune.analyses.registers.knock_out import KnockOut, knocked_out, layer_inputs, require_active_registers
+from regtune.analyses.registers.knock_out import layer_inputs, require_active_registers
 from regtune.analyses.reversible import require_eval_mode
-from regtune.errors import ConfigError, DataError
-from regtune.families import family_of
-from regtune.families._family import modules_at
+from regtune.errors import DataError
 from regtune.interfaces import Batch
-from regtune.records import write_bytes, write_json
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import backbone_of
 from regtune.rows.token_classes import is_content
 
 CONSTANT_BELOW = 0.01
@@ -51,9 +44,9 @@ class RegisterStates:
     dimension by its own: raw cosines are ruled by what all states share and by a few large dimensions."""
     windows: int
 
-    def constant(self, threshold: float = CONSTANT_BELOW) -> tuple[int, ...]:
-        """The registers whose variation is at most `threshold` at every layer: constant key and value biases."""
-        return tuple(int(index) for index in np.flatnonzero(self.variation.max(axis=0) <= threshold))
+    def constant(self) -> tuple[int, ...]:
+        """The registers whose variation is at most `CONSTANT_BELOW` at every layer: constant key and value biases."""
+        return tuple(int(index) for index in np.flatnonzero(self.variation.max(axis=0) <= CONSTANT_BELOW))
 
 
 @torch.no_grad()
@@ -122,92 +115,3 @@ def _cosines(states: Tensor) -> Tensor:
     """Pairwise cosines averaged over the batch: `[batch, registers, hidden]` to `[registers, registers]`."""
     unit = nn.functional.normalize(states, dim=-1)
     return (unit @ unit.transpose(1, 2)).mean(0)
-
-
-# Registers that hardly vary with the input are biases: written down as what they are
-
-CONSTANTS = "constant_registers.safetensors"
-DESCRIPTION = "constant_registers.json"
-_WORDS = {
-    "states": "[layers, registers, hidden]: the state of each register that each layer reads, averaged over windows",
-    "keys": "[layers, registers, hidden]: what the layer's key projection makes of it, all heads side by side",
-    "values": "[layers, registers, hidden]: what the layer's value projection makes of it, all heads side by side",
-}
-
-
-def export_constant_registers(
-    model: nn.Module,
-    states: RegisterStates,
-    folder: str | Path,
-    *,
-    batch: Batch,
-    threshold: float = CONSTANT_BELOW,
-    error: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes the registers that hardly vary as constants: `constant_registers.safetensors` and a JSON that explains it.
-
-    A register whose state is the same for every input adds the same key and value to every attention of every layer:
-    it is a bias in a costly form. The constants are its mean states and the keys and values that they become.
-
-    Args:
-        model: the model that the states are from, in eval mode.
-        states: of `register_states`.
-        folder: made if it isn't there.
-        batch: any analysis batch, to run the model on once.
-        threshold: largest variation of a constant register (see `RegisterStates.constant`).
-        error: what the model loses when the registers are held at these constants, as plain JSON: the effect of the
-            knock-out `mean` on them.
-    """
-    from safetensors.torch import save
-
-    chosen = states.constant(threshold)
-    if not chosen:
-        raise ConfigError(
-            f"No register is constant: their largest variation over the layers is at least "
-            f"{states.variation.max(axis=0).min():.3g}, above threshold={threshold}."
-        )
-    tensors = {"states": states.means[:-1, list(chosen)], **keys_and_values(model, states, chosen, batch)}
-    folder = Path(folder)
-    raw = save({name: value.float().cpu().contiguous() for name, value in tensors.items()})
-    write_bytes(folder / CONSTANTS, raw)
-    described = {
-        "schema_version": 1,
-        "kind": "constant_registers",
-        "what": "Registers whose state hardly depends on the input. They are constant key and value biases.",
-        "registers": list(chosen),
-        "num_registers": states.means.shape[1],
-        "layers": states.means.shape[0] - 1,
-        "windows": states.windows,
-        "threshold": threshold,
-        "variation": states.variation[:, list(chosen)],
-        "error": None if error is None else dict(error),
-        "tensors": {name: _WORDS[name] for name in tensors},
-        "base_model": getattr(backbone_of(model), "name_or_path", ""),
-    }
-    write_json(folder / DESCRIPTION, described)
-    return folder
-
-
-@torch.no_grad()
-def keys_and_values(
-    model: nn.Module, states: RegisterStates, chosen: Sequence[int], batch: Batch
-) -> dict[str, Float[Tensor, "layers registers hidden"]]:
-    """Keys and values of registers held at their mean states; empty for families whose keys depend on positions."""
-    registers = require_active_registers(model)
-    backbone = backbone_of(model)
-    family = family_of(backbone.config, "parts")
-    if not family.keys_of_states or family.keys is None or family.values is None:
-        return {}
-    paths = (family.keys, family.values)
-    found: dict[str, list[Tensor]] = {"keys": [], "values": []}
-
-    def keep(name: str, _module: nn.Module, _args: tuple, output: Tensor) -> None:
-        found[name].append(registers.registers_of(output)[0, list(chosen)])
-
-    with ExitStack() as stack:
-        for module in modules_at(backbone, *family.within_layers(family.attention)):
-            for name, path in zip(found, paths, strict=True):
-                stack.callback(module.get_submodule(path).register_forward_hook(partial(keep, name)).remove)
-        stack.enter_context(knocked_out(model, KnockOut(how="mean", registers=tuple(chosen)), means=states.means))
-        run_backbone(model, {name: value[:1] for name, value in batch.items()})
-    return {name: torch.stack(layers) for name, layers in found.items()}
