@@ -33,7 +33,7 @@ from regtune.analyses.batches import check, run
 from regtune.analyses.outcomes import Runs, outcomes
 from regtune.analyses.parts import Verdict, Word, graded, mean_interval, table, verdict_blocks
 from regtune.analyses.reversible import only_reader, replace_forward, require_eval_mode
-from regtune.errors import ConfigError, DataError, UnsupportedModelError
+from regtune.errors import DataError, UnsupportedModelError
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.progress import each
 from regtune.registers.registers import Registers
@@ -210,17 +210,9 @@ def quantised(
     No parameter is written to, so tied weights (a masked-LM head) stay the embeddings they are. `ranges` are of
     `activation_ranges` on this model; sites that they don't name are left as they are.
     """
-    Int8Settings(weights=weights, schemes=(scheme,))
     require_eval_mode(model)
     layers, inside = linear_layers(model), set(map(id, backbone_of(model).modules()))
     backbone = {path for path, module in model.named_modules() if id(module) in inside} | {"scores", "probabilities"}
-    known = backbone | dict(model.named_modules()).keys()
-    stranger = next((site for site in ranges if site.rpartition(".")[0] not in known), None)
-    if stranger is not None or not ranges:
-        raise ConfigError(
-            f"These ranges are of another model: {stranger or 'none at all'} is no site of this "
-            f"{type(model).__name__}. Measure them with activation_ranges(model, batches)."
-        )
 
     def change(site: str, x: Tensor) -> Tensor:
         if site not in ranges or site.rpartition(".")[0] not in backbone:  # the head is left as it is

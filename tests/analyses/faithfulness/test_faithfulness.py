@@ -279,10 +279,5 @@ def test_impossible_settings_are_refused():
         Grid(fractions=(0.0,))
     with pytest.raises(ConfigError, match="must rise from 0 to 1"):
         Grid(curve=(0.0, 0.5, 0.4, 1.0))
-    scorer = PerturbedModel(model, texts, mask_token_id=MASK)
-    with pytest.raises(ConfigError, match="has 3 features"):
-        scorer.probabilities([(0, np.zeros(4, dtype=bool))])
-    with pytest.raises(ConfigError, match="no order of them"):
-        measure_orders(scorer, [np.array([0, 0, 1])])
     with pytest.raises(ConfigError, match="nan is no number"):
         orders_of([np.array([0.0, np.nan])], seed=0)

@@ -21,7 +21,6 @@ from regtune.analyses.faithfulness.orders import (
     random_orders,
     single_effects,
 )
-from regtune.errors import ConfigError
 
 RANDOM = np.random.default_rng(2)
 WEIGHTS = RANDOM.normal(size=30)
@@ -163,9 +162,3 @@ def test_random_orders_repeat_and_differ():
     assert all(np.array_equal(a, b) for a, b in zip(first[1], again[1], strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first[0], first[1], strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first[0], other[0], strict=True))
-
-
-def test_impossible_searches_are_refused():
-    scorer = scorer_of(BagOfWords(WEIGHTS).eval(), TEXTS)
-    with pytest.raises(ConfigError, match="width=0"):
-        beam_order(scorer, 0, width=0, max_groups=3)

@@ -1,6 +1,7 @@
 """The part `registers` on tiny models whose registers have planted roles."""
 
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from regtune.analyses.inspection import settings_of_parts
 from regtune.analyses.outcomes import outcomes
 from regtune.analyses.registers.analysis import RegisterAnalysis, RegisterSettings
-from regtune.analyses.registers.knock_out import HOWS
+from regtune.analyses.registers.knock_out import How
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, UnknownNameError
 from regtune.interfaces import Examples
@@ -56,7 +57,7 @@ def self_taught(session):
 
 def audit(session, **settings):
     taught = self_taught(session)
-    settings = RegisterSettings(**{"resamples": 500, "hows": HOWS, **settings})
+    settings = RegisterSettings(**{"resamples": 500, "hows": get_args(How), **settings})
     return plain(RegisterAnalysis().measure(session, session.rows(taught), taught, settings))
 
 

@@ -115,9 +115,6 @@ def measure_orders(
     rows = list(range(len(scorer.texts))) if texts is None else list(texts)
     asked: list[Request] = []
     for row, order in zip(rows, orders, strict=True):
-        features = len(scorer.texts[row].features)
-        if not np.array_equal(np.sort(order), np.arange(features)):
-            raise ConfigError(f"text {row} has {features} features; {order.tolist()[:10]} is no order of them.")
         asked.extend((row, gone) for gone in _states(order, grid))
     found = scorer.probabilities(asked).reshape(len(rows), -1)
     f, c = len(grid.fractions), len(grid.curve)
@@ -180,8 +177,6 @@ def beam_order(
     Returns:
         The order in which features are removed, and the mean over all steps of p(x) - p(what is left).
     """
-    if width < 1 or max_groups < 1:
-        raise ConfigError(f"width={width} and max_groups={max_groups} must both be at least 1.")
     groups = groups_of(single_effects(scorer, text), max_groups)
     if not steepest:
         groups = [group[::-1] for group in groups]

@@ -19,22 +19,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from regtune.analyses.reversible import replace_forward
-from regtune.errors import ConfigError, UnsupportedModelError
+from regtune.errors import UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of, mask_registers, require_registers
 
 How = Literal["mask", "mean", "swap", "zero"]
-HOWS: tuple[How, ...] = get_args(How)
-"""Every way to knock a register out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +41,6 @@ class KnockOut:
 
     how: How
     registers: tuple[int, ...] | None = None
-
-    def chosen(self, count: int) -> tuple[int, ...]:
-        """The indices, of a model with `count` registers."""
-        chosen = tuple(range(count)) if self.registers is None else self.registers
-        if not chosen:
-            raise ConfigError("A knock-out of no register changes nothing; name at least one, or None for all.")
-        for index in chosen:
-            if not 0 <= index < count:
-                raise ConfigError(f"register {index} doesn't exist; this model has 0 to {count - 1}.")
-        if self.how == "swap" and count < 2:
-            raise ConfigError("how='swap' needs a second register to take the place of the first; this model has 1.")
-        return chosen
 
 
 @contextmanager
@@ -67,7 +53,7 @@ def knocked_out(
     """
     registers = require_active_registers(model)
     count = registers.num_registers
-    chosen = list(knock_out.chosen(count))
+    chosen = list(range(count) if knock_out.registers is None else knock_out.registers)
 
     def held(depth: int, states: Tensor) -> Tensor:
         assert means is not None
@@ -85,10 +71,6 @@ def knocked_out(
             stack.enter_context(mask_registers(model, chosen))
         elif knock_out.how != "mean":
             stack.callback(registers.register_forward_hook(exchanged).remove)
-        elif means is None:
-            raise ConfigError("how='mean' needs the registers' mean states; pass means=register_states(...).means.")
-        elif means.shape[1] != count:
-            raise ConfigError(f"means are of {means.shape[1]} registers, but this model has {count}.")
         else:
             stack.enter_context(layer_inputs(model, held))
         yield
