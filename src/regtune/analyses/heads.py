@@ -207,17 +207,9 @@ def head_outputs(model: nn.Module, visit: HeadVisit) -> Iterator[None]:
 @contextmanager
 def knocked_out_head(model: nn.Module, layer: int, head: int) -> Iterator[None]:
     """Inside the context one head writes nothing, at any position."""
-    layers, heads = shape_of(model)
-    for what, index, count in (("layer", layer, layers), ("head", head, heads)):
-        if not 0 <= index < count:
-            raise ConfigError(f"{what} {index} doesn't exist; this model has 0 to {count - 1}.")
 
     def silence(at: int, outputs: Tensor) -> Tensor | None:
-        if at != layer:
-            return None
-        kept = torch.ones(heads, 1, dtype=outputs.dtype, device=outputs.device)
-        kept[head] = 0
-        return outputs * kept
+        return outputs.index_fill(2, torch.tensor(head, device=outputs.device), 0.0) if at == layer else None
 
     with head_outputs(model, silence):
         yield

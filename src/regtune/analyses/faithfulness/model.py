@@ -57,11 +57,6 @@ class PerturbableText:
 
     def scores(self, attribution: Attribution) -> np.ndarray:
         """The attribution's scores of this text's features."""
-        if len(attribution.relevance) != len(self.input_ids):
-            raise ConfigError(
-                f"An attribution of {len(attribution.relevance)} tokens was given for a text of {len(self.input_ids)} "
-                f"(example {self.example})."
-            )
         found: np.ndarray = np.asarray(attribution.relevance, dtype=np.float64)[self.features]
         return found
 
@@ -165,7 +160,7 @@ class PerturbedModel:
 
     def probabilities(self, requests: Sequence[Request]) -> Float64[np.ndarray, " requests"]:
         """The probability for each request, in their order."""
-        keys = [self._key(text, gone) for text, gone in requests]
+        keys = [(text, np.packbits(gone).tobytes()) for text, gone in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._known}
         copies = {
             key: perturbed(self.texts[t], gone, self.how, self.mask_token_id) for key, (t, gone) in missing.items()
@@ -178,12 +173,6 @@ class PerturbedModel:
             self._known |= dict(zip(part, found.tolist(), strict=True))
             self.forwarded += len(part)
         return np.array([self._known[key] for key in keys], dtype=np.float64)
-
-    def _key(self, text: int, gone: np.ndarray) -> tuple[int, bytes]:
-        features = len(self.texts[text].features)
-        if gone.shape != (features,) or gone.dtype != np.bool_:
-            raise ConfigError(f"text {text} has {features} features; the set that is gone has shape {gone.shape}.")
-        return text, np.packbits(gone).tobytes()
 
     @torch.inference_mode()
     def _forward(self, copies: Sequence[PerturbableText]) -> Float64[np.ndarray, " copies"]:
