@@ -19,6 +19,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from regtune.errors import ConfigError, MissingExtraError
+from regtune.noise import Change, split_copy
 from regtune.tables import WIDTH, Column, Table
 
 if TYPE_CHECKING:
@@ -247,6 +248,10 @@ class Task:
     """The field of a prediction that says it in words."""
     given: ClassVar[tuple[str, ...]] = ("text",)
     """What a person gives to be predicted: fields of the mapping that `example` reads."""
+    perturbs: ClassVar[tuple[str, ...]] = ()
+    """Texts of an example that noise may change, by field; none where labels belong to single words."""
+    distracted: ClassVar[str] = ""
+    """The one of them that sentences of other examples can be put into without making labels wrong."""
     published: ClassVar[tuple[Published, ...]] = ()
     """What has been published of registers on this task."""
 
@@ -304,9 +309,14 @@ class Task:
         del name
         return ""
 
+    def perturb(self, example: Any, change: Change) -> Any:
+        """The example with noise in its texts; a task whose labels are places in a text keeps them right."""
+        texts = {name: getattr(example, name) for name in self.perturbs}
+        return replace(example, **{name: change(name, text)[0] for name, text in texts.items() if text})
+
     def group(self, example: Any) -> str:
         """Examples of one group are never split between training and held-out data: a passage, a document."""
-        return str(example.id)
+        return split_copy(str(example.id))
 
     def text(self, example: Any) -> str:
         """The text that an example is about."""

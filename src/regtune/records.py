@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from regtune.errors import CheckpointError, DataError, RegtuneError, shown
+from regtune.noise import split_name
 from regtune.typed import Range, typed
 
 _LARGEST = 1 << 30
@@ -357,8 +358,10 @@ def file_name(text: str) -> str:
 
 
 def set_name(source: str) -> str:
-    """The short name under which records keep a data set."""
-    return re.sub(r"\.(json|jsonl|csv|tsv|txt)$", "", file_name(source).removesuffix(".gz"))
+    """The short name under which records keep a data set; its noise, if it has any, stands behind it."""
+    noise, plain = split_name(source)
+    short = re.sub(r"\.(json|jsonl|csv|tsv|txt)$", "", file_name(plain).removesuffix(".gz"))
+    return f"{short}-{file_name(noise)}" if noise else short
 
 
 def is_local(name: str) -> bool:

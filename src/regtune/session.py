@@ -27,6 +27,7 @@ from regtune.models.precision import Precision, autocast, best_device, device_of
 from regtune.models.safety import read_model_config
 from regtune.progress import each
 from regtune.recipes import config_from_dict, settings_of
+from regtune.rows.reading import read_sets
 from regtune.records import (
     AGAIN,
     CONFIG_FILE,
@@ -155,7 +156,7 @@ class Session:
         if plain and len(plain) < len(names):
             other = next(name for name in names if name not in plain)
             raise ConfigError(f"{plain[0]} is plain text and {other} is a data set; give one kind at a time.")
-        found = read_paragraphs(names) if plain else self.reads.read(names, self._settings)
+        found = read_paragraphs(names) if plain else read_sets(self.reads, names, self._settings)
         return spread(found, limit)
 
     def rows(self, examples: Examples, *, training: bool = False) -> Rows[Any]:
@@ -354,7 +355,7 @@ class SharedInputs:
             found = self._given[names[0]]
             self._examples[key] = dataclasses.replace(found, items=found.items[:limit])
         elif key not in self._examples:
-            self._examples[key] = task.read(names, settings, limit=limit, training=training)
+            self._examples[key] = read_sets(task, names, settings, limit=limit, training=training)
         return self._examples[key]
 
     def rows(self, examples: Examples, session: Session, *, training: bool = False) -> Rows[Any]:

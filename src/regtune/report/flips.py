@@ -13,7 +13,9 @@ import numpy as np
 
 from regtune.errors import RegtuneError
 from regtune.interfaces import Block
+from regtune.noise import split_name
 from regtune.recipes import config_from_dict, settings_of
+from regtune.rows.reading import read_sets
 from regtune.records import RUN_FILE, set_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm
@@ -178,13 +180,14 @@ def examples_of(cell: Cell, name: str) -> tuple[Any, ...]:
     """
     task, sources = TASKS.get(cell.record.task), cell.settings["data.eval"]
     source = next((source for source in sources if set_name(source) == name), "")
-    if not Path(source).is_file() and not source.startswith("embedded:"):
+    plain = split_name(source)[1]
+    if not Path(plain).is_file() and not plain.startswith("embedded:"):
         return ()
     try:
         settings = settings_of(config_from_dict(cell.record.config, RUN_FILE), task)
         if hasattr(settings, "on_bad_record"):
             settings = replace(settings, on_bad_record="skip")
-        return tuple(task.read([source], settings).items)
+        return read_sets(task, [source], settings).items
     except RegtuneError:
         return ()
 

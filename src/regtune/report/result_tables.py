@@ -9,6 +9,7 @@ from typing import Any
 
 from regtune.errors import ConfigError
 from regtune.interfaces import Block, Metric
+from regtune.rows.reading import language_of_set
 from regtune.records import file_name, set_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm, checkpoint_rule, default_settings, short
@@ -247,7 +248,7 @@ def _sources(group: Group) -> dict[str, str]:
 
 def _language(group: Group, source: str) -> str:
     try:
-        return group.task.language(source)
+        return language_of_set(group.task, source)
     except ConfigError:
         return ""
 

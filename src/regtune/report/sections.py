@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regtune.interfaces import Block, Metric
+from regtune.noise import split_name
 from regtune.report.arms import BASELINE, REGISTERS, Arm, chosen_on_reported
 from regtune.report.collect import Group
 from regtune.report.figures import curve_figure, score_figure
@@ -48,7 +49,9 @@ class Section:
 
 def make_section(group: Group, settings: Settings) -> Section:
     """Makes everything that the page shows of one group."""
-    trained = " + ".join(Path(name).name for name in group.train)
+    trained = " + ".join(
+        f"{Path(plain).name}{noise and f' with {noise}'}" for noise, plain in map(split_name, group.train)
+    )
     named = f"{group.train_name}: " if group.train_name else ""
     title = f"{named}{group.model}, {group.task.title}, trained on {trained}"
     baseline, first = find_baseline(group), _first_set(group)

@@ -14,6 +14,7 @@ from regtune.locks import owned
 from regtune.models.precision import resolve_precision
 from regtune.progress import begin_stage, stages
 from regtune.recipes import settings_of
+from regtune.rows.reading import language_of_set
 from regtune.records import now, versions, write_json
 from regtune.registry import TASKS
 from regtune.session import Session, SharedInputs, Target, open_target
@@ -94,7 +95,7 @@ def evaluate(
         with stages(2 + len(names), shown=progress):
             begin_stage(f"opening {name}")
             session = _open(target, config)
-            languages = {each: session.reads.language(each) for each in names}
+            languages = {each: language_of_set(session.reads, each) for each in names}
             inputs = SharedInputs()
             begin_stage(f"reading and tokenizing {', '.join(names)}")
             parts = {each: evaluation_set(each, session, inputs) for each in names}

@@ -8,7 +8,9 @@ from typing import Any
 
 from regtune.errors import DataError
 from regtune.interfaces import Examples
+from regtune.noise import noise_of
 from regtune.progress import begin_stage, stages
+from regtune.rows.reading import perturbed
 from regtune.session import open as open_session
 from regtune.tasks.files import decoded, read_bytes, records_of
 
@@ -21,7 +23,7 @@ def predict(
     Args:
         name: a run directory, a folder or a hub name.
         records: mappings with what the task reads (`text`; `question` and `context`), or a file of them: JSON lines,
-            CSV or TSV with a header, or plain text with a text a line.
+            CSV or TSV with a header, or plain text with a text a line; `noise:KIND=STRENGTH:FILE` perturbs it.
         progress: say on standard error how far it is.
 
     Returns:
@@ -34,13 +36,15 @@ def predict(
     with stages(2, shown=progress):
         begin_stage(f"opening {name}")
         session = open_session(name)
-        given = read_records(Path(records)) if isinstance(records, (str, Path)) else list(records)
+        noise, file = noise_of(str(records)) if isinstance(records, (str, Path)) else (None, "")
+        given = read_records(Path(file)) if isinstance(records, (str, Path)) else list(records)
         if not given:
             raise DataError("There is nothing to predict: 0 records. Give at least one.")
         settings = session.task_settings
         items = tuple(session.reads.example({"id": str(index), **one}, settings) for index, one in enumerate(given, 1))
         begin_stage(f"predicting {len(items):,} records")
-        found = session.predict(Examples(items=items, names=("records",)))
+        examples = Examples(items=items, names=("records",))
+        found = session.predict(examples if noise is None else perturbed(session.reads, examples, noise))
     return [one.to_json() for one in found]
 
 

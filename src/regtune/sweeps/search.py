@@ -15,6 +15,7 @@ from regtune.interfaces import Examples, Metric, Task
 from regtune.locks import locked
 from regtune.progress import begin_stage, stages
 from regtune.recipes import settings_of
+from regtune.rows.reading import read_sets
 from regtune.records import machine, read_typed, write_json
 from regtune.registry import TASKS
 from regtune.session import SharedInputs
@@ -130,7 +131,7 @@ def _prepare(
 ) -> tuple[dict[str, Any], list[tuple[Cell, LearningRates]]]:
     task: Task = TASKS.get(sweep.base.task)
     name, sets = next(iter(sweep.training_sets.items()))
-    kept, held = hold_out(task.read(sets, settings_of(sweep.base), training=True), task, settings.held_out)
+    kept, held = hold_out(read_sets(task, sets, settings_of(sweep.base), training=True), task, settings.held_out)
     learnt = f"{', '.join(sets)} without every {settings.held_out}th group"
     inputs.put(learnt, kept)
     inputs.put(HELD_OUT, held)

@@ -88,6 +88,7 @@ class Classification(Task):
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MACRO_F1, MCC)
     examples: ClassVar[str] = "texts"
     given: ClassVar[tuple[str, ...]] = ("text", "pair")
+    perturbs: ClassVar[tuple[str, ...]] = ("text", "pair")
 
     def read(
         self, names: Sequence[str], settings: ClassifySettings, *, limit: int | None = None, training: bool = False

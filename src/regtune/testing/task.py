@@ -14,6 +14,8 @@ import transformers
 
 from regtune.config import RunConfig
 from regtune.interfaces import Examples, Rows, Task
+from regtune.noise import Noise
+from regtune.rows.reading import perturbed
 from regtune.registry import TASKS
 from regtune.session import Session, SharedInputs, fitted
 from regtune.testing.broken import Broken
@@ -24,7 +26,8 @@ def check_task(name: str, data: str | Path | Sequence[str | Path], model: str | 
 
     Reading gives unique ids and keeps its limit; every example has a row; batches have the lengths that rows have, and
     roles as long as they; the labels give a loss; predictions come one an example, in order, as plain JSON, whatever
-    the order of batches; scores are one number an example, and metrics lie within their bounds.
+    the order of batches; scores are one number an example, and metrics lie within their bounds; noise, where a task has
+    texts for it, keeps ids and labels.
 
     Args:
         name: of the registered task.
@@ -53,6 +56,8 @@ def check_task(name: str, data: str | Path | Sequence[str | Path], model: str | 
             session.model.eval()
             session.task_settings = fitted(wanted, session)
             _check_model(broken, task, examples, session)
+            if task.perturbs:
+                _check_noise(broken, task, examples, session)
     broken.tell()
 
 
@@ -92,6 +97,16 @@ def _check_model(broken: Broken, task: Task, examples: Examples, session: Sessio
     with broken.trying("shown"):
         first = dataclasses.replace(examples, items=examples.items[:1])
         task.shown(session.rows(first), first, session)
+
+
+def _check_noise(broken: Broken, task: Task, examples: Examples, session: Session) -> None:
+    with broken.trying("noise"):
+        same, noisy = (perturbed(task, examples, Noise(strengths=(("keyboard", s), ("words", s)))) for s in (0.0, 0.5))
+        broken.require(noisy.ids == examples.ids, "noise must keep examples and their ids")
+        told = [[[task.text(item), *task.described(item)] for item in found.items] for found in (examples, same, noisy)]
+        broken.require(told[0] == told[1], "noise of strength 0 must change no text and no label")
+        broken.require(told[0] != told[2], "noise of strength 0.5 must change a text")
+        session.rows(noisy, training=True)
 
 
 def _check_rows(broken: Broken, rows: Rows[Any], count: int) -> None:

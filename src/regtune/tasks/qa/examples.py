@@ -29,6 +29,8 @@ class QAExample:
     answers: tuple[Answer, ...]
     title: str = ""
     is_impossible: bool = False
+    passage: str = ""
+    """The context before noise, where there is some: what belongs to one text belongs to one group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

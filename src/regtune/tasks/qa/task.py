@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 
 from regtune.errors import DataError, shown
 from regtune.interfaces import Batch, Examples, Floats, Metric, Published, Rows, Shown, Task
+from regtune.noise import Change, split_name
 from regtune.registers.surgery import register_positions
 from regtune.rows.texts import pad_tokens
 from regtune.rows.token_classes import token_classes
@@ -69,6 +71,8 @@ class QuestionAnswering(Task):
     examples: ClassVar[str] = "questions"
     said: ClassVar[str] = "text"
     given: ClassVar[tuple[str, ...]] = ("question", "context")
+    perturbs: ClassVar[tuple[str, ...]] = ("question", "context")
+    distracted: ClassVar[str] = "context"
     published: ClassVar[tuple[Published, ...]] = PUBLISHED
 
     def read(
@@ -117,7 +121,9 @@ class QuestionAnswering(Task):
 
     def score(self, predictions: Sequence[Prediction], examples: Examples) -> Mapping[str, Floats]:
         """`exact_match` and `f1` by the official rules of the set's kind."""
-        only = examples.names[0] if len(examples.names) == 1 else ""  # several sets together are scored by SQuAD's
+        only = (
+            split_name(examples.names[0])[1] if len(examples.names) == 1 else ""
+        )  # several sets together are scored by SQuAD's
         mlqa = language_of(only) if only.startswith("mlqa:") else ""
         return score_answers([one.text for one in predictions], examples.items, mlqa=mlqa)
 
@@ -155,8 +161,27 @@ class QuestionAnswering(Task):
         return language_of(name)
 
     def group(self, example: QAExample) -> str:
-        """The passage."""
-        return example.context
+        """The passage, as it was before noise."""
+        return example.passage or example.context
+
+    def perturb(self, example: QAExample, change: Change) -> QAExample:
+        """Noise in question and context; gold answers stay as they are, and their offsets move with them."""
+        placed = [answer for answer in example.answers if answer.start is not None]
+        keep = [(int(answer.start or 0), int(answer.start or 0) + len(answer.text)) for answer in placed]
+        for answer in example.answers:
+            if answer.start is None:
+                keep += [found.span() for found in re.finditer(re.escape(answer.text), example.context)]
+        context, moved = change("context", example.context, keep)
+        starts = iter(start for start, _ in moved)
+        return replace(
+            example,
+            question=change("question", example.question)[0],
+            context=context,
+            passage=self.group(example),
+            answers=tuple(
+                answer if answer.start is None else replace(answer, start=next(starts)) for answer in example.answers
+            ),
+        )
 
     def text(self, example: QAExample) -> str:
         """The passage."""
