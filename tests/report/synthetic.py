@@ -41,14 +41,14 @@ def write_cell(
     folder: Path,
     config: RunConfig,
     *,
-    effect: float = 0.0,
+    effect: float | dict[str, float] = 0.0,
     questions: int = QUESTIONS,
     drop: int = 0,
     texts: dict[int, str] | None = None,
     prefix: str = "q",
     versions: dict[str, str] | None = None,
 ) -> Path:
-    """A finished run whose chance of a right answer is 0.5 + effect; difficulty is shared by all runs."""
+    """A finished run whose chance of a right answer is 0.5 + effect, the same or set by set; all share difficulty."""
     run_dir = folder / config_hash(config)
     seed = config.training.seed
     metrics, files, data = {}, {}, {"train": {"examples": 400}}
@@ -57,7 +57,8 @@ def write_cell(
         difficulty = np.random.default_rng(number).normal(0, 1.0, questions)
         noise = np.random.default_rng([seed, number, config.registers.num_registers]).normal(0, 0.6, questions)
         luck = np.random.default_rng([seed, 99]).normal(0, 0.02)
-        ability = difficulty + noise + 2.5 * (effect + luck)
+        shift = effect.get(name, 0.0) if isinstance(effect, dict) else effect
+        ability = difficulty + noise + 2.5 * (shift + luck)
         exact = (ability > 0.3).astype(float)
         f1 = np.where(exact > 0, 1.0, np.where(ability > -0.4, 0.5, 0.0))
         rows = [
@@ -122,7 +123,7 @@ def write_sweep(
     *,
     counts: tuple[int, ...] = (0, 4, 16),
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    effects: dict[int, float] | None = None,
+    effects: dict[int, float | dict[str, float]] | None = None,
     controls: tuple[str, ...] = (),
     sets: tuple[str, ...] = SETS,
     questions: int = QUESTIONS,

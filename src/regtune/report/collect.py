@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from regtune.errors import DataError, RegtuneError
+from regtune.errors import ConfigError, DataError, RegtuneError
 from regtune.interfaces import Metric, Task
-from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve
+from regtune.rows.reading import language_of_set
+from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve, set_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm, arm_of, settings_of, told_apart
 from regtune.session import is_run_config
@@ -75,6 +76,25 @@ class Group:
     def sets(self) -> list[str]:
         """The names of all evaluation sets, in the order of the first cell that has them."""
         return list(dict.fromkeys(name for cell in self.cells for name in cell.record.metrics))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The file or name behind each evaluation set."""
+        found = {set_name(source): source for cell in reversed(self.cells) for source in cell.settings["data.eval"]}
+        return {name: found[name] for name in self.sets if name in found}
+
+    def language(self, name: str) -> str:
+        """ISO 639-1 code of an evaluation set, empty where unknown."""
+        try:
+            return language_of_set(self.task, self.sources.get(name, ""))
+        except ConfigError:
+            return ""
+
+    def mean(self, arm: Arm, name: str, metric: Metric) -> float | None:
+        """An arm's score on a set, the mean over its seeds; None without runs there."""
+        found = [cell.record.metrics.get(name, {}).get(metric.name) for cell in self.of(arm)]
+        known = [value for value in found if value is not None]
+        return sum(known) / len(known) if known else None
 
 
 @dataclass(frozen=True, kw_only=True)

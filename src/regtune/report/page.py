@@ -12,6 +12,8 @@ from regtune.progress import begin_stage, each, stages
 from regtune.records import RUN_FILE, file_name, versions
 from regtune.report.collect import Sweep, collect
 from regtune.report.inspect import Refused, has_records, section_of, sections_of
+from regtune.report.languages import TITLE as LANGUAGES
+from regtune.report.languages import side_by_side
 from regtune.report.rendering import environment, render, write
 from regtune.report.result_tables import runs_table, search_table, settings_table, versions_table
 from regtune.report.scores import Settings
@@ -134,7 +136,9 @@ def _overview(sections: Sequence[Section]) -> Section:
         rows=tuple(rows),
         text="Corrected column by column.",
     )
-    return Section(title="All at a glance", parts=(Part(title="", blocks=(block,)),))
+    tables = {section.title: table.table for section in sections for table in section.blocks(LANGUAGES)}
+    languages = side_by_side(tables)
+    return Section(title="All at a glance", parts=(Part(title="", blocks=tuple(filter(None, (block, languages)))),))
 
 
 def _records_alone(folder: Path) -> Report | None:

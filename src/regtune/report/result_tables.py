@@ -7,10 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from regtune.errors import ConfigError
 from regtune.interfaces import Block, Metric
-from regtune.rows.reading import language_of_set
-from regtune.records import file_name, set_name
+from regtune.records import file_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm, checkpoint_rule, default_settings, short
 from regtune.report.collect import Cell, Group, mixed_versions
@@ -125,16 +123,16 @@ def sets_table(
     group: Group, baseline: Arm | None, results: Mapping[tuple[str, str], Sequence[Family]], metric: Metric
 ) -> Block:
     """Arms in rows, evaluation sets in columns: the mean over seeds, and the difference to the baseline."""
-    sources = _sources(group)
+    sources = group.sources
     rows = []
     for arm in group.arms:
         cells: list[str | None] = []
         for name in group.sets:
-            mean = _mean(_means(group.of(arm), name, metric))
+            mean = group.mean(arm, name, metric)
             compared = [f.comparisons[arm] for f in results.get((name, metric.name), []) if arm in f.comparisons]
             cells.append("none" if mean is None else shown(metric, mean) + (_change(compared[0]) if compared else ""))
         rows.append((arm.label, *cells))
-    languages = {name: _language(group, sources.get(name, "")) for name in group.sets}
+    languages = {name: group.language(name) for name in group.sets}
     where = "; ".join(f"{name}: {'/'.join(Path(source).parts[-2:])}" for name, source in sources.items())
     note = (
         "Mean over seeds in percent; in brackets the difference to the baseline in points, with * where p is at most "
@@ -238,19 +236,6 @@ def _mean(values: Sequence[float]) -> float | None:
 def _change(result: Comparison) -> str:
     sign = "=" if result.verdict == "equivalent" else "*" if result.p_adjusted <= result.alpha else ""
     return f" ({shown_difference(result.metric, result.difference)}{sign})"
-
-
-def _sources(group: Group) -> dict[str, str]:
-    """The file or name behind each evaluation set."""
-    found = {set_name(source): source for cell in reversed(group.cells) for source in cell.settings["data.eval"]}
-    return {name: found[name] for name in group.sets if name in found}
-
-
-def _language(group: Group, source: str) -> str:
-    try:
-        return language_of_set(group.task, source)
-    except ConfigError:
-        return ""
 
 
 def cost_table(group: Group) -> Block:

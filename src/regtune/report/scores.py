@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from regtune.interfaces import Metric
 from regtune.report.arms import BASELINE, REGISTERS, Arm
 from regtune.report.collect import Cell, Group, seed_list
-from regtune.stats.comparison import Comparison, compare
+from regtune.stats.comparison import Comparison, compare_many, least_resamples
 from regtune.stats.scores import ArmScores
 from regtune.sweeps.scored import arm_scores
 
@@ -69,8 +69,49 @@ def against_controls(group: Group, name: str, metric: Metric, settings: Settings
 
 def family(group: Group, baseline: Arm, arms: Sequence[Arm], name: str, metric: Metric, settings: Settings) -> Family:
     """Arms against one of them on one evaluation set."""
+    return families(group, baseline, arms, [name], metric, settings)[name]
+
+
+def families(
+    group: Group, baseline: Arm, arms: Sequence[Arm], names: Sequence[str], metric: Metric, settings: Settings
+) -> dict[str, Family]:
+    """Arms against one of them on each of several evaluation sets, all corrected together."""
+    sides = {name: _sides(group, baseline, arms, name, metric) for name in names}
+    known = {name: side for name, side in sides.items() if side.arms}
+    found = {name: Family(comparisons={}, notes=side.notes) for name, side in sides.items()}
+    if not known:
+        return found
+    compared = compare_many(
+        {
+            name: (side.base, {arm.label: values for arm, values in side.arms.items()})
+            for name, side in known.items()
+            if side.base is not None
+        },
+        delta=settings.delta if metric == group.metrics[0] else None,
+        resamples=max(settings.resamples, least_resamples(sum(len(side.arms) for side in known.values())))
+        if len(names) > 1
+        else settings.resamples,
+        paired=all(side.paired for side in known.values()),
+        partial=True,
+    )
+    for name, side in known.items():
+        found[name] = replace(found[name], comparisons=dict(zip(side.arms, compared[name], strict=True)))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sides:
+    """Scores that are compared on one set; no arms where nothing can be."""
+
+    base: ArmScores | None
+    arms: dict[Arm, ArmScores]
+    notes: tuple[str, ...]
+    paired: bool = True
+
+
+def _sides(group: Group, baseline: Arm, arms: Sequence[Arm], name: str, metric: Metric) -> _Sides:
     if not arms:
-        return Family(comparisons={})
+        return _Sides(base=None, arms={}, notes=())
     notes: list[str] = []
     scores: dict[Arm, ArmScores] = {}
     like = next(iter(group.of(baseline, name)), None)
@@ -84,17 +125,9 @@ def family(group: Group, baseline: Arm, arms: Sequence[Arm], name: str, metric: 
             notes.append(f"{arm.label} is not compared on {name}: it has {runs_there} and at least 2 seeds are needed.")
     base = scores.pop(baseline, None)
     if base is None or not scores:
-        return Family(comparisons={}, notes=tuple(notes))
+        return _Sides(base=None, arms={}, notes=tuple(notes))
     scores, paired = _shared_seeds(base, scores, notes)
-    compared = compare(
-        base,
-        {arm.label: values for arm, values in scores.items()},
-        delta=settings.delta if metric == group.metrics[0] else None,
-        resamples=settings.resamples,
-        paired=paired,
-        partial=True,
-    )
-    return Family(comparisons=dict(zip(scores, compared, strict=True)), notes=tuple(notes))
+    return _Sides(base=base, arms=scores, notes=tuple(notes), paired=paired)
 
 
 def _usable(group: Group, arm: Arm, name: str, like: Cell | None, notes: list[str]) -> list[Cell]:

@@ -14,7 +14,11 @@ from regtune.report.collect import Group
 from regtune.report.figures import curve_figure, score_figure
 from regtune.report.flips import flip_blocks
 from regtune.report.headline import Headline, control_sentence, headline, no_comparison
+from regtune.report.languages import TITLE as LANGUAGES
+from regtune.report.languages import languages_table
 from regtune.report.result_tables import arms_table, caveats, controls_table, cost_table, sets_table, summary_table
+from regtune.report.robustness import NOTE as NOISE
+from regtune.report.robustness import robustness_blocks
 from regtune.report.scores import Family, Settings, against_baseline, against_controls, find_baseline
 
 BAND = (
@@ -98,6 +102,8 @@ def make_section(group: Group, settings: Settings) -> Section:
                 ),
             ),
         ),
+        Part(title="Robustness to noise", blocks=tuple(robustness_blocks(group, baseline, main, settings)), note=NOISE),
+        Part(title=LANGUAGES, blocks=tuple(filter(None, (languages_table(group, baseline, main, settings),)))),
         curves,
         cost,
         Part(

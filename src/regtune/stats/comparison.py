@@ -157,6 +157,11 @@ def shown_margin(metric: Metric, delta: float) -> str:
     return f"±{metric.scale * delta:g} {unit}".rstrip()
 
 
+def least_resamples(comparisons: int, alpha: float = 0.05) -> int:
+    """Bootstrap draws that so many comparisons, corrected together, take at least."""
+    return math.ceil(4 * comparisons / alpha)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
     delta: float | None = None
@@ -187,7 +192,7 @@ class _Settings:
 
     def check_tail(self, comparisons: int) -> None:
         """Refuses so few draws that not even the smallest p-value could pass Holm's correction with room to spare."""
-        least = math.ceil(4 * comparisons / self.alpha)
+        least = least_resamples(comparisons, self.alpha)
         if self.resamples < least:
             raise ConfigError(
                 f"resamples={self.resamples} cannot show a p-value that passes alpha={self.alpha} corrected for "
