@@ -31,8 +31,8 @@ def read(*names, training=False, **more):
     return read_sets(QA, names, SETTINGS, training=training, **more)
 
 
-@pytest.mark.parametrize("name", ["embedded:train", "embedded:dev"])
-def test_offsets_of_perturbed_questions_hold_their_answers(name):
+def test_offsets_of_perturbed_questions_hold_their_answers():
+    name = "embedded:dev"
     plain, noisy = read(name), read(f"noise:{ALL}:{name}")
     assert noisy.ids == plain.ids
     assert noisy.names == (f"noise:{ALL}:{name}",)
@@ -125,7 +125,7 @@ def test_a_file_to_be_predicted_can_have_noise(tmp_path):
     save_tiny(tmp_path / "model", "bert")
     (tmp_path / "a.csv").write_text("text,label\nwho lives in the house,1\nwhat was the cat,0\n" * 4)
     data = DataConfig(train=(str(tmp_path / "a.csv"),), eval=(str(tmp_path / "a.csv"),), max_length=40)
-    training = TrainConfig(epochs=1, batch_size=4, precision="float32")
+    training = TrainConfig(epochs=1.0, batch_size=4, precision="float32")
     config = RunConfig(
         model=str(tmp_path / "model"), task="classify", data=data, training=training, output_dir=tmp_path / "run"
     )

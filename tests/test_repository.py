@@ -49,6 +49,8 @@ GENERAL = (
     "records.py",
     "session.py",
     "interfaces.py",
+    "noise.py",
+    "reading.py",
     "registry.py",
     "analyses/inspection.py",
     "tables.py",

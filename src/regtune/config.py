@@ -75,7 +75,8 @@ class DataConfig(Checked, section="data"):
     """Which data sets, and how their texts are cut into rows; what a task doesn't have, it doesn't read."""
 
     train: tuple[str, ...] = ("embedded:train",)
-    """Training sets: files that the task reads, or names like `embedded:train`, `tydiqa:train:english`."""
+    """Training sets: files that the task reads, or names like `embedded:train`, `tydiqa:train:english`. As with all
+    sets, `noise:KIND=STRENGTH:` before one perturbs it."""
     eval: tuple[str, ...] = ("embedded:dev",)
     """Evaluation sets. Nothing is ever chosen on them."""
     max_length: Annotated[int, Range(16, 2**20)] = 384

@@ -249,7 +249,7 @@ class Task:
     given: ClassVar[tuple[str, ...]] = ("text",)
     """What a person gives to be predicted: fields of the mapping that `example` reads."""
     perturbs: ClassVar[tuple[str, ...]] = ()
-    """Texts of an example that noise may change, by field; none where labels belong to single words."""
+    """Texts of an example that noise may change, by field; none where labels belong to words or tokens."""
     distracted: ClassVar[str] = ""
     """The one of them that sentences of other examples can be put into without making labels wrong."""
     published: ClassVar[tuple[Published, ...]] = ()

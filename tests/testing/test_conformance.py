@@ -90,6 +90,9 @@ class Careless(Classification):
     def decode(self, rows, outputs, examples, session):
         return super().decode(rows, outputs, examples, session)[::-1]
 
+    def perturb(self, example, change):
+        return dataclasses.replace(example, text=f"{example.text}!", id=f"{example.id}!")
+
     def score(self, predictions, examples):
         return {name: np.append(values, 2.0) for name, values in super().score(predictions, examples).items()}
 
@@ -98,7 +101,13 @@ def test_a_careless_task_is_told_what_it_breaks(place, added):
     added(TASKS, Careless)
     with pytest.raises(BrokenInvariantError) as caught:
         check_task("careless", data_of(place, "classify"), place / "plain")
-    for told in ("ids must be unique; 6 come again", "limit=1 must give", "needs a finite number for each of 7"):
+    for told in (
+        "ids must be unique; 6 come again",
+        "limit=1 must give",
+        "needs a finite number for each of 7",
+        "noise must keep examples and their ids",
+        "noise of strength 0 must change no text",
+    ):
         assert told in str(caught.value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,9 @@ NOTE = (
     "baseline, drawn around the baseline's mean and corrected over all arms and strengths of the curve: where one "
     "doesn't reach the baseline's line, that arm differs there."
 )
+
+Means = Mapping[Arm, Mapping[str, float | None]]
+"""Arm to its score on each set, None where it has none; the baseline comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,53 +81,50 @@ def _beside(group: Group, points: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def robustness_blocks(group: Group, baseline: Arm, metric: Metric, settings: Settings) -> list[Block]:
-    """A figure and a table for each curve."""
+    """A figure and a table for each curve: the baseline, and registers or, without any, the other arms."""
     others = [arm for arm in group.arms if arm != baseline]
     arms = [arm for arm in others if arm.kind == REGISTERS] or others
     found = []
     for curve in curves_of(group):
         names = [*curve.strengths, *curve.beside]
         compared = families(group, baseline, arms, names, metric, settings)
-        found += [_figure(group, baseline, curve, compared, metric), _table(group, baseline, curve, compared, metric)]
+        means = {arm: {name: group.mean(arm, name, metric) for name in names} for arm in (baseline, *arms)}
+        found += [_figure(curve, means, compared, metric), _table(curve, means, compared, metric)]
     return found
 
 
-def _figure(group: Group, baseline: Arm, curve: Curve, compared: Mapping[str, Family], metric: Metric) -> Block:
-    step = (max(curve.strengths.values()) - min(curve.strengths.values())) / 4
+def _figure(curve: Curve, means: Means, compared: Mapping[str, Family], metric: Metric) -> Block:
     last = max(curve.strengths.values())
-    places = {**curve.strengths, **{name: last + step * (i + 1) for i, name in enumerate(curve.beside)}}
-    drawn = [baseline, *dict.fromkeys(arm for family in compared.values() for arm in family.comparisons)]
-    means = {arm: {name: group.mean(arm, name, metric) for name in places} for arm in drawn}
+    step = (last - min(curve.strengths.values())) / 4
+    places = {**curve.strengths, **{name: last + step * number for number, name in enumerate(curve.beside, start=1)}}
+    read = {
+        arm: {name: metric.scale * mean for name, mean in own.items() if mean is not None} for arm, own in means.items()
+    }
 
     def draw(axes: Any) -> None:
-        for number, arm in enumerate(drawn):
+        for number, (arm, values) in enumerate(read.items()):
             colour = INK if number == 0 else COLOURS[(number - 1) % len(COLOURS)]
             shift = step / 25 * number
-            values = {name: metric.scale * mean for name, mean in means[arm].items() if mean is not None}
-            line = [(places[name], values[name]) for name in curve.strengths if name in values]
-            axes.plot(*zip(*line, strict=True), "-o", color=colour, markersize=4, label=arm.label.replace("$", r"\$"))
-            apart = [(places[name] + shift, values[name]) for name in curve.beside if name in values]
-            if apart:
-                axes.plot(*zip(*apart, strict=True), "o", color=colour, markersize=4)
+            line = [name for name in curve.strengths if name in values]
+            apart = [name for name in curve.beside if name in values]
+            label = arm.label.replace("$", r"\$")
+            axes.plot(
+                [places[n] for n in line], [values[n] for n in line], "-o", color=colour, markersize=4, label=label
+            )
+            axes.plot([places[n] + shift for n in apart], [values[n] for n in apart], "o", color=colour, markersize=4)
             for name, family in compared.items():
                 if arm in family.comparisons:
                     result = family.comparisons[arm]
                     ends = [metric.scale * (result.baseline_mean + end) for end in result.simultaneous_interval]
                     axes.plot([places[name] + shift] * 2, ends, "-_", color=colour, linewidth=1.2, markersize=7)
-        axes.set_xticks(
-            list(places.values()), [*(f"{value:g}" for value in curve.strengths.values()), *curve.beside], rotation=30
-        )
+        strengths = [f"{value:g}" for value in curve.strengths.values()]
+        axes.set_xticks(list(places.values()), [*strengths, *curve.beside], rotation=30)
         axes.set_xlabel("strength of the noise" + (", and sets that others perturbed" if curve.beside else ""))
         axes.set_ylabel(f"{metric.title} (%)" if metric.scale == 100 else metric.title)
 
     told = [
-        f"{arm.label}: "
-        + ", ".join(
-            f"{metric.scale * mean:.1f} at {places[name]:g}"
-            for name in curve.strengths
-            if (mean := means[arm][name]) is not None
-        )
-        for arm in drawn
+        f"{arm.label}: {', '.join(f'{values[n]:.1f} at {places[n]:g}' for n in curve.strengths if n in values)}"
+        for arm, values in read.items()
     ]
     return Block(
         kind="figure",
@@ -135,18 +135,19 @@ def _figure(group: Group, baseline: Arm, curve: Curve, compared: Mapping[str, Fa
     )
 
 
-def _table(group: Group, baseline: Arm, curve: Curve, compared: Mapping[str, Family], metric: Metric) -> Block:
-    clean = next((name for name, strength in curve.strengths.items() if strength == 0), None)
+def _table(curve: Curve, means: Means, compared: Mapping[str, Family], metric: Metric) -> Block:
+    clean = next((name for name, strength in curve.strengths.items() if strength == 0), "")
     rows: list[tuple[Any, ...]] = []
     for name, family in compared.items():
-        for arm, result in ((baseline, None), *family.comparisons.items()):
-            mean, whole = group.mean(arm, name, metric), clean and group.mean(arm, clean, metric)
-            lost = None if mean is None or whole is None or name == clean else mean - whole
-            numbers: Sequence[Any] = (None,) * 4
+        for arm, values in means.items():
+            mean, whole, result = values[name], values.get(clean), family.comparisons.get(arm)
+            if mean is None:
+                continue
+            lost = None if whole is None or name == clean else mean - whole
+            numbers: tuple[Any, ...] = (None,) * 4
             if result is not None:
                 numbers = (result.difference, result.simultaneous_interval, result.p_adjusted, result.verdict)
             rows.append((name, curve.strengths.get(name), arm.label, mean, lost, *numbers))
-    notes = dict.fromkeys(note for family in compared.values() for note in family.notes)
     return Block(
         kind="table",
         name=file_name(f"robustness-{metric.name}-{curve.title}"),
@@ -163,5 +164,5 @@ def _table(group: Group, baseline: Arm, curve: Curve, compared: Mapping[str, Fam
             Column("verdict", strong=True),
         ),
         rows=tuple(rows),
-        text="\n".join(notes),
+        text="\n".join(dict.fromkeys(note for family in compared.values() for note in family.notes)),
     )
