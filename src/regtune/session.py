@@ -27,7 +27,6 @@ from regtune.models.precision import Precision, autocast, best_device, device_of
 from regtune.models.safety import read_model_config
 from regtune.progress import each
 from regtune.recipes import config_from_dict, settings_of
-from regtune.rows.reading import read_sets
 from regtune.records import (
     AGAIN,
     CONFIG_FILE,
@@ -42,6 +41,7 @@ from regtune.records import (
 from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import backbone_of, max_text_length, register_positions
 from regtune.registry import TASKS
+from regtune.rows.reading import read_sets
 from regtune.rows.texts import PlainText, is_text_file, read_paragraphs, text_rows
 from regtune.typed import hints_of
 

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from regtune.errors import ConfigError, DataError, RegtuneError
 from regtune.interfaces import Metric, Task
-from regtune.rows.reading import language_of_set
 from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve, set_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm, arm_of, settings_of, told_apart
+from regtune.rows.reading import language_of_set
 from regtune.session import is_run_config
 from regtune.stats.scores import some
 from regtune.sweeps.cell_run import failure

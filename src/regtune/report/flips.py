@@ -15,11 +15,11 @@ from regtune.errors import RegtuneError
 from regtune.interfaces import Block
 from regtune.noise import split_name
 from regtune.recipes import config_from_dict, settings_of
-from regtune.rows.reading import read_sets
 from regtune.records import RUN_FILE, set_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm
 from regtune.report.collect import Cell, Group
+from regtune.rows.reading import read_sets
 from regtune.tables import Column
 
 Texts = Mapping[str, tuple[str, tuple[str, ...]]]

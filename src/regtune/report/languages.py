@@ -9,10 +9,10 @@ from typing import Any
 from regtune.errors import ConfigError
 from regtune.interfaces import Block, Metric
 from regtune.noise import split_name
-from regtune.rows.reading import language_of_set
 from regtune.report.arms import REGISTERS, Arm
 from regtune.report.collect import Group
 from regtune.report.scores import Settings, families
+from regtune.rows.reading import language_of_set
 from regtune.stats.comparison import Comparison, shown, shown_difference, shown_interval
 from regtune.tables import Column, Table
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from regtune.analyses.pictures import COLOURS, INK
 from regtune.interfaces import Block, Metric
 from regtune.noise import noise_of
-from regtune.pictures import COLOURS, INK
 from regtune.records import file_name, set_name
 from regtune.report.arms import REGISTERS, Arm
 from regtune.report.collect import Group

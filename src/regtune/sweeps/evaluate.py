@@ -14,9 +14,9 @@ from regtune.locks import owned
 from regtune.models.precision import resolve_precision
 from regtune.progress import begin_stage, stages
 from regtune.recipes import settings_of
-from regtune.rows.reading import language_of_set
 from regtune.records import now, versions, write_json
 from regtune.registry import TASKS
+from regtune.rows.reading import language_of_set
 from regtune.session import Session, SharedInputs, Target, open_target
 from regtune.session import open as open_session
 from regtune.sweeps.scored import faults

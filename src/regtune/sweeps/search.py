@@ -15,9 +15,9 @@ from regtune.interfaces import Examples, Metric, Task
 from regtune.locks import locked
 from regtune.progress import begin_stage, stages
 from regtune.recipes import settings_of
-from regtune.rows.reading import read_sets
 from regtune.records import machine, read_typed, write_json
 from regtune.registry import TASKS
+from regtune.rows.reading import read_sets
 from regtune.session import SharedInputs
 from regtune.sweeps.cell_run import failure, finished_record, lock_file, run_cell
 from regtune.sweeps.grid import Cell, LearningRates, SearchConfig, SweepConfig

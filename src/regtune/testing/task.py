@@ -15,8 +15,8 @@ import transformers
 from regtune.config import RunConfig
 from regtune.interfaces import Examples, Rows, Task
 from regtune.noise import Noise
-from regtune.rows.reading import perturbed
 from regtune.registry import TASKS
+from regtune.rows.reading import perturbed
 from regtune.session import Session, SharedInputs, fitted
 from regtune.testing.broken import Broken
 

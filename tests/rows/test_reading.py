@@ -11,9 +11,9 @@ from command_line import QUICK, SMALL, invoke, prepare
 from regtune.config import DataConfig, RunConfig, TrainConfig
 from regtune.errors import ConfigError, DataError, UnknownNameError
 from regtune.interfaces import Task
-from regtune.rows.reading import perturbed, read_sets
 from regtune.records import read_json
 from regtune.registry import TASKS
+from regtune.rows.reading import perturbed, read_sets
 from regtune.sweeps.evaluate import evaluate
 from regtune.sweeps.predict import predict
 from regtune.sweeps.run import run_experiment, split
