@@ -123,7 +123,7 @@ def test_training_evaluating_and_predicting_take_noise_by_name(tmp_path, monkeyp
 
 def test_a_file_to_be_predicted_can_have_noise(tmp_path):
     save_tiny(tmp_path / "model", "bert")
-    (tmp_path / "a.csv").write_text("text,label\nwho lives in the house,1\nwhat was the cat,0\n" * 4)
+    (tmp_path / "a.csv").write_text("text,label\n" + "who lives in the house,1\nwhat was the cat,0\n" * 4)
     data = DataConfig(train=(str(tmp_path / "a.csv"),), eval=(str(tmp_path / "a.csv"),), max_length=40)
     training = TrainConfig(epochs=1.0, batch_size=4, precision="float32")
     config = RunConfig(
