@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from regtune.report.page import write_report
+from regtune.sweeps.grid import load_sweep
 from regtune.sweeps.sweep import run_sweep
-from regtune.sweeps.sweep_recipe import load_sweep
 from tiny_sweep import tiny_sweep
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -81,6 +81,7 @@ def families(
     found = {name: Family(comparisons={}, notes=side.notes) for name, side in sides.items()}
     if not known:
         return found
+    least = least_resamples(sum(len(side.arms) for side in known.values()))
     compared = compare_many(
         {
             name: (side.base, {arm.label: values for arm, values in side.arms.items()})
@@ -88,9 +89,7 @@ def families(
             if side.base is not None
         },
         delta=settings.delta if metric == group.metrics[0] else None,
-        resamples=max(settings.resamples, least_resamples(sum(len(side.arms) for side in known.values())))
-        if len(names) > 1
-        else settings.resamples,
+        resamples=max(settings.resamples, least if len(names) > 1 else 0),
         paired=all(side.paired for side in known.values()),
         partial=True,
     )
