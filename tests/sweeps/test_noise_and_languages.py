@@ -11,6 +11,7 @@ from regtune.report.page import write_report
 from regtune.sweeps.grid import load_sweep
 from regtune.sweeps.sweep import run_sweep
 from tiny_sweep import tiny_sweep
+from tiny_tokenizer import save_questions
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -29,6 +30,43 @@ def test_a_sweep_over_strengths_of_noise_gives_its_curve(tmp_path):
     assert "robustness-keyboard-in-question-on-dev.svg" in " ".join(written)
     table = next(path for path in page.parent.rglob("*robustness-f1*.csv"))
     assert len(table.read_text().splitlines()) == 1 + 3 * 2
+
+
+def test_the_recipe_for_languages_fills_its_table_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    recipe, tiny = load_sweep(RECIPES / "languages.yaml"), tiny_sweep(tmp_path)
+    files = {
+        name: tuple(str(tmp_path / Path(file).name) for file in sets) for name, sets in recipe.training_sets.items()
+    }
+    dev = [str(tmp_path / Path(file).name.replace(".json.gz", ".json")) for file in recipe.evaluation_sets[:3]]
+    training = {name: tuple(file.removesuffix(".gz") for file in sets) for name, sets in files.items()}
+    for file in {*dev, *(file for sets in training.values() for file in sets)}:
+        language = Path(file).name[:2]
+        save_questions(Path(file), 6)
+        text = Path(file).read_text(encoding="utf-8")
+        Path(file).write_text(text.replace('"id": "q', f'"id": "{language}-q'), encoding="utf-8")
+    sweep = dataclasses.replace(
+        recipe,
+        num_registers=(0, 2),
+        seeds=(0, 1),
+        training_sets={name: training[name] for name in ("en", "all")},
+        evaluation_sets=tuple(dev),
+        base=tiny.base,
+        keep_models="none",
+    )
+    folder = tmp_path / "sweep"
+    first = dataclasses.replace(sweep, seeds=(0,))
+    assert len(run_sweep(first, folder, progress=False).finished) == 4
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/run.json")}
+    outcome = run_sweep(sweep, folder, progress=False)
+    assert len(outcome.finished) == 8
+    assert not outcome.failed
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    page = write_report(folder, resamples=600, progress=False)
+    text = page.read_text(encoding="utf-8")
+    assert "Best N by language" in text
+    assert "the best N, by language and by what was trained on" in text
+    assert "zero-shot" in text
 
 
 def test_the_recipe_trains_each_language_alone_one_for_all_the_others_and_all_together():

@@ -136,8 +136,7 @@ def _overview(sections: Sequence[Section]) -> Section:
         rows=tuple(rows),
         text="Corrected column by column.",
     )
-    tables = {section.title: table.table for section in sections for table in section.blocks(LANGUAGES)}
-    languages = side_by_side(tables)
+    languages = side_by_side({s.title: found.table for s in sections for found in s.blocks(LANGUAGES)})
     return Section(title="All at a glance", parts=(Part(title="", blocks=tuple(filter(None, (block, languages)))),))
 
 
