@@ -58,12 +58,11 @@ GENERAL = (
 )
 GENERAL_ROOMS = ("sweeps", "stats", "report", "training", "models", "methods", "registers", "families")
 ONE_TASKS_OWN = {
-    "sweeps/demo.py",
     "report/overlays/pictures.py",
     "report/overlays/terminal.py",
     "registers/reg_bert.py",
 }
-"""The demo is one on questions, the overlays draw a question above its context, RegBERT is the paper's model."""
+"""The overlays draw a question above its context, RegBERT is the paper's model."""
 WORDS_OF_QUESTIONS = {"question", "questions", "stride", "squad", "answer_start", "exact_match", "null_answers"}
 
 

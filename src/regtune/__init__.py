@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from regtune.analyses.attribution.explain import explain
     from regtune.analyses.inspection import inspect
     from regtune.analyses.monitor import RegisterMonitor
+    from regtune.app.demo import run_demo as demo
     from regtune.app.serve import explore
     from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
     from regtune.errors import RegtuneError
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from regtune.report.page import write_report
     from regtune.rows.texts import text_rows
     from regtune.session import Session, open  # noqa: A004
-    from regtune.sweeps.demo import run_demo as demo
     from regtune.sweeps.describe import describe as info
     from regtune.sweeps.evaluate import evaluate
+    from regtune.sweeps.fit import FittedModel, fit
     from regtune.sweeps.predict import predict
     from regtune.sweeps.run import run_experiment as train
     from regtune.sweeps.sweep_actions import carry_out as sweep
@@ -63,6 +64,7 @@ _HOME = {
     "DataConfig": "regtune.config",
     "Examples": "regtune.interfaces",
     "Family": "regtune.families._family",
+    "FittedModel": "regtune.sweeps.fit",
     "Group": "regtune.interfaces",
     "Method": "regtune.interfaces",
     "Metric": "regtune.interfaces",
@@ -84,12 +86,13 @@ _HOME = {
     "ask": "regtune.tasks.qa.question_answerer",
     "attribute": "regtune.analyses.attribution.attribute",
     "compare": "regtune.report.compare:compare_two",
-    "demo": "regtune.sweeps.demo:run_demo",
+    "demo": "regtune.app.demo:run_demo",
     "disable_registers": "regtune.registers.surgery",
     "doctor": "regtune.testing.doctor:examine",
     "evaluate": "regtune.sweeps.evaluate",
     "explain": "regtune.analyses.attribution.explain",
     "explore": "regtune.app.serve",
+    "fit": "regtune.sweeps.fit",
     "from_pretrained": "regtune.registers.saving",
     "info": "regtune.sweeps.describe:describe",
     "inspect": "regtune.analyses.inspection",
@@ -122,6 +125,7 @@ __all__ = [
     "DataConfig",
     "Examples",
     "Family",
+    "FittedModel",
     "Group",
     "Method",
     "Metric",
@@ -149,6 +153,7 @@ __all__ = [
     "evaluate",
     "explain",
     "explore",
+    "fit",
     "from_pretrained",
     "info",
     "inspect",

@@ -246,6 +246,8 @@ class Task:
     """What a person calls its examples, in the plural."""
     said: ClassVar[str] = "label"
     """The field of a prediction that says it in words."""
+    gold: ClassVar[str | None] = None
+    """The field of a JSON-lines record with what is to be learnt, where a list can hold that (`regtune.fit`)."""
     given: ClassVar[tuple[str, ...]] = ("text",)
     """What a person gives to be predicted: fields of the mapping that `example` reads."""
     perturbs: ClassVar[tuple[str, ...]] = ()

@@ -87,6 +87,7 @@ class Classification(Task):
     reads_text: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MACRO_F1, MCC)
     examples: ClassVar[str] = "texts"
+    gold: ClassVar[str | None] = "label"
     given: ClassVar[tuple[str, ...]] = ("text", "pair")
     perturbs: ClassVar[tuple[str, ...]] = ("text", "pair")
 
