@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 
 .PHONY: demo test test-slow test-oldest check docs benchmarks results screenshots clean
 
-demo: $(STAMP)  ## fine-tune MiniLM without and with registers on the embedded questions, and compare
+demo: $(STAMP)  ## fine-tune MiniLM without and with registers, three seeds each, and write a page about it
 	$(BIN)/regtune demo
 
 test: $(STAMP)  ## the tests that take minutes together
@@ -34,7 +34,7 @@ docs: $(STAMP)  ## the documentation as a site in build/site, which needs no net
 results: $(STAMP)  ## write the tables and figures of README and docs/results again from the committed records
 	$(BIN)/python docs/build_results.py
 
-screenshots: $(STAMP)  ## take the picture of the ablation's report again (needs Chromium)
+screenshots: $(STAMP)  ## take the pictures of the report and the explorer again (needs Chromium, and what make demo leaves)
 	$(BIN)/python docs/screenshot.py
 
 benchmarks: $(STAMP)  ## measure the speed figures again (half an hour, on a machine that does nothing else)

@@ -1,14 +1,15 @@
-"""Takes a picture of the ablation's report in a real browser: `docs/results/ablation/screenshot.png`, 300 kB at most.
+"""Takes pictures in a real browser, 300 kB at most each: the ablation's report, and the explorer on the demo's runs.
 
-Needs Chromium. Pictures depend on the fonts of a machine, so `make check` doesn't compare them.
+Needs Chromium and, for the explorer, what `make demo` leaves in `runs/demo`. Pictures depend on the fonts of a machine,
+so `make check` doesn't compare them.
 
-    python docs/screenshot.py [PAGE] [PICTURE]
+    python docs/screenshot.py [report] [explorer]
 """
 
 from __future__ import annotations
 
 import io
-import shutil
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,21 +17,52 @@ from pathlib import Path
 
 from PIL import Image
 
-FOLDER = Path(__file__).resolve().parent / "results" / "ablation"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WIDTH, HEIGHT = 1200, 1500
+from regtune.report.collect import collect
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent / "tests"))
+from browser import BROWSER, Page, choose, click, fill  # noqa: E402 - the browser of the tests
+
+REPORT = DOCS / "results" / "ablation"
+RUNS = DOCS.parent / "runs" / "demo"
+TEXT = "A warm breeze dried the streets after the rain."
 LIMIT_BYTES = 300_000
 
 
-def photograph(page: Path, browser: str) -> Image.Image:
-    """The page's first screen."""
+def photograph(page: Page) -> Image.Image:
+    """The first screen of what is open."""
     with tempfile.TemporaryDirectory() as name:
-        shot = Path(name) / "page.png"
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-        command += ["--disable-background-networking", f"--user-data-dir={name}/profile", f"--screenshot={shot}"]
-        command += [f"--window-size={WIDTH},{HEIGHT}", page.resolve().as_uri()]
-        subprocess.run(command, check=True, capture_output=True, timeout=600)
-        return Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
+        page.picture(Path(name) / "page.png")
+        return Image.open(io.BytesIO((Path(name) / "page.png").read_bytes())).convert("RGB")
+
+
+def report(page: Page) -> Image.Image:
+    """The verdict of the ablation."""
+    page.open((REPORT / "report.html").as_uri())
+    page.wait("document.readyState === 'complete'")
+    return photograph(page)
+
+
+def explorer(page: Page) -> Image.Image:
+    """Which words matter for a prediction, without and with registers."""
+    if not (RUNS / "sweep.json").is_file():
+        raise SystemExit(f"{RUNS} holds no runs; make demo trains them.")
+    (group,) = collect(RUNS).groups
+    plain, with_registers = (str(group.of(arm)[0].folder) for arm in group.arms)
+    command = [sys.executable, "-m", "regtune", "explore", with_registers, "--compare", plain, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        try:
+            assert served.stdout is not None
+            address = re.search(r"http://127\.0\.0\.1:\d+", served.stdout.readline())
+            assert address is not None
+            page.open(address[0])
+            fill(page, "text", TEXT)
+            choose(page, "#view", "relevance")
+            click(page, "document.querySelector('#look')")
+            page.wait("document.querySelectorAll('#shown .ledger').length >= 2")
+            return photograph(page)
+        finally:
+            served.terminate()
 
 
 def small_png(picture: Image.Image) -> bytes:
@@ -43,16 +75,26 @@ def small_png(picture: Image.Image) -> bytes:
     raise SystemExit(f"The picture has {stream.tell():,} bytes even with 16 colours; {LIMIT_BYTES:,} are allowed.")
 
 
+PICTURES = {
+    "report": (report, REPORT / "screenshot.png"),
+    "explorer": (explorer, DOCS / "pictures" / "explorer.png"),
+}
+
+
 def main() -> None:
-    """Writes the picture and says how large it is."""
-    given = [Path(argument) for argument in sys.argv[1:3]]
-    page, picture = [*given, *(FOLDER / "report.html", FOLDER / "screenshot.png")[len(given) :]]
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise SystemExit(f"None of {', '.join(BROWSERS)} is on the path; install Chromium.")
-    content = small_png(photograph(page, browser))
-    picture.write_bytes(content)
-    print(f"{picture}: {len(content):,} bytes")
+    """Writes the pictures and says how large they are."""
+    if BROWSER is None:
+        raise SystemExit("There is no Chromium on the path; install it.")
+    for name in sys.argv[1:] or PICTURES:
+        take, file = PICTURES[name]
+        with tempfile.TemporaryDirectory() as profile:
+            page = Page(Path(profile))
+            try:
+                content = small_png(take(page))
+            finally:
+                page.close()
+        file.write_bytes(content)
+        print(f"{file}: {len(content):,} bytes")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ class Page:
             time.sleep(0.2)
         raise AssertionError(f"{condition} was not true in {seconds:g} s: {self.run('document.body.innerText')[:2000]}")
 
+    def prefer(self, scheme: str) -> None:
+        """`light` or `dark`, as a person's system says it."""
+        self._send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
     def picture(self, path: Path) -> None:
         import base64
 
@@ -103,3 +107,26 @@ class Page:
             self.said.append(parameters["entry"]["text"])
         elif event.get("method") == "Runtime.exceptionThrown":
             self.said.append(json.dumps(parameters["exceptionDetails"]))
+
+
+# A person in the explorer
+
+
+def fill(page, name, text):
+    box = f"document.querySelector('#given-{name}')?.querySelector('textarea, input')"
+    page.wait(box)
+    page.run(
+        f"(() => {{ const box = {box}; box.value = {json.dumps(text)}; "
+        "box.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+
+
+def click(page, element):
+    """Once it is there: a page comes in pieces."""
+    page.wait(element)
+    page.run(f"({element}).click()")
+
+
+def choose(page, within, label):
+    labels = f"[...document.querySelectorAll('{within} label')]"
+    click(page, f"{labels}.find((one) => one.innerText.trim() === {json.dumps(label)})?.querySelector('input')")

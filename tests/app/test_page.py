@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from browser import BROWSER, Page
+from browser import BROWSER, Page, choose, click, fill
 from regtune.app.serve import explore
 from regtune.cli.main import main
 from regtune.errors import ConfigError
@@ -93,26 +93,6 @@ def test_what_is_shown_can_be_saved_as_a_page_as_pictures_and_as_json(alone):
 
 
 # A person in a browser
-
-
-def fill(page, name, text):
-    box = f"document.querySelector('#given-{name}')?.querySelector('textarea, input')"
-    page.wait(box)
-    page.run(
-        f"(() => {{ const box = {box}; box.value = {json.dumps(text)}; "
-        "box.dispatchEvent(new Event('input', {bubbles: true})); })()"
-    )
-
-
-def click(page, element):
-    """Once it is there: a page comes in pieces."""
-    page.wait(element)
-    page.run(f"({element}).click()")
-
-
-def choose(page, within, label):
-    labels = f"[...document.querySelectorAll('{within} label')]"
-    click(page, f"{labels}.find((one) => one.innerText.trim() === {json.dumps(label)})?.querySelector('input')")
 
 
 SHOWN = "document.querySelector('#shown').innerText"

@@ -14,20 +14,18 @@ from tiny_tokenizer import save_tiny
 
 TEXTS = ["the cat is in the house", "who lives, where", "a cat in a house", "who, what, where"] * 3
 LABELS = [1, 0, 1, 0] * 3
-LONG = regtune.TrainConfig(epochs=20, learning_rate=1e-2, batch_size=4)
-SHORT = regtune.TrainConfig(epochs=1)
+LONG = regtune.TrainConfig(epochs=20.0, learning_rate=3e-3, batch_size=4, precision="float32")
+SHORT = regtune.TrainConfig(epochs=1.0, precision="float32")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(save_tiny(tmp_path_factory.mktemp("fit") / "model", max_position_embeddings=400))
+    return str(save_tiny(tmp_path_factory.mktemp("fit") / "model", max_position_embeddings=400, head="none"))
 
 
 @pytest.fixture(scope="module")
 def fitted(model):
-    return regtune.fit(
-        TEXTS, np.array(LABELS), model=model, num_registers=2, epochs=20, learning_rate=1e-2, batch_size=4
-    )
+    return regtune.fit(TEXTS, np.array(LABELS), model=model, num_registers=2, training=LONG)
 
 
 def test_it_learns_the_labels_and_gives_them_back_as_they_were(fitted):
