@@ -36,7 +36,7 @@ def test_it_learns_the_labels_and_gives_them_back_as_they_were(fitted):
     assert shares.sum(axis=1) == pytest.approx([1, 1, 1])
     assert [fitted.classes[index] for index in shares.argmax(axis=1)] == [1, 0, 1]
     assert fitted.predict([]) == []
-    assert fitted.predict_proba([]).shape[0] == 0
+    assert fitted.predict_proba([]).shape == (0, 2)
 
 
 def test_the_score_is_the_share_that_is_right(fitted):

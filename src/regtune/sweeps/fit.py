@@ -68,7 +68,7 @@ class FittedModel(ShownByBlocks):
         """
         self._require_probabilities()
         rows = [list(one.probabilities.values()) for one in self._predictions(texts)]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.classes))
 
     def score(self, texts: Sequence[Any], labels: Sequence[Any]) -> float:
         """The task's first metric on labelled texts, for classes accuracy, a ratio in [0, 1].
@@ -202,7 +202,8 @@ def fit(
 
 def _written(folder: Path, texts: Sequence[Any], labels: Sequence[Any], task: Task) -> Path:
     """The lists as a file of records that the task reads."""
-    if task.gold is None:
+    gold = task.gold
+    if gold is None:
         known = [name for name in TASKS if TASKS.get(name).gold is not None]
         raise ConfigError(
             f"The task {task.name} isn't learnt from two lists; what can be: {', '.join(known)}. "
@@ -213,7 +214,7 @@ def _written(folder: Path, texts: Sequence[Any], labels: Sequence[Any], task: Ta
         raise DataError(f"{len(given):,} texts and {len(wanted):,} labels; give a label for each text.")
     if not given:
         raise DataError("texts is empty; give at least one text.")
-    records = [_record_of(text, task) | {task.gold: label} for text, label in zip(given, wanted, strict=True)]
+    records = [_record_of(text, task) | {gold: label} for text, label in zip(given, wanted, strict=True)]
     lines = [json.dumps(record, default=_refused) for record in records]
     path = folder / f"{_TRAINING_TEXTS}.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
