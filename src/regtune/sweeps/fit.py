@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class FittedModel(ShownByBlocks):
         table = self.session.model.config.id2label
         return [self._given(str(table[index])) for index in range(len(table))]
 
-    def predict(self, texts: Sequence[Any]) -> list[Any]:
+    def predict(self, texts: Iterable[Any]) -> list[Any]:
         """The label of each text, of the type in which labels were given.
 
         Raises:
@@ -59,7 +59,7 @@ class FittedModel(ShownByBlocks):
         said = self.session.reads.said
         return [self._given(one.to_json()[said]) for one in self._predictions(texts)]
 
-    def predict_proba(self, texts: Sequence[Any]) -> Floats:
+    def predict_proba(self, texts: Iterable[Any]) -> Floats:
         """Probabilities `[texts, classes]`, the columns in the order of `classes`.
 
         Raises:
@@ -70,7 +70,7 @@ class FittedModel(ShownByBlocks):
         rows = [list(one.probabilities.values()) for one in self._predictions(texts)]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.classes))
 
-    def score(self, texts: Sequence[Any], labels: Sequence[Any]) -> float:
+    def score(self, texts: Iterable[Any], labels: Iterable[Any]) -> float:
         """The task's first metric on labelled texts, for classes accuracy, a ratio in [0, 1].
 
         Raises:
@@ -133,7 +133,7 @@ class FittedModel(ShownByBlocks):
     def _given(self, label: Any) -> Any:
         return self.labels.get(label, label) if isinstance(label, str) else label
 
-    def _predictions(self, texts: Sequence[Any]) -> list[Any]:
+    def _predictions(self, texts: Iterable[Any]) -> list[Any]:
         task, settings = self.session.reads, self.session.task_settings
         records = [_record_of(text, task) for text in _listed(texts, "texts")]
         items = tuple(task.example({"id": str(i), **one}, settings) for i, one in enumerate(records, 1))
@@ -147,8 +147,8 @@ class FittedModel(ShownByBlocks):
 
 
 def fit(
-    texts: Sequence[Any],
-    labels: Sequence[Any],
+    texts: Iterable[Any],
+    labels: Iterable[Any],
     *,
     model: str = "minilm",
     num_registers: int = 4,
@@ -164,7 +164,7 @@ def fit(
         ['good']
 
     Args:
-        texts: what is read: texts; for pairs of texts, tuples of two; for other tasks what their records hold.
+        texts: a list, or an array or a column of a table, of what is read: texts; for pairs of texts, tuples of two; for other tasks what their records hold.
         labels: what is to be learnt of each: words or whole numbers; `predict` gives them back as they are here.
         model: a hub name, a folder, or `minilm`.
         num_registers: N; 0 is the plain model.
@@ -177,6 +177,7 @@ def fit(
         ConfigError: a task that doesn't learn from two lists, or a setting that can't be.
         CheckpointError, MissingExtraError: as opening the model.
     """
+    texts, labels = _listed(texts, "texts"), _listed(labels, "labels")
     place = Path(tempfile.mkdtemp(prefix="regtune-fit-"))
     try:
         data = str(_written(place, texts, labels, TASKS.get(task)))
@@ -194,13 +195,13 @@ def fit(
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    written = {str(label).strip(): label for label in _listed(labels, "labels")} if classes else {}
+    written = {str(label).strip(): label for label in labels} if classes else {}
     fitted = FittedModel(session=session, labels=written)
     weakref.finalize(fitted, shutil.rmtree, place, ignore_errors=True)
     return fitted
 
 
-def _written(folder: Path, texts: Sequence[Any], labels: Sequence[Any], task: Task) -> Path:
+def _written(folder: Path, texts: Iterable[Any], labels: Iterable[Any], task: Task) -> Path:
     """The lists as a file of records that the task reads."""
     gold = task.gold
     if gold is None:
@@ -221,7 +222,7 @@ def _written(folder: Path, texts: Sequence[Any], labels: Sequence[Any], task: Ta
     return path
 
 
-def _listed(values: Sequence[Any], name: str) -> list[Any]:
+def _listed(values: Iterable[Any], name: str) -> list[Any]:
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
         raise DataError(f"{name} is a {type(values).__name__}; give a list, with an item for each text.")
     return [_plain(value) for value in values]
