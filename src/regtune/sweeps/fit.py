@@ -164,7 +164,8 @@ def fit(
         ['good']
 
     Args:
-        texts: a list, or an array or a column of a table, of what is read: texts; for pairs of texts, tuples of two; for other tasks what their records hold.
+        texts: a list, an array or a table's column of what is read: texts; tuples of two for pairs of texts; for other
+            tasks what their records hold.
         labels: what is to be learnt of each: words or whole numbers; `predict` gives them back as they are here.
         model: a hub name, a folder, or `minilm`.
         num_registers: N; 0 is the plain model.
