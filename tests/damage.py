@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+from regtune.errors import RegtuneError
+from regtune.records import read_json, write_json
+
 MUTANTS = (None, True, -1, 10**40, 10**400, 1e308, "NaN", "x\ud800", "../../x", [], {}, [[]], {"": None})
 
 
@@ -35,3 +38,23 @@ def flipped(raw, random):
     """One bit of a file changed, or its end cut off."""
     at = random.randrange(len(raw))
     return raw[:at] if random.random() < 0.2 else raw[:at] + bytes([raw[at] ^ 1 << random.randrange(8)]) + raw[at + 1 :]
+
+
+def damage(path, random):
+    """A JSON file with one place of its structure, or one bit, changed."""
+    if random.random() < 0.5:
+        write_json(path, mutated(read_json(path), random))
+    else:
+        path.write_bytes(flipped(path.read_bytes(), random))
+
+
+def refusal(read, folder):
+    """What regtune says where something can't be read: bounded, with its place; nothing if it is read after all."""
+    try:
+        read()
+    except RegtuneError as error:
+        said = str(error)
+        assert str(folder) in said
+        assert len(said) < 5_000
+        return said
+    return ""

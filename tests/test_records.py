@@ -12,9 +12,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from damage import flipped, mutated
+from damage import damage, refusal
 from regtune import records
-from regtune.errors import CheckpointError, DataError, RegtuneError
+from regtune.errors import CheckpointError, DataError
 from regtune.records import (
     RunRecord,
     checksums,
@@ -280,18 +280,9 @@ def fuzz(folder, rounds):
     for path, read in readers.items():
         read()  # whole, it is read
         whole = path.read_bytes()
-        for number in range(rounds):
-            if number % 2:
-                path.write_bytes(flipped(whole, random))
-            else:
-                write_json(path, mutated(read_json(path), random))
-            said = ""
-            try:
-                read()
-            except RegtuneError as error:
-                said = str(error)
-                refused += 1
-            assert not said or (str(folder) in said and len(said) < 5_000)
+        for _ in range(rounds):
+            damage(path, random)
+            refused += refusal(read, folder) != ""
             path.write_bytes(whole)
     return refused
 

@@ -320,6 +320,10 @@ class Task:
         """Examples of one group are never split between training and held-out data: a passage, a document."""
         return split_copy(str(example.id))
 
+    def stratum(self, example: Any) -> str:
+        """What a held-out part keeps the shares of: the class, where each example has one."""
+        return ""
+
     def text(self, example: Any) -> str:
         """The text that an example is about."""
         return str(example.text)
@@ -405,9 +409,9 @@ class Method:
     """When to use it, for lists."""
     settings: ClassVar[type]
     """A frozen dataclass; flags, YAML and the label in tables come from it."""
-    base: ClassVar[Literal["learns", "frozen", "kept", "moved"]] = "learns"
-    """What becomes of the base model's weights: they learn; they are frozen; they are kept, with an adapter beside them
-    that is saved alone; or they move before the training that all arms share."""
+    base: ClassVar[Literal["learns", "later", "frozen", "kept", "moved"]] = "learns"
+    """What becomes of the base model's weights: they learn; they learn after a first stage; they are frozen; they are
+    kept, with an adapter beside them that is saved alone; or they move before the training that all arms share."""
 
     def attach(self, session: Session, settings: Any) -> Attached:
         """Changes the model in place.

@@ -39,6 +39,7 @@ WORKS = "works"
 
 class Cell(NamedTuple):
     method: str
+    """A method, or several with `+` between."""
     kind: str
     task: str
     registers: bool
@@ -82,7 +83,7 @@ def config_of(cell: Cell, folder: Path) -> RunConfig:
         data=DataConfig(train=sets, eval=sets, max_length=40),
         settings={"stride": 8, "max_question_length": 20} if cell.task == "qa" else {},
         training=TrainConfig(epochs=1.0, batch_size=4, precision="float32", learning_rate=1e-2, warmup_ratio=0.0),
-        methods={} if cell.method == "registers" else {cell.method: SMALLER.get(cell.method, {})},
+        methods={name: SMALLER.get(name, {}) for name in cell.method.split("+") if name != "registers"},
     )
 
 

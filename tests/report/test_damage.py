@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from random import Random
 
 import pytest
 
-from damage import flipped, mutated
-from regtune.errors import RegtuneError
-from regtune.records import read_json, write_json
+from damage import damage, refusal
+from regtune.records import write_json
 from regtune.report.collect import collect
 from regtune.report.page import build_report, draw
 from regtune.report.scores import Settings
@@ -40,26 +38,22 @@ def damage_everything(folder, rounds):
     files = [cell / name for name in ("run.json", "curve.json", "predictions/dev.json.gz")]
     files += [folder / name for name in ("sweep.json", "search.json", "failed/config.json", "failed/error.json")]
     usual = len(collect(folder).skipped)
+
+    def look():
+        nonlocal listed
+        found = collect(folder)
+        listed += len(found.skipped) != usual
+        if len(found.skipped) == usual:  # the damage went unnoticed: whatever is drawn of it has to hold
+            draw(build_report(found, settings=Settings(resamples=100)))
+
     for path in files:
         whole = path.read_bytes()
         for number in range(rounds):
-            if number % 3:
-                write_json(path, mutated(read_json(path), random))
-            else:
-                path.write_bytes(flipped(whole, random))
-            said = ""
+            damage(path, random)
             try:
-                found = collect(folder)
-                listed += len(found.skipped) != usual
-                if len(found.skipped) == usual:  # the damage went unnoticed: whatever is drawn of it has to hold
-                    draw(build_report(found, settings=Settings(resamples=100)))
-            except RegtuneError as error:
-                refused += 1
-                said = str(error)
+                refused += refusal(look, folder) != ""
             except Exception as error:
-                text = json.dumps(read_json(path))[:3000] if number % 3 else path.read_bytes()
-                raise AssertionError(f"{path}, round {number}: {error!r}\n{text}") from error
-            assert not said or (str(folder) in said and len(said) < 5_000)
+                raise AssertionError(f"{path}, round {number}: {error!r}\n{path.read_bytes()[:3000]!r}") from error
             path.write_bytes(whole)
     return listed, refused
 

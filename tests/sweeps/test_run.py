@@ -13,13 +13,12 @@ import torch
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError
-from regtune.interfaces import Examples
 from regtune.records import inside, load_record, read_json
 from regtune.registers.surgery import find_registers, num_registers
-from regtune.sweeps.run import build_session, run_experiment, split
+from regtune.sweeps.run import build_session, run_experiment
 from regtune.tasks.qa.question_answerer import QuestionAnswerer
 from regtune.tasks.qa.task import QuestionAnswering
-from tiny_tokenizer import examples, save_questions, save_tiny
+from tiny_tokenizer import save_questions, save_tiny
 
 
 @pytest.fixture
@@ -238,16 +237,3 @@ def test_a_checkpoint_is_chosen_on_passages_held_out_of_training(config, monkeyp
     assert record.data["train"]["windows"] == 5
     assert len(watched[0]) == 3
     assert watched[0] == watched[1] == watched[2] != watched[3]  # only at the end the evaluation set
-
-
-def test_questions_about_one_passage_are_never_split(config):
-    task = QuestionAnswering()
-    items = tuple(dataclasses.replace(one, id=f"{one.id}-{i}") for i in range(4) for one in examples(6))
-    for seed in range(5):
-        training = dataclasses.replace(config.training, data_seed=seed, held_out=0.25)
-        learnt, held = split(Examples(items=items, names=("x",)), task, training)
-        assert not {one.context for one in learnt.items} & {one.context for one in held.items}
-        assert len(held) == 8
-        assert sorted(learnt.ids + held.ids) == sorted(one.id for one in items)
-    with pytest.raises(ConfigError, match="at least two texts"):
-        split(Examples(items=items[:1], names=("x",)), task, config.training)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from regtune.errors import ConfigError, DataError
 from regtune.progress import duration
@@ -14,14 +15,23 @@ from regtune.sweeps import cell_run
 from regtune.sweeps.cell_run import cell_status, run_cell
 from regtune.sweeps.estimate import plan_text
 from regtune.sweeps.export import export_cells
+from regtune.sweeps.grid import sweep_to_dict
 from regtune.sweeps.sweep import best_num_registers, outcome_text, plan_sweep, run_sweep
-from regtune.sweeps.sweep_actions import _export, carry_out
+from regtune.sweeps.sweep_actions import carry_out
 from tiny_sweep import fake_runs, invented, tiny_sweep
 
 
 @pytest.fixture
 def runs(monkeypatch):
     return fake_runs(monkeypatch)
+
+
+def recipe(sweep, folder):
+    """A file of the sweep."""
+    content = sweep_to_dict(sweep)
+    content["base"].pop("output_dir")
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    return str(folder / "mine.yaml")
 
 
 # Planning
@@ -146,7 +156,7 @@ def test_a_broken_cell_is_listed_by_an_export_and_the_others_come_through(tmp_pa
     assert list(left_out) == [broken]
     assert file.name in left_out[broken]
     assert not (tmp_path / "docs" / "cells" / broken).exists()
-    report = _export(tmp_path / "s", tmp_path / "docs")
+    report = carry_out(recipe(sweep, tmp_path), tmp_path / "s", export=tmp_path / "docs")
     assert not report.healthy
     assert f"1 of {len(whole) + 1} finished cells are left out" in report.text
     assert left_out[broken] in report.text
@@ -158,14 +168,8 @@ def test_an_export_of_nothing_is_refused(tmp_path):
 
 
 def test_the_command_carries_out_one_thing_at_a_time(tmp_path, runs, monkeypatch):
-    import yaml
-
-    from regtune.sweeps.grid import sweep_to_dict
-
     monkeypatch.chdir(tmp_path)
-    content = sweep_to_dict(tiny_sweep(tmp_path))
-    content["base"].pop("output_dir")
-    Path("mine.yaml").write_text(yaml.safe_dump(content))
+    recipe(tiny_sweep(tmp_path), tmp_path)
     assert "2 cells: 0 finished" in carry_out("mine.yaml", dry_run=True).text
     report = carry_out("mine.yaml")
     assert report.healthy

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import TrainerState
 
-from damage import flipped, mutated
+from damage import damage
 from regtune.errors import CheckpointError, TrainingError
 from regtune.records import write_json
 from regtune.training.checkpoints import SEAL, CheckpointStore, read_state, save_model, write_state
@@ -84,13 +84,12 @@ def fuzz(store, rounds):
     for round_ in range(rounds):
         folder = store.unfinished(10)
         (folder / "model.safetensors").write_bytes(b"x")
-        raw = json.dumps(state if round_ % 2 else mutated(state, draw)).encode(errors="backslashreplace")
-        (folder / "trainer_state.json").write_bytes(raw)
+        write_json(folder / "trainer_state.json", state)
+        if round_ % 2:
+            damage(folder / "trainer_state.json", draw)
         seal = store.seal(10, best_step=None, seconds=1.0) / SEAL
-        if round_ % 4 == 1:
-            write_json(seal, mutated(json.loads(seal.read_text()), draw))
-        elif round_ % 4 == 3:
-            seal.write_bytes(flipped(seal.read_bytes(), draw))
+        if not round_ % 2:
+            damage(seal, draw)
         if store.newest():
             TrainerState.load_from_json(str(store.path(10) / "trainer_state.json"))
         else:

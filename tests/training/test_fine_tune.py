@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError
 from regtune.interfaces import Metric
+from regtune.registers import card
 from regtune.registers.surgery import add_registers, register_parameters
+from regtune.training.checkpoints import SEAL
 from tiny import tiny_model
 from tiny_windows import MAX_LENGTH, even_windows, score, settings, tiny_run, tiny_windows
 
@@ -44,11 +46,16 @@ def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
     ]
 
 
-def test_nothing_pickled_lies_beside_the_weights(tmp_path):
+def test_a_checkpoint_is_weights_and_states_without_a_pickle_or_a_card_even_for_a_moment(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("written")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    monkeypatch.setattr(card, "write_card", refuse)
     tiny_run(tmp_path)
-    names = {path.name for path in (tmp_path / "checkpoints" / "checkpoint-20").iterdir()}
-    assert "model.safetensors" in names
-    assert not names & {"training_args.bin", "pytorch_model.bin"}
+    found = {path.name for path in (tmp_path / "checkpoints" / "checkpoint-20").iterdir()}
+    states = {f"{name}.{end}" for name in ("optimizer", "lr_scheduler", "random_0") for end in ("json", "safetensors")}
+    assert found == {"model.safetensors", "config.json", "trainer_state.json", SEAL} | states
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

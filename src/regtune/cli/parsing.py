@@ -1,4 +1,4 @@
-"""What all commands share: arguments from dataclasses, help with examples, the text of a question from a file."""
+"""What all commands share: arguments from dataclasses, help with examples, a context from a file."""
 
 from __future__ import annotations
 

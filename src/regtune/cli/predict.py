@@ -16,7 +16,7 @@ from regtune.errors import ConfigError
 
 HELP = CommandHelp(
     name="predict",
-    sentence="Label or answer a file of texts with a fine-tuned model, JSON lines out.",
+    sentence="Predict for a file of texts with a fine-tuned model of any task, JSON lines out.",
     examples=(
         "regtune predict runs/moods --file reviews.csv",
         'regtune predict runs/moods --text "A stirring film." "Rather dull."',
@@ -31,7 +31,7 @@ class PredictArgs:
     target: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")]
     """A run directory, a model's folder or a hub name; comes first."""
     file: Path | None = None
-    """JSON lines, CSV or TSV with a header (columns `text`, or `question` and `context`), or a text a line."""
+    """JSON lines, CSV or TSV with a header (the columns that the task reads, most often `text`), or a text a line."""
     text: tuple[str, ...] = ()
     """Texts, instead of a file."""
 

@@ -36,6 +36,7 @@ class LinearProbeThenFineTune(Method):
     costs = "the first stage's epochs"
     use = "when fine-tuning spoils features that matter out of domain"
     settings = LpFtSettings
+    base = "later"
 
     def stages(self, session: Session, settings: LpFtSettings, training: TrainConfig) -> tuple[Stage, ...]:
         """The linear probe."""

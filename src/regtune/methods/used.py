@@ -37,18 +37,20 @@ def methods_of(config: RunConfig) -> tuple[Used, ...]:
         method = METHODS.get(name)
         used.append(Used(method, typed(method.settings, dict(given), f"methods.{name}")))
     for first, second in itertools.permutations((each.method for each in used), 2):
-        if first.base == "kept" and second.base in _CLASHES:
+        if reason := _CLASHES.get((first.base, second.base)):
             raise ConfigError(
-                f"methods: {first.name} and {second.name} exclude each other. {first.name} puts an adapter beside the "
-                f"base model's frozen weights, {_CLASHES[second.base]}. Take one of the two out of the run."
+                f"methods: {first.name} and {second.name} exclude each other. {first.name} {reason}. Take one of the "
+                "two out of the run."
             )
     return tuple(used)
 
 
+_BESIDE = "puts an adapter beside the base model's frozen weights,"
 _CLASHES = {
-    "kept": "and so does the other; a model has one kind of adapter",
-    "frozen": "so they are frozen already",
-    "moved": "and what the other one would learn in them is not saved with it",
+    ("kept", "kept"): f"{_BESIDE} and so does the other; a model has one kind of adapter",
+    ("kept", "frozen"): f"{_BESIDE} so they are frozen already",
+    ("kept", "moved"): f"{_BESIDE} and what the other one would learn in them is not saved with it",
+    ("frozen", "later"): "keeps the base model's weights frozen to the end, and the other one lets them learn",
 }
 
 

@@ -38,7 +38,7 @@ class SearchConfig(Checked, section="search"):
     seed: Seed = 0
     held_out: Annotated[int, Range(2, 10**6)] = 7
     """Every so-manieth group (`Task.group`: a passage, a document) of the first training set is held out to score the
-    rates on. Where labels come in turns (a, b, c, d, a, ...), take a number that shares no factor with their count."""
+    rates on, counted through class by class where examples have one (`Task.stratum`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

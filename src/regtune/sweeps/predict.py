@@ -22,7 +22,7 @@ def predict(
 
     Args:
         name: a run directory, a folder or a hub name.
-        records: mappings with what the task reads (`text`; `question` and `context`), or a file of them: JSON lines,
+        records: mappings with what the task reads (most often `text`), or a file of them: JSON lines,
             CSV or TSV with a header, or plain text with a text a line; `noise:KIND=STRENGTH:FILE` perturbs it.
         progress: say on standard error how far it is.
 

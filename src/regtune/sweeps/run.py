@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from regtune.config import RunConfig, TrainConfig, config_hash, to_dict
@@ -42,6 +41,7 @@ from regtune.registers.surgery import backbone_of, register_parameters
 from regtune.registry import TASKS
 from regtune.session import MODEL_DIR, Session, SharedInputs
 from regtune.stats.calibration import calibration
+from regtune.sweeps.held_out import draw_share
 from regtune.training.checkpoints import save_model
 from regtune.training.fine_tune import TrainingResult, fine_tune
 from regtune.training.parameter_groups import register_group
@@ -103,7 +103,7 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
     begin_stage(f"tokenizing {len(train):,} examples, and {', '.join(config.data.eval)}")
     sets = [evaluation_set(name, session, inputs) for name in config.data.eval]
     if training.checkpoint == "best":
-        learnt, held = split(train, session.task, training)
+        learnt, held = draw_share(train, session.reads, training.held_out, seed=training.data_seed)
         train_rows = session.rows(learnt, training=True)
         watched = EvaluationSet("held out", "held_out", held, session.rows(held))
     else:
@@ -230,29 +230,6 @@ def run_stage(stage: Stage, session: Session, rows: Rows[Any], *, claims: Claims
 def _weights(run_dir: Path) -> list[str]:
     files = sorted((run_dir / MODEL_DIR).glob("*.safetensors"))
     return [file.relative_to(run_dir).as_posix() for file in files]
-
-
-def split(examples: Examples, task: Task | None, training: TrainConfig) -> tuple[Examples, Examples]:
-    """What is learnt from, and what a checkpoint is chosen on: whole groups (passages), drawn by the data seed."""
-    assert task is not None
-    groups = [task.group(example) for example in examples.items]
-    names = list(dict.fromkeys(groups))
-    if len(names) < 2:
-        raise ConfigError(
-            f"checkpoint=best needs training examples of at least two texts, and there are {len(names)}. Train with "
-            "--training.checkpoint last."
-        )
-    order = np.random.default_rng([training.data_seed, len(names)]).permutation(len(names))
-    wanted, held = training.held_out * len(examples), set[str]()
-    for index in order[:-1].tolist():
-        held.add(names[index])
-        if sum(group in held for group in groups) >= wanted:
-            break
-    parts = []
-    for inside in (False, True):
-        items = tuple(item for item, group in zip(examples.items, groups, strict=True) if (group in held) == inside)
-        parts.append(dataclasses.replace(examples, items=items))
-    return parts[0], parts[1]
 
 
 def _rule(

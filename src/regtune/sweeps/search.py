@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regtune.errors import ConfigError, DataError, TrainingError, shown
-from regtune.interfaces import Examples, Metric, Task
+from regtune.interfaces import Metric, Task
 from regtune.locks import locked
 from regtune.progress import begin_stage, stages
 from regtune.recipes import settings_of
@@ -21,6 +21,7 @@ from regtune.rows.reading import read_sets
 from regtune.session import SharedInputs
 from regtune.sweeps.cell_run import failure, finished_record, lock_file, run_cell
 from regtune.sweeps.grid import Cell, LearningRates, SearchConfig, SweepConfig
+from regtune.sweeps.held_out import every_group
 
 SEARCH_FILE = "search.json"
 SEARCH_FOLDER = "search"
@@ -32,7 +33,7 @@ HELD_OUT = "held-out"
 def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = True) -> Path:
     """Tries every rate of `sweep.search` in every arm and writes `search.json`: all rows, and the best of each arm.
 
-    Every `held_out`-th group (`Task.group`: a passage, a document) of the first training set is held out; each cell
+    Every `held_out`-th group of the first training set is held out (`every_group`); each cell
     trains on the rest and is scored on what is held out, by the task's first metric. Rows that are there already are
     not tried again. A second process waits for the first.
     """
@@ -103,23 +104,6 @@ def with_found_rates(sweep: SweepConfig, folder: Path) -> SweepConfig:
     return dataclasses.replace(sweep, learning_rates=rates)
 
 
-def hold_out(examples: Examples, task: Task, every: int) -> tuple[Examples, Examples]:
-    """Examples without every so-manieth group, and those groups."""
-    groups = [task.group(example) for example in examples.items]
-    number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
-    if len(number) < 2:
-        raise DataError(
-            f"The search needs training examples of at least two texts, and {', '.join(examples.names)} has "
-            f"{len(number)}. Name a larger training set first under training_sets."
-        )
-    parts = []
-    for held in (False, True):
-        pairs = zip(examples.items, groups, strict=True)
-        items = tuple(item for item, group in pairs if (number[group] % every == 0) == held)
-        parts.append(Examples(items=items, names=examples.names))
-    return parts[0], parts[1]
-
-
 def _settings(sweep: SweepConfig) -> SearchConfig:
     if sweep.search is None:
         raise ConfigError("The recipe has no `search`. Add one: search: {learning_rates: [1e-4, 2e-4], ...}.")
@@ -131,7 +115,7 @@ def _prepare(
 ) -> tuple[dict[str, Any], list[tuple[Cell, LearningRates]]]:
     task: Task = TASKS.get(sweep.base.task)
     name, sets = next(iter(sweep.training_sets.items()))
-    kept, held = hold_out(read_sets(task, sets, settings_of(sweep.base), training=True), task, settings.held_out)
+    kept, held = every_group(read_sets(task, sets, settings_of(sweep.base), training=True), task, settings.held_out)
     learnt = f"{', '.join(sets)} without every {settings.held_out}th group"
     inputs.put(learnt, kept)
     inputs.put(HELD_OUT, held)

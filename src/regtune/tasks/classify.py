@@ -189,6 +189,10 @@ class Classification(Task):
         scores = np.log(np.maximum(shares, np.finfo(np.float64).tiny))
         return [(row, _named(str(item.label), names)) for row, item in zip(scores, examples.items, strict=True)]
 
+    def stratum(self, example: LabelledText) -> str:
+        """The label."""
+        return str(example.label)
+
     def example(self, record: Mapping[str, Any], settings: ClassifySettings) -> LabelledText:
         """From `text` (and `pair`), or from the columns that the settings name."""
         return _example(str(record.get("id", "0")), record, "the text given", settings, need_label=False)

@@ -28,7 +28,6 @@ from regtune.errors import CheckpointError, ConfigError, TrainingError
 from regtune.interfaces import Group
 from regtune.models.precision import Precision, autocast
 from regtune.progress import steps
-from regtune.registers.card import CARD
 from regtune.training.batches import BatchOrder
 from regtune.training.checkpoints import STATE, CheckpointStore, read_state, unwritten, write_state
 from regtune.training.cpu_dropout import FastCpuDropout
@@ -177,8 +176,6 @@ class RegisterTrainer(Trainer):
         self._save_rng_state(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            Path(folder, "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-            Path(folder, CARD).unlink(missing_ok=True)  # of a model that is not finished
             self.state.save_to_json(str(Path(folder, STATE)))
             self.store.seal(step, best_step=best, seconds=seconds)
             newest = self.store.steps()[-self.config.save_total_limit :]
@@ -186,11 +183,14 @@ class RegisterTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The weights and the config alone: no pickled arguments, and no card, since the model isn't finished."""
+        if not self.args.should_save:
+            return
         if not hasattr(self.trained, "peft_config"):
-            return super()._save(output_dir, state_dict)
+            type(self.trained).save_pretrained(self.trained, output_dir, state_dict=state_dict)
+            return
         learnt = {name: p.detach().contiguous() for name, p in self.trained.named_parameters() if p.requires_grad}
         save_file(learnt, Path(str(output_dir), "model.safetensors"))  # the base stays as it is
-        return None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not hasattr(self.trained, "peft_config"):
