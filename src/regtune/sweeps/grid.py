@@ -88,7 +88,7 @@ class SweepConfig(Checked):
     training_sets: Mapping[str, tuple[str, ...]]
     """A short name, and the data sets that are trained on together under it."""
     evaluation_sets: tuple[str, ...]
-    """Scored at the end of every cell; the first one chooses each cell's best checkpoint."""
+    """Scored at the end of every cell; by the first one N is chosen for `at_best`."""
     at_best: tuple[str, ...] = ()
     """More arms, run only at the N whose `registers` cells score best (first set, first metric), once they are done."""
     learning_rates: Mapping[str, LearningRates] = field(default_factory=dict)
