@@ -150,7 +150,7 @@ class RunConfig(Checked):
     output_dir: Path = Path("runs/latest")
     """The run directory; a run that was interrupted there continues."""
     task: str = "qa"
-    """What is learnt: `qa`, `classify`, or a task of a plugin."""
+    """What is learnt: a task of `regtune tasks`, or of a plugin."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The task's own settings, by name; see `Task.settings`."""
     registers: RegisterConfig = field(default_factory=RegisterConfig)

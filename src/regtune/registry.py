@@ -116,7 +116,13 @@ def _origin(item: Any) -> str:
 TASKS: Final = Registry(
     "task",
     "tasks",
-    {"qa": "regtune.tasks.qa.task:QuestionAnswering", "classify": "regtune.tasks.classify:Classification"},
+    {
+        "qa": "regtune.tasks.qa.task:QuestionAnswering",
+        "classify": "regtune.tasks.classify:Classification",
+        "lm": "regtune.tasks.lm:LanguageModelling",
+        "instruct": "regtune.tasks.instruct:InstructionTuning",
+        "mlm": "regtune.tasks.mlm:MaskedLanguageModelling",
+    },
 )
 FAMILIES: Final = Registry(
     "family",

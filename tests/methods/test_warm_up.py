@@ -10,9 +10,10 @@ from transformers import GPT2Config, GPT2Model
 
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
-from regtune.methods.warm_up import WARM_UP_FILE, WarmUpSettings, cut_passages, mask_tokens, masked_lm_on, warm_up
+from regtune.methods.warm_up import WARM_UP_FILE, WarmUpSettings, cut_passages, masked_lm_on, warm_up
 from regtune.registers.surgery import backbone_of, num_registers, register_parameters
 from regtune.sweeps.run import build_session, run_experiment
+from regtune.tasks.mlm import mask_tokens
 from tiny import FAMILIES
 from tiny_tokenizer import save_questions, save_tiny, tiny_tokenizer
 

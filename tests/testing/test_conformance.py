@@ -27,6 +27,15 @@ QUICK = {
     "faithfulness": {"texts": 2, "limit_texts": 1, "random_draws": 2, "methods": ("random",), "max_groups": 2},
 }
 """Settings with which a part takes a second."""
+TEXTS = "".join(f"the cat lives in the house {i}. who was in the house {i}?\n\n" for i in range(4))
+SETS = {
+    "qa": "q.json",
+    "classify": "labelled.csv",
+    "lm": "texts.txt",
+    "instruct": "pairs.csv",
+    "mlm": "texts.txt",
+}
+MODELS = {"lm": "decoder", "instruct": "decoder"}
 ELSEWHERE = {"qlora", "prompt_tuning", "p_tuning", "mpt", "prefix", "llama_adapter"}
 """Methods that need more positions than the tiny model has, another architecture or a library: see tests/methods."""
 
@@ -40,19 +49,23 @@ def place(tmp_path_factory):
     tiny_tokenizer().save_pretrained(folder / "registers")
     save_questions(folder / "qa", 4)
     (folder / "classify").write_text(LABELLED)
+    (folder / "lm").write_text(TEXTS)
+    (folder / "mlm").write_text(TEXTS)
+    (folder / "instruct").write_text(LABELLED.replace("text,label", "prompt,answer"))
+    save_tiny(folder / "decoder", "llama", head="causal-lm")
     return folder
 
 
 def data_of(place, task):
     """The labelled file of a task, by the name that it can be read by."""
-    name = {"qa": "q.json", "classify": "labelled.csv"}[task]
+    name = SETS[task]
     (place / name).write_bytes((place / task).read_bytes())
     return place / name
 
 
 @pytest.mark.parametrize("name", list(TASKS))
 def test_every_task_keeps_its_promises(place, name):
-    check_task(name, data_of(place, name), place / "plain")
+    check_task(name, data_of(place, name), place / MODELS.get(name, "plain"))
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ELSEWHERE])

@@ -18,7 +18,7 @@ from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.batches import run_backbone
 from regtune.interfaces import Batch, Examples, Metric, Rows
-from regtune.rows.targets import Answer, Target
+from regtune.rows.targets import Answer, LabelLogit, Target
 from regtune.rows.texts import PlainText
 from regtune.rows.token_classes import is_content
 from regtune.session import Session, by_length
@@ -60,7 +60,7 @@ def outcomes(session: Session, rows: Rows[Any], examples: Examples) -> Outcomes:
         for indices in by_length(rows, 16):
             batch = rows.batch(indices)
             output = session.forward(batch)
-            losses = row_losses(output, batch)
+            losses = row_losses(output, batch, ahead=_ahead(session))
             if losses is not None:
                 for loss, example in zip(losses.tolist(), batch["example"].tolist(), strict=True):
                     sums[example] += loss
@@ -80,11 +80,16 @@ def outcomes(session: Session, rows: Rows[Any], examples: Examples) -> Outcomes:
     )
 
 
-def row_losses(output: Any, batch: Mapping[str, Tensor]) -> Float64[Tensor, " rows"] | None:
+def _ahead(session: Session) -> int:
+    return int(session.reads.head == "AutoModelForCausalLM")
+
+
+def row_losses(output: Any, batch: Mapping[str, Tensor], *, ahead: int = 0) -> Float64[Tensor, " rows"] | None:
     """Each row's loss in nats, from the logits and labels that there are; None without any.
 
     Spans: −(log p(start) + log p(end)) / 2 over the window's tokens, padding aside. Classes: −log p(class), or the
-    squared error where there is one logit. Labelled tokens: the mean of −log p over them (label −100 is none).
+    squared error where there is one logit. Labelled tokens: the mean of −log p over them (label −100 is none), from the
+    logits `ahead` positions before them (1 where the next token is predicted).
     """
     if "start_logits" in output and "start_positions" in batch:
         text = batch["attention_mask"].bool()
@@ -106,7 +111,8 @@ def row_losses(output: Any, batch: Mapping[str, Tensor]) -> Float64[Tensor, " ro
     if logits.dim() == 2 and labels.dim() == 1:
         return cross_entropy(logits, labels.long(), reduction="none")
     if logits.dim() == 3 and labels.shape == logits.shape[:2]:
-        each = cross_entropy(logits.mT, labels.long(), reduction="none")
+        labels = labels[:, ahead:]
+        each = cross_entropy(logits[:, : labels.shape[1]].mT, labels.long(), reduction="none")
         return each.sum(1) / (labels != -100).sum(1).clamp(min=1)
     return None
 
@@ -143,7 +149,13 @@ def attributions(
 
 
 def explained(batch: Mapping[str, Tensor]) -> list[Any] | None:
-    """What is explained of each row: the best answer in the context of a question, else what the head predicts."""
+    """What is explained of each row: the best answer in a question's context, a label, else what the head predicts.
+
+    A task whose rows have several labels says which one: `position` and `label` in the batch.
+    """
+    if "position" in batch:
+        pairs = zip(batch["position"].tolist(), batch["label"].tolist(), strict=True)
+        return [LabelLogit(position=position, label=label) for position, label in pairs]
     if "context_end" not in batch:
         return None
     ranges = zip(batch["context_start"].tolist(), batch["context_end"].tolist(), strict=True)
@@ -179,7 +191,7 @@ class Runs:
 
     def _measure(self, index: int, given: Batch, own: Batch) -> Tensor:
         if self.quantity == "loss":
-            loss = row_losses(self.session.forward(given), own)
+            loss = row_losses(self.session.forward(given), own, ahead=_ahead(self.session))
             assert loss is not None
             return loss
         states = run_backbone(self.session.model, given)

@@ -200,7 +200,12 @@ class Place:
 
     @property
     def head(self) -> list[str]:
-        """Modules outside the backbone that have weights of their own, and the backbone's pooler."""
+        """Modules outside the backbone that have weights of their own, and the backbone's pooler.
+
+        None where the head writes tokens: it is as pretrained as the backbone, and often shares its table of words.
+        """
+        if self.model.get_output_embeddings() is not None:
+            return []
         inside = {*self.backbone.modules()} - self._pooler
         named = self.model.named_modules()
         return [

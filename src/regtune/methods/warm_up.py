@@ -13,14 +13,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from regtune.models.precision import autocast, device_of, resolve_precision
 from regtune.progress import each
 from regtune.registers.surgery import backbone_of, num_registers, register_parameters, register_positions
 from regtune.session import load_model
+from regtune.tasks.mlm import mask_tokens
 from regtune.training.batches import BatchOrder
 from regtune.training.cpu_dropout import FastCpuDropout
 from regtune.training.parameter_groups import parameter_groups, register_group
@@ -96,7 +96,7 @@ def warm_up(
     """
     path, backbone = folder / WARM_UP_FILE, backbone_of(model)
     if path.is_file():
-        return _restore(backbone, path)
+        return restore_backbone(backbone, path)
     if settings.trainable == "registers" and not any(p.requires_grad for p in register_parameters(model)):
         raise ConfigError(
             f"warm_up.trainable='registers', but this model has {num_registers(model)} registers and none that learn. "
@@ -108,7 +108,7 @@ def warm_up(
         masked = masked_lm_on(model, config)
         facts = _train(masked, passages, tokenizer, settings, config)
     model.eval()
-    _save(backbone, path, facts)
+    save_backbone(backbone, path, facts)
     return facts
 
 
@@ -148,67 +148,89 @@ def cut_passages(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> li
     return [list(ids) for ids in found["input_ids"]]
 
 
-def mask_tokens(
-    ids: Int[Tensor, "batch seq"],
-    special: Bool[Tensor, "batch seq"],
-    *,
-    probability: float,
-    mask_token_id: int,
-    vocabulary: int,
-    generator: torch.Generator,
-) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Inputs with masks, and labels that are -100 where nothing is to be predicted (Devlin et al. 2019, §3.1).
-
-    At least one token is chosen, so that the loss is a number.
-    """
-    draw = torch.rand(ids.shape, generator=generator).masked_fill(special, 2.0)
-    chosen = draw < max(probability, float(draw.min()) + 1e-6)
-    chosen &= ~special
-    kind = torch.rand(ids.shape, generator=generator)
-    other = torch.randint(vocabulary, ids.shape, generator=generator, dtype=ids.dtype)
-    inputs = torch.where(chosen & (kind < 0.8), mask_token_id, ids)
-    inputs = torch.where(chosen & (kind >= 0.8) & (kind < 0.9), other, inputs)
-    return inputs, torch.where(chosen, ids, -100)
-
-
 def _train(
     masked: Any, passages: list[list[int]], tokenizer: Any, warm: WarmUpSettings, config: RunConfig
 ) -> dict[str, Any]:
-    from transformers import get_linear_schedule_with_warmup
-
     if tokenizer.mask_token_id is None:
         raise UnsupportedModelError(f"The tokenizer of {config.model} has no [MASK] token, so nothing can be masked.")
-    device = device_of(masked)
+
+    def loss_of(ids: Tensor, mask: Tensor, special: Tensor, generator: torch.Generator) -> Tensor:
+        inputs, labels = mask_tokens(
+            ids,
+            special,
+            probability=warm.mask_probability,
+            mask_token_id=tokenizer.mask_token_id,
+            vocabulary=len(tokenizer),
+            generator=generator,
+        )
+        batch = {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+        loss: Tensor = masked(**{name: value.to(device_of(masked)) for name, value in batch.items()}).loss
+        return loss
+
+    return learn(masked, passages, tokenizer, loss_of, warm, config)
+
+
+def learn(
+    model: Any,
+    passages: list[list[int]],
+    tokenizer: Any,
+    loss_of: Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor],
+    settings: Any,
+    config: RunConfig,
+) -> dict[str, Any]:
+    """Takes as many optimiser steps on texts as the settings say; the batches depend on texts and seeds alone.
+
+    Args:
+        model: what learns; registers at a rate of their own.
+        passages: token ids of each.
+        tokenizer: says what is padding and special.
+        loss_of: of ids, attention mask and special tokens (padding too), `[batch, seq]` each, and a step's generator.
+        settings: the method's, with `steps`, `batch_size`, `learning_rate` and `register_learning_rate`.
+        config: the run.
+
+    Returns:
+        Steps, seconds, text tokens, and the loss (mean over ten steps) as a list of `{"step", "loss"}`.
+
+    Raises:
+        TrainingError: the loss is no number.
+    """
+    from transformers import get_linear_schedule_with_warmup
+
+    device = device_of(model)
     rates = dataclasses.replace(
-        config.training, learning_rate=warm.learning_rate, register_learning_rate=warm.register_learning_rate
+        config.training, learning_rate=settings.learning_rate, register_learning_rate=settings.register_learning_rate
     )
-    optimizer = torch.optim.AdamW(parameter_groups(masked, rates, claimed=[register_group(masked, rates)]))
-    rising = round(warm.steps * config.training.warmup_ratio)
-    schedule = get_linear_schedule_with_warmup(optimizer, rising, warm.steps)  # type: ignore[no-untyped-call]
+    optimizer = torch.optim.AdamW(parameter_groups(model, rates, claimed=[register_group(model, rates)]))
+    rising = round(settings.steps * config.training.warmup_ratio)
+    schedule = get_linear_schedule_with_warmup(optimizer, rising, settings.steps)  # type: ignore[no-untyped-call]
     precision = resolve_precision(config.training.precision, device)
     losses: list[float] = []
     tokens, began = 0, time.perf_counter()
-    masked.train()
-    for step, batch in enumerate(each(_batches(passages, tokenizer, warm, config), "steps", total=warm.steps)):
-        tokens += int(batch["attention_mask"].sum())
+    special = torch.tensor(sorted(tokenizer.all_special_ids))
+    batches = _batches(passages, tokenizer, settings, config)
+    model.train()
+    for step, (ids, mask) in enumerate(each(batches, "steps", total=settings.steps)):
+        tokens += int(mask.sum())
+        generator = torch.Generator().manual_seed(config.training.data_seed * 1_000_003 + step)
         with FastCpuDropout() if device.type == "cpu" else contextlib.nullcontext():
             with autocast(device, precision):
-                loss = masked(**{name: value.to(device) for name, value in batch.items()}).loss
-            loss.backward()
+                loss = loss_of(ids, mask, torch.isin(ids, special) | (mask == 0), generator)
+            loss.backward()  # type: ignore[no-untyped-call]
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
+            name = settings.section
             raise TrainingError(
-                f"The warm-up's loss became {losses[-1]} at step {step + 1} of {warm.steps}. Try a lower "
-                f"warm_up.learning_rate (now {warm.learning_rate:g}) or warm_up.register_learning_rate "
-                f"(now {warm.register_learning_rate:g})."
+                f"The loss before training became {losses[-1]} at step {step + 1} of {settings.steps}. Try a lower "
+                f"{name}.learning_rate (now {settings.learning_rate:g}) or {name}.register_learning_rate "
+                f"(now {settings.register_learning_rate:g})."
             )
-        nn.utils.clip_grad_norm_([p for p in masked.parameters() if p.requires_grad], config.training.max_grad_norm)
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.training.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    masked.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     seconds = round(time.perf_counter() - began, 2)
-    return {"steps": warm.steps, "seconds": seconds, "text_tokens": tokens, "passages": len(passages)} | {
+    return {"steps": settings.steps, "seconds": seconds, "text_tokens": tokens, "passages": len(passages)} | {
         "curve": [
             {"step": start + len(part), "loss": round(float(np.mean(part)), 5)}
             for start in range(0, len(losses), _LOGGED)
@@ -218,29 +240,19 @@ def _train(
 
 
 def _batches(
-    passages: list[list[int]], tokenizer: Any, warm: WarmUpSettings, config: RunConfig
-) -> Iterator[dict[str, Tensor]]:
-    """As many masked batches as there are steps; they depend on the passages and the seeds alone."""
-    order = BatchOrder([len(ids) for ids in passages], warm.batch_size, data_seed=config.training.data_seed)
-    special = torch.tensor(sorted(tokenizer.all_special_ids))
+    passages: list[list[int]], tokenizer: Any, settings: Any, config: RunConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and attention masks of as many batches as there are steps."""
+    order = BatchOrder([len(ids) for ids in passages], settings.batch_size, data_seed=config.training.data_seed)
     step = epoch = 0
     while True:
         rows = order.order(epoch).tolist()
-        for start in range(0, len(rows), warm.batch_size):
-            if step == warm.steps:
+        for start in range(0, len(rows), settings.batch_size):
+            if step == settings.steps:
                 return
-            chosen = [torch.tensor(passages[row]) for row in rows[start : start + warm.batch_size]]
+            chosen = [torch.tensor(passages[row]) for row in rows[start : start + settings.batch_size]]
             ids = nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=tokenizer.pad_token_id)
-            mask = nn.utils.rnn.pad_sequence([torch.ones_like(c) for c in chosen], batch_first=True)
-            inputs, labels = mask_tokens(
-                ids,
-                torch.isin(ids, special) | (mask == 0),
-                probability=warm.mask_probability,
-                mask_token_id=tokenizer.mask_token_id,
-                vocabulary=len(tokenizer),
-                generator=torch.Generator().manual_seed(config.training.data_seed * 1_000_003 + step),
-            )
-            yield {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+            yield ids, nn.utils.rnn.pad_sequence([torch.ones_like(c) for c in chosen], batch_first=True)
             step += 1
         epoch += 1
 
@@ -260,7 +272,8 @@ def _trainable(model: nn.Module, who: str) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _save(backbone: nn.Module, path: Path, facts: dict[str, Any]) -> None:
+def save_backbone(backbone: nn.Module, path: Path, facts: dict[str, Any]) -> None:
+    """Keeps a backbone's weights, and what is known of how it came to them."""
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.state_dict().items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -270,14 +283,19 @@ def _save(backbone: nn.Module, path: Path, facts: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _restore(backbone: nn.Module, path: Path) -> dict[str, Any]:
+def restore_backbone(backbone: nn.Module, path: Path) -> dict[str, Any]:
+    """Puts weights that `save_backbone` kept into a backbone; gives the facts beside them.
+
+    Raises:
+        CheckpointError: the file can't be read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             facts: dict[str, Any] = typed(dict[str, Any], json.loads((file.metadata() or {})["facts"]), path)
         backbone.load_state_dict(weights)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} can't be used ({error}). Delete it, and the warm-up is done again.") from error
+        raise CheckpointError(f"{path} can't be used ({error}). Delete it, and what it holds is made again.") from error
     return facts
 
 

@@ -304,6 +304,20 @@ class TokenLogit:
         return Resolved(label=f"{'token' if row.writes else 'tag'} {label} {where}", terms=terms)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelLogit:
+    """The logit of a known token, read at a position: of the next one, or of the one that a masked text had there."""
+
+    position: int
+    label: int
+
+    def resolve(self, row: Row) -> Resolved:
+        """See `Target`."""
+        logits = row.need(LOGITS, 2, "A token's logit")[row.check(self.position, "position")]
+        label, terms = row.one_logit(logits, (self.position,), self.position, self.label, None)
+        return Resolved(label=f"token {label}, read at token {self.position}", terms=terms)
+
+
 ANSWERS: dict[str, Target] = {
     "start": StartLogit(),
     "end": EndLogit(),

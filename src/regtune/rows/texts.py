@@ -17,6 +17,9 @@ from regtune.errors import DataError, UnsupportedModelError
 from regtune.interfaces import Batch, Examples, Rows
 from regtune.rows.token_classes import token_classes
 
+RECORDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+"""Ends of names of files that hold records; any other is text."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlainText:
@@ -41,9 +44,9 @@ class TextRow:
 
 
 def is_text_file(name: str) -> bool:
-    """Whether a name means plain text: it ends in .txt or .text, or is a file that is no JSON."""
+    """Whether a name means plain text: it ends in .txt or .text, or is a file that holds no records."""
     path = Path(name)
-    return path.suffix in (".txt", ".text") or (path.is_file() and path.suffix not in (".json", ".jsonl", ".gz"))
+    return path.suffix in (".txt", ".text") or (path.is_file() and path.suffix not in (*RECORDS, ".gz"))
 
 
 def read_paragraphs(names: Sequence[str]) -> Examples:
@@ -91,10 +94,7 @@ def text_rows(
     """
     if not len(texts):
         raise DataError("There is no text to read. Give at least one.")
-    if not getattr(reader, "is_fast", False):
-        raise UnsupportedModelError(
-            f"{type(reader).__name__} is a slow tokenizer, which tells no character positions. Use the fast one."
-        )
+    require_fast(reader)
     given = (list(texts),) if pairs is None else (list(texts), list(pairs))
     coded = reader(
         *given, truncation=True, max_length=max_length, return_offsets_mapping=True, return_overflowing_tokens=windows
@@ -118,9 +118,21 @@ def text_rows(
         lengths=lengths,
         example=example,
         collate=partial(_collate, int(reader.pad_token_id or 0)),
-        roles=partial(_roles, reader),
+        roles=partial(text_roles, reader),
         facts={"longest_row": max(lengths), "truncated_texts": cut},
     )
+
+
+def require_fast(reader: Any) -> None:
+    """Refuses a slow tokenizer.
+
+    Raises:
+        UnsupportedModelError: it is one.
+    """
+    if not getattr(reader, "is_fast", False):
+        raise UnsupportedModelError(
+            f"{type(reader).__name__} is a slow tokenizer, which tells no character positions. Use the fast one."
+        )
 
 
 def pad_tokens(rows: Sequence[Any], pad_token_id: int, pad_to: int | None = None) -> Batch:
@@ -156,7 +168,8 @@ def _collate(pad_token_id: int, rows: Sequence[TextRow], pad_to: int | None) -> 
     return batch
 
 
-def _roles(reader: Any, rows: Sequence[TextRow]) -> Batch:
+def text_roles(reader: Any, rows: Sequence[TextRow]) -> Batch:
+    """`Rows.roles` of texts: `token_classes`, `offset_mapping` and, of pairs, `context_start`."""
     batch = pad_tokens(rows, int(reader.pad_token_id or 0))
     seconds: Tensor | None = None
     if rows[0].second is not None:

@@ -312,6 +312,8 @@ def test_what_a_model_writes_is_explained_token_by_token_by_methods_without_rule
     found = explain(folder, TEXT, method=methods, write=3, max_steps=4096, special_tokens="moved")
     reader = tiny_tokenizer()
     given = reader(TEXT, return_tensors="pt")
+    if kind != "t5":  # a text that a decoder writes on has a start token and no end
+        given = {name: value[:, :-1] for name, value in given.items()}
     ids = model.generate(
         input_ids=given["input_ids"], attention_mask=given["attention_mask"], max_new_tokens=3, do_sample=False
     )
@@ -337,7 +339,7 @@ def test_what_a_model_writes_is_explained_token_by_token_by_methods_without_rule
 
 def test_words_are_asked_of_a_language_model_wherever_it_writes(tmp_path):
     found = explain(save(tmp_path, language_model("gpt2")), TEXT, target="cat-house", method="gradient-input", write=2)
-    assert [one.asked for one in found.attributions] == ["cat-house@7", "cat-house@8"]
+    assert [one.asked for one in found.attributions] == ["cat-house@6", "cat-house@7"]
 
 
 # What is refused

@@ -273,7 +273,7 @@ def _explained(
     goals = {name: said.targets.get(name, name) for name in names}
     mask = getattr(session.reader, "mask_token_id", None)
     masked = mask is not None and bool((inputs["input_ids"] == mask).any())
-    if session.task is None and writes_tokens(session.model) and not masked:
+    if not said.default and not masked and writes_tokens(session.model) and hasattr(session.model, "generate"):
         inputs, pieces = _written(session, inputs, write)
         first = 0 if "decoder_input_ids" in inputs else inputs["input_ids"].shape[1] - len(pieces)
         written = {f"{piece.strip()}@{place}": f"predicted@{place}" for place, piece in enumerate(pieces, start=first)}
