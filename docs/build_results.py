@@ -21,6 +21,7 @@ import inside_results as looks
 import registers_picture
 import speed_results as speed
 
+from regtune.families.listing import list_families
 from regtune.methods.listing import list_methods
 from regtune.records import read_json
 from regtune.report.collect import Group, collect
@@ -39,6 +40,7 @@ PAGES = (
     RESULTS / "minilm-tydiqa-en.md",
     RESULTS / "speed.md",
     RESULTS / "inside.md",
+    ROOT / "docs" / "concepts.md",
     ROOT / "docs" / "methods.md",
 )
 BLOCK = re.compile(r"(<!-- results:(?P<name>[a-z-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -156,6 +158,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "inside-faithfulness": looks.table_faithfulness,
     "inside-registers": looks.table_registers,
     "inside-sentiment": looks.table_sentiment,
+    "families": lambda: list_families().markdown().strip(),
     "methods": lambda: "\n".join(table.markdown() for table in list_methods()).strip(),
 }
 

@@ -29,6 +29,25 @@ def _register_overhead() -> Rows:
     return [("step time with N = 8 against N = 0, length 384", f"{found['ratio']:.3f} ×", "≤ 1.06 ×")]
 
 
+def _decoding() -> Rows:
+    path = BENCHMARKS / "decoding.json"
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    return [
+        (
+            f"a decoder's step behind {found['prompt']} tokens with N = 8 against N = 0 (SmolLM2-135M's shape)",
+            f"{found['step_ratio']:.3f} ×",
+            "≤ 1.05 ×",
+        ),
+        (
+            f"reading {found['prompt']} tokens with N = 8 against N = 0 (with registers that are kept)",
+            f"{found['prefill_ratio']:.3f} × ({found['prefill_kept_ratio']:.3f} ×)",
+            "≤ 1.06 ×",
+        ),
+    ]
+
+
 def _span_extraction() -> Rows:
     found = read_json(BENCHMARKS / "span_extraction.json")
     ratios, seconds = found["ratios"], found["median_seconds"]
@@ -122,6 +141,7 @@ def _attribution() -> Rows:
 SPEED: tuple[Callable[[], Rows], ...] = (
     _training_speed,
     _register_overhead,
+    _decoding,
     _span_extraction,
     _training_memory,
     _statistics,

@@ -71,6 +71,20 @@ FAMILIES: dict[str, dict] = {
         "sep_token_id": 3,
     },
 }
+MORE_ENCODERS: dict[str, dict] = {
+    "deberta": {
+        "model_type": "deberta",
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+    "nomic_bert": {"model_type": "nomic_bert"},
+    "eurobert": {"model_type": "eurobert", "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3},
+    "camembert": {"model_type": "camembert"},
+    "big_bird": {"model_type": "big_bird", "attention_type": "original_full", "sep_token_id": 3},
+}
+"""Encoders that only the tests of registers know."""
 _WINDOWS = {"sliding_window": 7}  # shorter than the inputs
 _ALTERNATING = {**_WINDOWS, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _GEMMA = {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, **_ALTERNATING}
@@ -94,12 +108,12 @@ WITHOUT_ANSWERS = {"gemma2", "gemma3_text", "phi3", "olmo2"}
 WINDOWED = {"mistral", "qwen2", "gemma2", "gemma3_text", "phi3"}
 ABSOLUTE = {"bert", "roberta", "xlm-roberta", "distilbert", "electra", "albert"}
 EVERY = (*FAMILIES, *DECODERS)
-EAGER_ONLY = {"deberta-v2", "deberta-v2-conv", "mpnet", "gemma2"}
+EAGER_ONLY = {"deberta-v2", "deberta-v2-conv", "mpnet", "gemma2", "deberta", "big_bird"}
 
 
 def tiny_config(family: str, **changes):
     own = {"model_type": family, "bos_token_id": 2, "eos_token_id": 3, **DECODERS[family]} if family in DECODERS else {}
-    settings = {**_SIZE, **FAMILIES.get(family, own), **changes}
+    settings = {**_SIZE, **{**FAMILIES, **MORE_ENCODERS}.get(family, own), **changes}
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 

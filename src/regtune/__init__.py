@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from regtune.methods.listing import list_methods
     from regtune.methods.peft import RegisterLoraConfig
     from regtune.records import RunRecord
+    from regtune.registers.kept import registers_cache
     from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel
     from regtune.registers.saving import from_pretrained, load_registers, save_registers
     from regtune.registers.surgery import (
@@ -107,6 +108,7 @@ _HOME = {
     "predict": "regtune.sweeps.predict",
     "register": "regtune.registry",
     "register_parameters": "regtune.registers.surgery",
+    "registers_cache": "regtune.registers.kept",
     "remove_registers": "regtune.registers.surgery",
     "save_registers": "regtune.registers.saving",
     "split_attention": "regtune.registers.surgery",
@@ -168,6 +170,7 @@ __all__ = [
     "predict",
     "register",
     "register_parameters",
+    "registers_cache",
     "remove_registers",
     "save_registers",
     "split_attention",

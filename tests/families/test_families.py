@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from transformers import AutoConfig, AutoModel
 
-from regtune.errors import ConfigError
-from regtune.families import find_family, known_families
+from regtune.errors import ConfigError, UnsupportedModelError
+from regtune.families import family_of, find_family, known_families
 from regtune.families.bert import BERT
+from regtune.registers.surgery import add_registers, find_registers
 from regtune.registry import FAMILIES
+
+SMALL = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 
 
 @pytest.fixture
@@ -39,3 +43,20 @@ def test_a_family_from_outside_cannot_take_a_model_type_that_is_taken(outside):
     outside.add(dataclasses.replace(BERT, name="My BERT"))
     with pytest.raises(ConfigError, match=r"'My BERT' .* claims model_type='bert', which is 'BERT''s"):
         find_family(Config())
+
+
+def test_a_path_that_does_not_exist_is_named(outside):
+    model = AutoModel.from_config(AutoConfig.for_model("ernie", **SMALL))
+    outside.add(dataclasses.replace(BERT, name="Ernie", model_types=("ernie",), layers="encoder.blocks"))
+    with pytest.raises(UnsupportedModelError, match=r"layers='encoder\.blocks', and ErnieModel has no such"):
+        add_registers(model)
+    assert find_registers(model) is None
+
+
+def test_an_architecture_that_registers_don_t_fit_says_why():
+    with pytest.raises(UnsupportedModelError, match=r"'longformer'.*refused because each token sees a window"):
+        family_of(AutoConfig.for_model("longformer"))
+    assert family_of(AutoConfig.for_model("longformer"), "parts").name == "Longformer"
+    with pytest.raises(UnsupportedModelError, match=r"'block_sparse'; registers need attention_type='original_full'"):
+        family_of(AutoConfig.for_model("big_bird"))
+    assert family_of(AutoConfig.for_model("big_bird", attention_type="original_full")).name == "BigBird"

@@ -58,7 +58,7 @@ def test_models_whose_registers_would_see_the_text_are_refused():
         model(IDS, is_causal=False)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "electra", "big_bird"])
 def test_encoders_that_are_decoders_are_refused(family):
     model = tiny_model(family, "masked-lm")
     model.config.is_decoder = True
@@ -172,6 +172,9 @@ def test_masks_and_positions_that_don_t_fit_are_refused():
         with pytest.raises(InputError, match=r"position_ids has shape .* doesn't fit 2 x 6 tokens.*have their own"):
             model(IDS, position_ids=positions)
     assert cache.get_seq_length() == 6
+    encoder = add_registers(tiny_model("modernbert"), RegisterConfig(num_registers=2))
+    with pytest.raises(InputError, match=r"position_ids has shape \(1, 8\), which doesn't fit 2 x 6 tokens"):
+        encoder(IDS, position_ids=torch.arange(8)[None])
 
 
 def test_other_caches_and_kernels_are_refused():

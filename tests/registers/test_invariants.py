@@ -13,10 +13,11 @@ from regtune.families.bert import BERT
 from regtune.registers.decoders import _InFront, _Step
 from regtune.registers.surgery import add_registers
 from regtune.testing import BrokenInvariantError, check_family
-from tiny import DECODERS, FAMILIES, attentions_of, inputs, tiny_model
+from tiny import DECODERS, FAMILIES, MORE_ENCODERS, attentions_of, inputs, tiny_model
 
 FOUR = RegisterConfig(num_registers=4, init_std=0.5)
 CASES = [(family, "question-answering", attention) for family in FAMILIES for attention in attentions_of(family)]
+CASES += [(family, "token-classification", attentions_of(family)[-1]) for family in MORE_ENCODERS]
 CASES += [(family, "causal-lm", attention) for family in DECODERS for attention in attentions_of(family)[-1:]]
 
 

@@ -54,14 +54,15 @@ def family_of(config: Any, need: Literal["registers", "relevance", "parts"] = "r
     if family is None or not _has(family, need):
         known = ", ".join(f"{one.name} ({', '.join(one.model_types)})" for one in known_families() if _has(one, need))
         refusal = _REFUSALS[need].format(repr(getattr(config, "model_type", None)))
-        raise UnsupportedModelError(f"{refusal} Supported: {known}.")
+        reason = f" It is refused because {family.refusal}." if need == "registers" and family is not None else ""
+        raise UnsupportedModelError(f"{refusal}{reason} Supported: {known}.")
     if need == "registers":
         _refuse_variants(family, config)
     return family
 
 
 def _has(family: Family, need: str) -> bool:
-    return need == "parts" or bool(getattr(family, need))
+    return {"parts": True, "registers": family.refusal is None, "relevance": bool(family.relevance)}[need]
 
 
 def _refuse_variants(family: Family, config: Any) -> None:
@@ -75,7 +76,9 @@ def _refuse_variants(family: Family, config: Any) -> None:
         )
     for attribute, limit, reason in family.unsupported:
         value = getattr(config, attribute, limit)
-        if value is not None and value > limit:
+        exact = isinstance(limit, str)
+        if value is not None and (value != limit if exact else value > limit):
+            needed = f"{attribute}={limit!r}" if exact else f"{attribute} <= {limit}"
             raise UnsupportedModelError(
-                f"This {family.name} has {attribute}={value}; registers need {attribute} <= {limit}: {reason}."
+                f"This {family.name} has {attribute}={value!r}; registers need {needed}: {reason}."
             )

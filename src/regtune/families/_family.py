@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 LEDGER = ("attnlrp", "cp-lrp")
 """Relevance rules that every family with rules has; BERT-like ones have `chefer` too."""
@@ -20,8 +20,9 @@ LEDGER = ("attnlrp", "cp-lrp")
 class Family:
     """The description of one architecture; the defaults are BERT's names.
 
-    Paths start at the backbone (`model.base_model`), at a layer, or at the model with its head, as each group says;
-    `*` stands for one name. Linear layers, norms and activations are otherwise found by their type.
+    Paths start at the backbone (the encoder or the decoder under the head; of a model that has both, the encoder), at a
+    layer, or at the model with its head, as each group says; `*` stands for one name. Linear layers, norms and
+    activations are otherwise found by their type.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Family:
     """Arguments of `forward`, one of which holds what is read."""
     leading: int = 1
     """Tokens in front of what is read that stand for all of it: [CLS] (and DeiT's second one)."""
+
+    # A model that reads with an encoder and writes with a decoder
+    encoder: str | None = None
+    """Its encoder, which all other paths are of; None for models that are one stack."""
+    cross_attention: str | None = None
+    """From a layer of its decoder: the module that attends to what the encoder gives."""
 
     # Positions
     positions: Literal["absolute", "relative", "rotary"]
@@ -51,6 +58,10 @@ class Family:
     type_embeddings: str | None = "embeddings.token_type_embeddings"
     embeddings: str = "embeddings"
     """The module whose output registers join."""
+    word_scale: str | None = None
+    """Attribute of the backbone by which it multiplies what its table of words gives."""
+    masks_first: bool = False
+    """The backbone makes its masks while it embeds, so registers have places among the words from the start."""
     norm: str | None = "embeddings.LayerNorm"
     """The last LayerNorm inside the embeddings (`RegisterConfig.layer_norm`)."""
     dropout: str | None = "embeddings.dropout"
@@ -59,7 +70,7 @@ class Family:
     layers: str = "encoder.layer"
     """The list of layers."""
     stack: str = "encoder"
-    """The module at whose output the registers leave again: before any pooler or head."""
+    """The module at whose output the registers leave again, before any pooler or head; of the `layers` the last."""
     final_norm: str | None = None
     """The norm behind the last layer, where layers have theirs in front."""
 
@@ -71,8 +82,9 @@ class Family:
     values: str | None = "value"
     attention_out: str = "attention.output.dense"
     """The projection behind the heads."""
-    feed_forward_in: str = "intermediate.dense"
-    """The projection whose rows are what the feed-forward neurons read (of gated units the linear branch)."""
+    feed_forward_in: str | None = "intermediate.dense"
+    """The projection whose rows are what the feed-forward neurons read (of gated units the linear branch); None where
+    its name depends on the version."""
     feed_forward_out: str = "output.dense"
     """The projection whose columns are what the neurons write; its inputs are their activations."""
     norms: tuple[str, ...] = ("attention.output.LayerNorm", "output.LayerNorm")
@@ -82,8 +94,8 @@ class Family:
     """Modules that turn the last hidden state into logits over the vocabulary, in order; the final norm included."""
 
     # Registers
-    registers: bool = True
-    """Whether registers fit this architecture; if not, the family is there for what looks inside alone."""
+    refusal: str | None = None
+    """Why registers don't fit this architecture, if they don't; the family is there for what looks inside alone."""
     embeddings_mask: str | None = None
     """Name under which the embeddings module is given the attention mask, if it is."""
     mixing: tuple[str, ...] = ()
@@ -91,7 +103,7 @@ class Family:
     shared_layers: bool = False
     """The same layer runs at several depths, so registers of every layer have no place to hang on."""
     unsupported: tuple[tuple[str, Any, str], ...] = ()
-    """(config attribute, largest value that works, why): configurations that registers don't fit."""
+    """(config attribute, largest value or only word that works, why): configurations that registers don't fit."""
 
     # Relevance
     relevance: tuple[str, ...] = ()
@@ -117,6 +129,11 @@ class Family:
         return ("prefix", "after_cls", "suffix") if behind else ("prefix", "suffix")
 
     @property
+    def joins_words(self) -> bool:
+        """Whether registers join the words themselves, because no module stands between them and the layers."""
+        return self.embeddings == self.word_embeddings
+
+    @property
     def reads_images(self) -> bool:
         """Whether it reads images, `[batch, channels, height, width]`, in patches of `config.patch_size`."""
         return "pixel_values" in self.inputs
@@ -137,6 +154,18 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width of a config's `image_size` or `patch_size`, where one number stands for both."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
+
+
+def stack_of(backbone: nn.Module, family: Family) -> nn.Module:
+    """The module at whose output the registers leave the backbone."""
+    found = backbone.get_submodule(family.stack)
+    return found[-1] if isinstance(found, nn.ModuleList) else found
+
+
+def embed_words(backbone: nn.Module, family: Family, ids: Tensor) -> Tensor:
+    """The words' embeddings as the backbone reads them, `[batch, seq, width]`."""
+    words: Tensor = backbone.get_submodule(family.word_embeddings)(ids)
+    return words if family.word_scale is None else words * getattr(backbone, family.word_scale)
 
 
 def submodule(backbone: nn.Module, path: str | None) -> nn.Module | None:

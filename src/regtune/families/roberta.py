@@ -1,5 +1,6 @@
-"""RoBERTa (Liu 2019) and XLM-R (Conneau 2020): positions start at padding_idx + 1 and skip padding.
+"""RoBERTa (Liu 2019), XLM-R (Conneau 2020) and CamemBERT (Martin 2020).
 
+Positions start at padding_idx + 1 and skip padding.
 Registers join behind the embeddings, which have then numbered the text from `input_ids` alone.
 """
 
@@ -15,4 +16,5 @@ ROBERTA = Family(
     lm_head=("lm_head",),
     relevance=(*LEDGER, "chefer"),
 )
+CAMEMBERT = dataclasses.replace(ROBERTA, name="CamemBERT", model_types=("camembert",))
 XLM_ROBERTA = dataclasses.replace(ROBERTA, name="XLM-R", model_types=("xlm-roberta",))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regtune.interfaces import Attached, Method
-from regtune.registers.surgery import backbone_of, register_parameters
+from regtune.registers.surgery import base_of, register_parameters
 
 if TYPE_CHECKING:
     from regtune.session import Session
@@ -41,7 +41,7 @@ class _Frozen(Attached):
 
     def __init__(self, model: Any) -> None:
         own = {id(parameter) for parameter in register_parameters(model)}
-        self.frozen = [p for p in backbone_of(model).parameters() if p.requires_grad and id(p) not in own]
+        self.frozen = [p for p in base_of(model).parameters() if p.requires_grad and id(p) not in own]
         for parameter in self.frozen:
             parameter.requires_grad_(False)
 

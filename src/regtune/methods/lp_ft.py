@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regtune.config import Epochs, Rate, TrainConfig
 from regtune.interfaces import Method, Rows, Stage
-from regtune.registers.surgery import backbone_of, register_parameters
+from regtune.registers.surgery import backbone_of, base_of, register_parameters
 from regtune.typed import Checked
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class LinearProbeThenFineTune(Method):
     def stages(self, session: Session, settings: LpFtSettings, training: TrainConfig) -> tuple[Stage, ...]:
         """The linear probe."""
         registers = {id(parameter) for parameter in register_parameters(session.model)}
-        backbone = {id(parameter) for parameter in backbone_of(session.model).parameters()} - registers
+        backbone = {id(parameter) for parameter in base_of(session.model).parameters()} - registers
         return (
             Stage(
                 name=self.name,
@@ -71,7 +71,7 @@ _LOOKED_AT = 256
 
 def _head_norm(model: Any) -> float:
     """Euclidean length of all weights outside the backbone (start length at `start`, then after each stage)."""
-    inside = {id(parameter) for parameter in backbone_of(model).parameters()}
+    inside = {id(parameter) for parameter in base_of(model).parameters()}
     return float(torch.stack([p.detach().norm() for p in model.parameters() if id(p) not in inside]).norm())
 
 

@@ -36,7 +36,7 @@ except ImportError as error:
 from regtune.methods.adapters import BottleneckConfig
 from regtune.methods.bitfit import BitFitConfig
 from regtune.registers.in_peft import AdaptedModel, RegisterLoraConfig, with_registers
-from regtune.registers.surgery import backbone_of, find_registers, remove_registers
+from regtune.registers.surgery import backbone_of, base_of, find_registers, remove_registers
 
 if TYPE_CHECKING:
     from regtune.session import Session
@@ -260,6 +260,11 @@ class Row(Method):
             UnsupportedModelError: the method doesn't fit the model, and why.
         """
         model = session.model
+        if hasattr(base_of(model), "decoder"):
+            raise UnsupportedModelError(
+                f"{self.called} can't be put onto {session.name}: where the parts of a decoder beside an encoder are "
+                "isn't in the family's table. Fine-tune it whole, with or without registers."
+            )
         registers = find_registers(model) if session.config.registers.num_registers else None
         number = 0 if registers is None else registers.num_registers
         place = Place(model, session.reader, backbone_of(model), session.family, number)

@@ -29,7 +29,7 @@ from regtune.errors import CheckpointError, ConfigError, DataError, TrainingErro
 from regtune.interfaces import Method
 from regtune.models.precision import autocast, device_of, resolve_precision
 from regtune.progress import each
-from regtune.registers.surgery import backbone_of, num_registers, register_parameters, register_positions
+from regtune.registers.surgery import backbone_of, base_of, num_registers, register_parameters, register_positions
 from regtune.session import load_model
 from regtune.tasks.mlm import mask_tokens
 from regtune.training.batches import BatchOrder
@@ -119,6 +119,11 @@ def masked_lm_on(model: nn.Module, config: RunConfig) -> Any:
         UnsupportedModelError: transformers has no masked-LM head for this architecture.
     """
     backbone = backbone_of(model)
+    if hasattr(base_of(model), "decoder"):
+        raise UnsupportedModelError(
+            f"{config.model} can't be warmed up: {type(model).__name__} fills masks in through its decoder, which a "
+            "warm-up doesn't train."
+        )
     trusted = config.trust_remote_code == config.model
     try:
         masked = load_model(

@@ -34,12 +34,14 @@ class Held(NamedTuple):
         num_registers: N.
         setting: which of them were masked when they were written.
         places: those before each text's first position, `[batch or 1, registers]`, for windows that registers leave.
+        ahead: whether they were read before any text, so that each text has to start at position 0.
     """
 
     key: str
     num_registers: int
     setting: Setting
     places: Tensor | None = None
+    ahead: bool = False
 
 
 # Caches
@@ -216,28 +218,20 @@ def begin(now: Pass, family: Family, named: dict[str, Any], source: Tensor) -> N
         return
     step = _Step(now, named, source, cache, joins)
     step.check()
+    if step.ahead and not torch.compiler.is_compiling():
+        step.check_kept(family)
     if joins and cache is not None:
         _take_in(cache, held, backbone.config.num_hidden_layers)
         now.cache = cache
     masks = step.text_masks()
-    early = joins_words(family)
     if joins:
         now.layout = Layout(n, None, step.seq)
         if family.positions == "rotary":
             named["position_ids"] = step.join_positions()
-        if early:
-            words = named.get("inputs_embeds")
-            words = backbone.get_submodule(family.word_embeddings)(source) if words is None else words
-            named["input_ids"], named["inputs_embeds"] = None, now.layout.insert(now.registers(step.batch), words)
-            now.joined = True
     named["attention_mask"] = step.extend(masks)
     if named["attention_mask"] is None and joins:  # any mask keeps transformers from looking for packed sequences
-        named["attention_mask"] = torch.ones(step.batch, step.seq + n * early, dtype=torch.bool, device=source.device)
-
-
-def joins_words(family: Family) -> bool:
-    """Whether registers join the words themselves, because no module stands between them and the layers."""
-    return family.causal and family.embeddings == family.word_embeddings
+        total = step.seq + n * family.joins_words
+        named["attention_mask"] = torch.ones(step.batch, total, dtype=torch.bool, device=source.device)
 
 
 def _wants_cache(backbone: Any, named: dict[str, Any]) -> bool:
@@ -266,6 +260,7 @@ class _Step:
         self.is_causal = named.get("is_causal")
         self.past: Any = 0 if cache is None or joins else cache.get_seq_length()
         self.places: Tensor | None = None if cache is None or joins else cache.registers.places
+        self.ahead = cache is not None and not joins and cache.registers.ahead
 
     def check(self) -> None:
         """Refuses what can't be right before anything is computed."""
@@ -294,6 +289,21 @@ class _Step:
                 f"past_key_values has room for {room[0]} tokens (registers have their own) and holds "
                 f"{int(self.past)}; {self.seq} more don't fit. Make it with max_cache_len={int(self.past) + self.seq} "
                 "or more."
+            )
+
+    def check_kept(self, family: Family) -> None:
+        """Refuses texts that don't fit registers which were read before them: how many, and where they start."""
+        rows = len(self.cache.layers[0].keys)
+        if rows != self.batch:
+            raise InputError(
+                f"past_key_values holds the registers of {rows} texts, and this call has {self.batch} (beams and "
+                f"samples count). Make it with start({self.batch})."
+            )
+        if family.positions == "rotary" and not int(self.past) and bool(self._start().any()):
+            raise InputError(
+                "past_key_values holds registers that were read before any text, for texts that start at position 0, "
+                "and these start elsewhere (padding on the left). Give position_ids in which each text starts at 0: "
+                "(attention_mask.cumsum(1) - 1).clamp(min=0)."
             )
 
     def _check_mask(self, mask: Any) -> None:
@@ -340,10 +350,10 @@ class _Step:
     def _extend(self, mask: Tensor | None, window: int | None, *, explicit: bool = False) -> Tensor | None:
         leaves = window is not None and self.settings.windows == "leave"
         if mask is None:
-            if not (explicit or self.hides or leaves):
+            if not (explicit or self.hides or leaves or (self.ahead and self.seq > 1)):
                 return None
             keys, queries = (torch.arange(size, device=self.device) for size in (self._keys(window), self.seq))
-            mask = (keys <= queries.unsqueeze(1) if self.joins else keys.unsqueeze(0) >= 0)[None, None]
+            mask = (keys <= queries.unsqueeze(1) + (len(keys) - self.seq))[None, None]
         seen = self.visible.expand(1, 1, self.seq, -1)
         if self.joins:
             own = torch.ones(self.n, self.n, dtype=torch.bool, device=self.device).tril() & self.visible

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from regtune.errors import InputError
-from regtune.families._family import Family, sides, submodule
+from regtune.families._family import Family, embed_words, sides, stack_of, submodule
 from regtune.registers import decoders
 from regtune.registers.passes import (
     Layout,
@@ -102,15 +102,20 @@ class RegisterHooks:
         self.key = uuid.uuid4().hex
         self.family = family
         self.parameter_names = tuple(inspect.signature(backbone.forward).parameters)
+        self.among_words = family.joins_words or family.masks_first
         self.window: int | None = getattr(backbone.config, family.local_window) if family.local_window else None
 
     def install(self, backbone: Any, *, deep: bool) -> None:
         """Hangs up every hook that the family and the registers need (`deep`: fresh ones at every layer)."""
         embeddings = backbone.get_submodule(self.family.embeddings)
         backbone.register_forward_pre_hook(self.announce)
-        if not decoders.joins_words(self.family):
+        if not self.family.joins_words:
             embeddings.register_forward_hook(self.join)
-        backbone.get_submodule(self.family.stack).register_forward_hook(self.leave, with_kwargs=True)
+        if self.among_words and self.family.position_embeddings is not None and not self.family.causal:
+            positions = backbone.get_submodule(self.family.position_embeddings)
+            positions.register_forward_pre_hook(self.count_text)
+            positions.register_forward_hook(self.leave_unnumbered)
+        stack_of(backbone, self.family).register_forward_hook(self.leave, with_kwargs=True)
         if self.family.embeddings_mask is not None:
             embeddings.register_forward_pre_hook(self.hide_mask, with_kwargs=True)
         for path in self.family.mixing:
@@ -185,6 +190,7 @@ class RegisterHooks:
             self._same_setting(now, source)
         if self.family.causal:
             decoders.begin(now, self.family, named, source)
+            self._join_words(now, named, source)
             return (), named
         if not now.setting.enabled:
             return args, kwargs
@@ -206,7 +212,19 @@ class RegisterHooks:
         if self.family.positions == "rotary":
             named["position_ids"] = self._position_ids(now, named.get("position_ids"), given, batch, seq, source.device)
         named["attention_mask"] = self._extend_mask(now, mask, past, seq)
+        self._join_words(now, named, source)
         return (), named
+
+    def _join_words(self, now: Pass, named: dict[str, Any], source: Tensor) -> None:
+        """Where embeddings are made of `[registers, text]`: registers, or places for them, join the words."""
+        if now.layout is None or not self.among_words or now.backbone is None:
+            return
+        words = named.get("inputs_embeds")
+        words = embed_words(now.backbone, self.family, source) if words is None else words
+        now.joined = self.family.joins_words
+        shape = (len(words), now.layout.num_registers, words.shape[-1])
+        vectors = now.registers(len(words)) if now.joined else words.new_zeros(shape)
+        named["input_ids"], named["inputs_embeds"] = None, now.layout.insert(vectors, words)
 
     def _same_setting(self, now: Pass, source: Tensor) -> None:
         """A pass that is run again as a whole has the settings that it had the first time."""
@@ -287,6 +305,11 @@ class RegisterHooks:
         """The text keeps its positions; registers count down from its first or up from its last."""
         assert now.layout is not None
         n = now.registers.num_registers
+        if given is not None and (given.dim() != 2 or given.shape[1] != seq or len(given) not in (1, batch)):
+            raise InputError(
+                f"position_ids has shape {tuple(given.shape)}, which doesn't fit {batch} x {seq} tokens. Give one to "
+                "each token of this call; registers have their own."
+            )
         text = torch.arange(seq, device=device).unsqueeze(0) if given is None else given
         text = text.expand(batch, seq)
         steps = torch.arange(n, device=device).unsqueeze(0)
@@ -380,7 +403,28 @@ class RegisterHooks:
             for path in (self.family.norm, self.family.dropout):
                 step = submodule(now.backbone, path)
                 vectors = step(vectors) if step is not None else vectors
-        return now.layout.insert(vectors, output)
+        return now.layout.insert(vectors, now.layout.strip(output) if self.family.masks_first else output)
+
+    def count_text(self, module: nn.Module, args: tuple) -> tuple | None:
+        """Before a module that numbers the places of its input (or of its shape): shows it the text's alone."""
+        layout, given = self._numbered(), args[0]
+        if layout is None:
+            return None
+        text = layout.strip(given) if isinstance(given, Tensor) else (given[0], given[1] - layout.num_registers)
+        return (text, *args[1:])
+
+    def leave_unnumbered(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """Behind it: registers get positions of zero."""
+        layout, text = self._numbered(), args[0]
+        if layout is None:
+            return None
+        batch = len(text) if isinstance(text, Tensor) else text[0]
+        positions = output.expand(batch, -1, -1)
+        return layout.insert(positions.new_zeros(batch, layout.num_registers, positions.shape[-1]), positions)
+
+    def _numbered(self) -> Layout | None:
+        now = thread.top
+        return None if now is None or now.key != self.key else now.layout
 
     def hide_mask(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Gives embeddings that multiply by the mask the mask of the text alone."""
@@ -412,6 +456,8 @@ class RegisterHooks:
         if now is None or now.layout is None:
             return None
         hidden = now.layout.insert(now.registers(hidden.shape[0], depth), now.layout.strip(hidden))
+        if not torch.compiler.is_compiling():
+            remember(hidden, self.key, now)  # where they leave behind this layer, it may be run again
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     # 3. Behind the last layer

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of, find_family
-from regtune.families._family import Family, sides, submodule
+from regtune.families._family import Family, embed_words, modules_at, sides, submodule
 from regtune.registers.card import HOOKED, WithCard
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks, registers_in
 from regtune.registers.passes import Layout
@@ -61,6 +61,7 @@ def join_registers(model: ModelT, config: RegisterConfig, ids: dict[str, int | N
     """`add_registers`, on a model with peft's adapters too: for callers that see to it that they are saved."""
     _refuse_shared_out(model)
     backbone = backbone_of(model)
+    _refuse_writer(backbone)
     family = family_of(backbone.config)
     if find_registers(model) is not None:
         raise UnsupportedModelError(
@@ -68,6 +69,7 @@ def join_registers(model: ModelT, config: RegisterConfig, ids: dict[str, int | N
         )
     if config.num_registers == 0:
         return model
+    _check_parts(family, backbone)
     _check_fit(config, family, backbone)
     registers = make_registers(config, backbone, ids)
     backbone.add_module(MODULE_NAME, registers.train(backbone.training))
@@ -155,7 +157,7 @@ def split_attention(attention: Float[Tensor, "batch heads total total"], num_reg
 
 
 def backbone_of(model: nn.Module) -> Any:
-    """The encoder under the head: the one with registers, else a Hugging Face model's `base_model`.
+    """The stack under the head: the one with registers, else a Hugging Face model's `base_model`, or its encoder.
 
     Wrappers (PEFT, DDP, FSDP, `torch.compile`, a module of your own) are seen through.
 
@@ -168,12 +170,10 @@ def backbone_of(model: nn.Module) -> Any:
     outermost = _outermost(model, _is_pretrained)
     if len(outermost) == 1:
         base = outermost[0].base_model
-        known = (
-            []
-            if find_family(base.config)
-            else _outermost(base, lambda part: _is_pretrained(part) and find_family(part.config))
-        )
-        return known[0] if len(known) == 1 else base
+        if find_family(base.config):
+            return _encoder_in(base) or base
+        known = _outermost(base, lambda part: _is_pretrained(part) and find_family(part.config))
+        return _encoder_in(known[0]) or known[0] if len(known) == 1 else base
     if not outermost:
         raise UnsupportedModelError(
             f"{type(model).__name__} is not a Hugging Face model (it has no base_model with a config), and there is "
@@ -183,6 +183,19 @@ def backbone_of(model: nn.Module) -> Any:
         f"There are {len(outermost)} Hugging Face models in this {type(model).__name__} "
         f"({', '.join(type(one).__name__ for one in outermost)}); pass the one that you mean."
     )
+
+
+def base_of(model: nn.Module) -> Any:
+    """All that is under the head: the backbone or, where that is the encoder of a model with a decoder, both."""
+    backbone = backbone_of(model)
+    whole = (part for part in model.modules() if _is_pretrained(part) and _encoder_in(part) is backbone)
+    return next(whole, backbone)
+
+
+def _encoder_in(part: Any) -> nn.Module | None:
+    """The encoder in a model that has a decoder beside it, if its family says where."""
+    family = find_family(part.config)
+    return None if family is None else submodule(part, family.encoder)
 
 
 def _outermost(model: nn.Module, wanted: Callable[[nn.Module], Any]) -> list[Any]:
@@ -209,7 +222,8 @@ def _all_registers(model: nn.Module) -> list[Registers]:
 
 def _saved_parts(model: nn.Module, backbone: Any) -> list[Any]:
     """The models that can be saved with this backbone: itself, and it with a head."""
-    parts = [part for part in model.modules() if _is_pretrained(part) and part.base_model is backbone]
+    bases = (backbone, base_of(model))
+    parts = [part for part in model.modules() if _is_pretrained(part) and part.base_model in bases]
     return parts if backbone in parts else [*parts, backbone]
 
 
@@ -223,7 +237,8 @@ def write_config(model: nn.Module, config: RegisterConfig) -> None:
 
 def forget_config(model: nn.Module) -> None:
     """Takes out of a model's configs what they say of registers; no card is written any more."""
-    for part in _saved_parts(model, backbone_of(model)):
+    copies = filter(_is_pretrained, base_of(model).modules())  # T5's decoder keeps a config of its own
+    for part in (*_saved_parts(model, backbone_of(model)), *copies):
         if hasattr(part.config, CONFIG_KEY):
             delattr(part.config, CONFIG_KEY)
         for name in HOOKED:
@@ -291,10 +306,11 @@ def max_text_length(model: nn.Module) -> int | None:
     """Longest text in tokens that the model's positions allow beside its registers; None if unlimited."""
     config = backbone_of(model).config
     family = family_of(config)
+    limit = getattr(config, "max_position_embeddings", None)
     unlimited = family.positions == "relative" and not getattr(config, "position_biased_input", True)
-    if unlimited or family.reads_images:
+    if limit is None or unlimited or family.reads_images:
         return None
-    return int(config.max_position_embeddings) - family.position_offset - register_positions(model)
+    return int(limit) - family.position_offset - register_positions(model)
 
 
 def require_registers(model: nn.Module) -> Registers:
@@ -358,6 +374,29 @@ def _refuse_adapted(model: nn.Module) -> None:
             )
 
 
+def _check_parts(family: Family, backbone: nn.Module) -> None:
+    """Names what registers need and isn't where the family says."""
+    for part in ("word_embeddings", "embeddings", "joined", "layers", "stack"):
+        path = getattr(family, part)
+        if not any(modules_at(backbone, path)):
+            raise UnsupportedModelError(
+                f"The family {family.name!r} says {part}={path!r}, and {type(backbone).__name__} has no such module. "
+                f"Correct the path in the family's file; print({type(backbone).__name__}) shows what there is."
+            )
+
+
+def _refuse_writer(backbone: Any) -> None:
+    """Refuses the decoder of a model that has an encoder: its masks, positions and caches are made otherwise."""
+    family = find_family(backbone.config)
+    path = None if family is None else family.cross_attention
+    if family is not None and path is not None and any(modules_at(backbone, *family.within_layers(path))):
+        raise UnsupportedModelError(
+            f"This is the decoder of {family.name}, and registers join its encoder alone: the decoder numbers its "
+            "tokens and measures their distances by a cache that is split into its own tokens and the encoder's, and "
+            "registers in it would shift them. Pass the whole model, or its encoder."
+        )
+
+
 def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
     if config.placement not in family.placements:
         reason = "its positions are distances, so registers behind [CLS] would move the text away from it"
@@ -378,8 +417,8 @@ def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
         if config.init in ("sep", "mask"):
             raise ConfigError(f"init={config.init!r} doesn't fit {family.name}, which reads no words. Use 'normal'.")
         return
-    limit = int(backbone.config.max_position_embeddings)
-    if config.num_registers >= limit:
+    limit = getattr(backbone.config, "max_position_embeddings", None)
+    if limit is not None and config.num_registers >= limit:
         raise ConfigError(
             f"num_registers={config.num_registers} leaves no room: {type(backbone).__name__} has positions for "
             f"{limit} tokens. Use fewer registers (0 to 100 have been studied)."
@@ -419,10 +458,8 @@ def make_registers(config: RegisterConfig, backbone: Any, token_ids: dict[str, i
 
 def _joined(backbone: Any, family: Family) -> Tensor:
     """A weight as wide as what registers join, on its device and in its type: of the norm there, or the embeddings."""
-    module = submodule(backbone, family.joined)
-    if module is None:
-        raise UnsupportedModelError(f"{type(backbone).__name__} has no module {family.joined!r}.")
-    return next(module.parameters())
+    weight: Tensor = next(backbone.get_submodule(family.joined).parameters())
+    return weight
 
 
 @torch.no_grad()
@@ -434,27 +471,28 @@ def _embedding_scale(
     table = backbone.get_input_embeddings()
     if family.reads_images:
         shape = (backbone.config.num_channels, *sides(backbone.config.image_size))
-        run, given = backbone, torch.randn(1, *shape)
+        given = torch.randn(1, *shape)
     elif config.init in token_ids:
-        run, given = embeddings, torch.tensor([[_token_id(config.init, backbone.config, token_ids[config.init])]])
+        given = torch.tensor([[_token_id(config.init, backbone.config, token_ids[config.init])]])
     else:
-        length = min(_SAMPLE, backbone.config.max_position_embeddings - family.position_offset)
-        run, given = embeddings, torch.randint(table.num_embeddings, (1, length))
+        limit = getattr(backbone.config, "max_position_embeddings", _SAMPLE) - family.position_offset
+        given = torch.randint(table.num_embeddings, (1, min(_SAMPLE, limit)))
     given = given.to(next(table.parameters()).device)
     if family.norm is None and not family.reads_images:
-        return _spread(table(given)[0], config.init in token_ids)
+        return _spread(embed_words(backbone, family, given)[0], config.init in token_ids)
     captured: list[Tensor] = []
     if config.layer_norm:
         norm = backbone.get_submodule(family.norm)
         handle = norm.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
     else:
         handle = embeddings.register_forward_hook(lambda *given: captured.append(given[2]))
-    was_training = embeddings.training
-    embeddings.eval()
+    run = backbone if family.reads_images or family.masks_first else embeddings
+    was_training = run.training
+    run.eval()
     try:
         run(**{family.inputs[0]: given})
     finally:
-        embeddings.train(was_training)
+        run.train(was_training)
         handle.remove()
     return _spread(captured[0][0], config.init in token_ids)
 

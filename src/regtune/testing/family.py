@@ -38,7 +38,7 @@ def check_family(model: nn.Module, registers: Iterable[RegisterConfig] = ()) -> 
     broken = Broken(f"The family {family.name!r} ({type(model).__name__})")
     for path in _missing(family, model):
         broken.require(False, f"there is no {path}")
-    configs = list(registers) or (list(_everywhere(family)) if family.registers and not broken.found else [])
+    configs = list(registers) or (list(_everywhere(family)) if family.refusal is None and not broken.found else [])
     for config in configs:
         subject = Subject(model=copy.deepcopy(model), inputs=make_inputs(model)[0])
         subject.add(config)

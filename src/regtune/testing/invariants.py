@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from regtune.errors import RegtuneError
 from regtune.families import family_of
@@ -30,7 +30,7 @@ from regtune.registers.surgery import (
     remove_registers,
 )
 from regtune.testing.broken import BrokenInvariantError
-from regtune.testing.subject import Subject, distance
+from regtune.testing.subject import Subject, accepted, distance
 
 MASKED_TOLERANCE = 1e-6
 """Largest difference, for outputs of size 1 in float32, where the same sums are taken in the same order."""
@@ -91,8 +91,13 @@ def _shapes(subject: Subject) -> dict[str, tuple[int, ...]]:
     shapes = {}
     with torch.no_grad():
         for part in (subject.model, backbone_of(subject.model)):
-            output = part(**subject.inputs, output_hidden_states=True)
-            states = {f"hidden_states[{index}]": state for index, state in enumerate(output.hidden_states)}
+            output = part(**accepted(part, subject.inputs), output_hidden_states=True)
+            states = {
+                f"{name}[{index}]": state
+                for name, collected in output.items()
+                if name.endswith("hidden_states")
+                for index, state in enumerate(collected)
+            }
             for name, value in {**output, **states}.items():
                 if isinstance(value, Tensor):
                     shapes[f"{name} of {type(part).__name__}"] = tuple(value.shape)
@@ -162,10 +167,14 @@ def padding_agrees(subject: Subject) -> str:
         raise NotApplicableError("images have no padding")
     if family.mixing and any(_has(subject.model, path) for path in family.mixing):
         raise NotApplicableError(f"this {family.name} has a convolution, which sees padding with or without registers")
-    right, left = subject.states(), subject.states(**subject.moved())
-    mask = subject.inputs["attention_mask"].bool()
-    rows = ({n: value[row : row + 1, mask[row]] for n, value in subject.inputs.items()} for row in range(len(mask)))
+    right, mask = subject.states(), subject.inputs["attention_mask"].bool()
+    text = {name: value for name, value in subject.inputs.items() if value.shape == mask.shape}
+    rows = ({name: value[row : row + 1, mask[row]] for name, value in text.items()} for row in range(len(mask)))
     alone = torch.cat([subject.states(**row) for row in rows])
+    if family.positions == "absolute" and family.position_offset == 0 and not subject.takes_positions:
+        told = _within("right-padded and unpadded texts differ by", alone, right, REORDERED_TOLERANCE)
+        return f"{told}; padding on the left moves texts, with or without registers"
+    left = subject.states(**subject.moved())
     worst = max((left, alone), key=lambda other: distance(other, right))
     return _within("right-padded, left-padded and unpadded texts differ by", worst, right, REORDERED_TOLERANCE)
 
@@ -224,8 +233,11 @@ def causality_kept(subject: Subject) -> str:
 def generation_agrees(subject: Subject) -> str:
     """8b: whatever cache is used and however it is filled, texts are read and continued alike."""
     model = subject.model
-    if not (family_of(backbone_of(model).config).causal and model.can_generate()):
+    family = family_of(backbone_of(model).config)
+    if not model.can_generate() or not (family.causal or family.encoder):
         raise NotApplicableError(f"{type(model).__name__} doesn't generate")
+    if family.encoder:
+        return _writes_alike(subject)
     batch = subject.moved()
     length = batch["input_ids"].shape[1]
     expected = _read_in_steps(model, batch, None, length)
@@ -257,6 +269,51 @@ def generation_agrees(subject: Subject) -> str:
 
 
 @torch.no_grad()
+def _writes_alike(subject: Subject) -> str:
+    """8b, for a decoder beside an encoder: what it is given and what it writes."""
+    model, batch = subject.model, subject.inputs
+    written, rest = batch["decoder_input_ids"], {"attention_mask": batch["attention_mask"]}
+    expected = model(**batch, use_cache=False).logits
+    read = model.get_encoder()(batch["input_ids"], **rest)
+    sizes = (written.shape[1], batch["input_ids"].shape[1])
+    worst = 0.0
+    for static in (False, True):
+        for step in (1, 3, sizes[0]):
+            rooms = [{"max_cache_len": size} if static else {} for size in sizes]
+            kind: Any = StaticCache if static else DynamicCache
+            cache = EncoderDecoderCache(*(kind(config=model.config, **room) for room in rooms))
+            parts = [
+                model(
+                    encoder_outputs=read, decoder_input_ids=part, past_key_values=cache, use_cache=True, **rest
+                ).logits
+                for part in written.split(step, dim=1)
+            ]
+            worst = max(worst, distance(torch.cat(parts, dim=1), expected))
+    limit = REORDERED_TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not worst <= limit:
+        raise BrokenInvariantError(f"a cache changes logits by {worst:.1e}; at most {limit:.1e} is rounding")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for beams in (1, 2):
+        ways: tuple[dict[str, Any], ...] = ({"use_cache": False}, {}, {"cache_implementation": "static"})
+        said = [_continue(model, ids, mask, num_beams=beams, **way) for way in ways]
+        alone = (
+            _continue(model, row[seen.bool()][None], seen[seen.bool()][None], num_beams=beams)
+            for row, seen in zip(ids, mask, strict=True)
+        )
+        said.append(torch.cat([*alone]))
+        different = sum(not torch.equal(one, said[0]) for one in said)
+        if different:
+            raise BrokenInvariantError(
+                f"with {beams} beams, {different} of {len(said)} ways (no cache, dynamic, static, each text alone) "
+                "write other tokens"
+            )
+    return (
+        f"tokens given at once or 1 or 3 at a time to dynamic and static caches change logits by at most {worst:.1e}; "
+        f"{_CONTINUED} tokens are written alike, greedily and with 2 beams, padded and alone"
+    )
+
+
+@torch.no_grad()
 def _read_in_steps(model: Any, batch: dict[str, Tensor], kind: Any, step: int) -> Tensor:
     """Logits of the real tokens, `[tokens, vocabulary]`, read so many at a time into a cache of this kind."""
     mask, length = batch["attention_mask"], batch["input_ids"].shape[1]
@@ -275,7 +332,7 @@ def _continue(model: Any, ids: Tensor, mask: Tensor, **way: Any) -> Tensor:
     settings = {"do_sample": False, "max_new_tokens": _CONTINUED, "min_new_tokens": _CONTINUED}
     padding = model.config.pad_token_id or 0
     tokens: Tensor = model.generate(ids, attention_mask=mask, pad_token_id=padding, **settings, **way)
-    return tokens[:, ids.shape[1] :]
+    return tokens[:, 1 if model.config.is_encoder_decoder else ids.shape[1] :]
 
 
 def passes_are_their_own(subject: Subject) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from regtune.registers.saving import load_registers, save_registers
 from regtune.registers.surgery import (
     add_registers,
     backbone_of,
+    base_of,
     disable_registers,
     max_text_length,
     num_registers,
@@ -26,6 +28,8 @@ from regtune.registers.surgery import (
 from regtune.testing.broken import BrokenInvariantError
 
 _LONGEST = 48
+_WRITTEN = 7
+"""Tokens that a decoder beside an encoder is given."""
 
 
 @dataclass
@@ -50,8 +54,8 @@ class Subject:
     @torch.no_grad()
     def states(self, **changes: Tensor) -> Tensor:
         """The backbone's last hidden states of the real tokens, `[tokens, hidden]`."""
-        batch = self.inputs | changes
-        found: Tensor = backbone_of(self.model)(**batch)[0]
+        batch, backbone = self.inputs | changes, backbone_of(self.model)
+        found: Tensor = backbone(**accepted(backbone, batch))[0]
         return found[batch["attention_mask"].bool()] if "attention_mask" in batch else found.flatten(0, 1)
 
     def without(self) -> Tensor:
@@ -72,15 +76,22 @@ class Subject:
         family = family_of(config)
         if family.reads_images:
             return {name: value.flip(-1) for name, value in self.inputs.items()}
-        lengths = self.inputs["attention_mask"].sum(1).tolist()
+        mask = self.inputs["attention_mask"]
+        lengths = mask.sum(1).tolist()
         moved = {
             name: torch.stack([row.roll(len(row) - length) for row, length in zip(value, lengths, strict=True)])
             for name, value in self.inputs.items()
+            if value.shape == mask.shape
         }
         computed = family.position_offset > 0 or not getattr(config, "position_biased_input", True)
-        if not computed:
+        if not computed and self.takes_positions:
             moved["position_ids"] = (moved["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return moved
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether a caller can say where each token stands."""
+        return "position_ids" in inspect.signature(backbone_of(self.model).forward).parameters
 
     def rounding(self) -> float:
         """How far N columns of padding, which are as hidden, move the plain model's outputs; deep models round more."""
@@ -111,6 +122,12 @@ class Subject:
                 between()
             loss.backward()
             return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def accepted(module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of a batch a module's `forward` takes."""
+    known = inspect.signature(module.forward).parameters
+    return {name: value for name, value in batch.items() if name in known}
 
 
 def values_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -153,11 +170,19 @@ def make_inputs(
         usable = torch.tensor([token for token in range(vocabulary) if token not in special])
         lengths = (limit, max(4, limit // 2), max(4, limit - 3))
         rows = [usable[torch.randint(len(usable), (length,), generator=generator)].tolist() for length in lengths]
+    base = base_of(model)
+    writes = hasattr(base, "decoder")
+    if writes and isinstance(end := model.config.eos_token_id, int):
+        rows = [[*row[:-1], end] for row in rows]  # which heads look for
     pad = model.config.pad_token_id or 0
     longest = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}, origin
+    made = {"input_ids": ids, "attention_mask": mask}
+    if writes and (model is base or model.get_output_embeddings() is not None):
+        made["decoder_input_ids"] = ids[:, :_WRITTEN].clone()
+        made["decoder_input_ids"][:, 0] = model.config.decoder_start_token_id or 0
+    return made, origin
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

@@ -30,7 +30,7 @@ from regtune.families import find_family, known_families
 from regtune.families._family import modules_at
 from regtune.interfaces import Batch
 from regtune.progress import each
-from regtune.registers.surgery import backbone_of, find_registers
+from regtune.registers.surgery import backbone_of, base_of, find_registers
 from regtune.rows.token_classes import TokenClass
 
 SITES = ("norm_input", "feed_forward", "block")
@@ -61,8 +61,9 @@ def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
     if not blocks or getattr(backbone.config, "is_encoder_decoder", False):
         names = ", ".join(family.name for family in known_families())
         raise UnsupportedModelError(
-            f"The blocks of {type(backbone).__name__} (model_type={getattr(backbone.config, 'model_type', None)!r}) "
-            f"can't be found. Supported: {names}, and any other encoder or decoder that keeps its num_hidden_layers "
+            f"The blocks of {type(base_of(model)).__name__} "
+            f"(model_type={getattr(backbone.config, 'model_type', None)!r}) can't be found. "
+            f"Supported: {names}, and any other encoder or decoder that keeps its num_hidden_layers "
             "blocks in one list."
         )
     return blocks
@@ -94,7 +95,7 @@ def watch_blocks(model: nn.Module, callback: Callback) -> Iterator[None]:
                 if is_norm(part) or is_linear(part):
                     hear = partial(watch.hear, path, is_norm(part))
                     stack.callback(part.register_forward_hook(hear).remove)
-            stack.callback(block.register_forward_hook(watch.leave).remove)
+            stack.callback(block.register_forward_hook(watch.leave, prepend=True).remove)
         yield
 
 

@@ -23,7 +23,7 @@ from regtune.errors import ConfigError, UnsupportedModelError, shown, unknown_na
 from regtune.families import family_of, find_family
 from regtune.families._family import LEDGER, Family
 from regtune.models.precision import device_of, has_bfloat16
-from regtune.registers.surgery import backbone_of
+from regtune.registers.surgery import backbone_of, base_of
 from regtune.rows.targets import Target
 
 METHODS: dict[str, Callable[..., Scores]] = {
@@ -279,7 +279,7 @@ def _attributions(
     scores: Scores, batch: Batch, given: Mapping[str, Tensor], method: str, options: Mapping[str, Any]
 ) -> Iterator[Attribution]:
     tokenizer = batch.tokenizer
-    reads_text = not backbone_of(batch.model).config.is_encoder_decoder
+    reads_text = not base_of(batch.model).config.is_encoder_decoder
     shown = {name: _plain_option(value) for name, value in options.items() if name not in _UNSEEN}
     for row, target in enumerate(scores.targets):
         text = batch.text[row].cpu()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
 from regtune.families._family import Family
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import active_registers, backbone_of
+from regtune.registers.surgery import active_registers, base_of
 from regtune.rows.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
 from regtune.rows.token_classes import TokenClass, token_classes
 
@@ -58,7 +58,7 @@ class Batch:
         """Whether the model is a decoder, whose tokens see earlier ones alone."""
         if self.family is not None:
             return self.family.causal
-        backbone = backbone_of(self.model)
+        backbone = base_of(self.model)
         return not backbone.config.is_encoder_decoder and (
             bool(getattr(backbone.config, "is_decoder", False))
             or type(self.model).__name__.endswith(("CausalLM", "LMHeadModel"))
@@ -150,7 +150,7 @@ def make_batch(
     device = next(model.parameters()).device
     known = {*inspect.signature(model.forward).parameters, "attention_mask"} - set(_LABELS)
     inputs = {name: value.to(device) for name, value in tensors.items() if name in known}
-    if f"{_DECODER}input_ids" not in inputs and backbone_of(model).config.is_encoder_decoder and writes_tokens(model):
+    if f"{_DECODER}input_ids" not in inputs and base_of(model).config.is_encoder_decoder and writes_tokens(model):
         first = _token_id("decoder_start", model.config, getattr(model, "generation_config", None))
         if first is None:
             raise ConfigError(
@@ -190,7 +190,7 @@ def word_table(model: nn.Module) -> Any:
 
 def _tables(model: nn.Module) -> list[Any]:
     """The text's table, and a decoder's where it has one of its own."""
-    backbone = backbone_of(model)
+    backbone = base_of(model)
     parts = [backbone]
     if getattr(backbone.config, "is_encoder_decoder", False):
         parts = [backbone.get_encoder(), backbone.get_decoder()]
@@ -300,7 +300,7 @@ class GivenEmbeddings:
 @contextmanager
 def given_embeddings(batch: Batch) -> Iterator[GivenEmbeddings]:
     """Inside the context, passes of the batch's model run on what is set on the yielded object."""
-    backbone = backbone_of(batch.model)
+    backbone = base_of(batch.model)
     known = batch.inputs["input_ids"] if batch.family is None else None
     given = GivenEmbeddings(active_registers(batch.model), known)
     tables = {id(table): table for table in _tables(batch.model)}

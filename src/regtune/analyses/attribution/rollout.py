@@ -21,7 +21,7 @@ from regtune.analyses.attribution.batch import Batch, given_embeddings, word_emb
 from regtune.analyses.reversible import freeze
 from regtune.errors import UnsupportedModelError, unknown_name
 from regtune.registers.passes import Layout
-from regtune.registers.surgery import backbone_of, find_registers, layout_of
+from regtune.registers.surgery import backbone_of, base_of, find_registers, layout_of
 from regtune.rows.targets import LOGITS, Resolved, TargetError, values_of
 
 
@@ -140,7 +140,7 @@ def _listen(batch: Batch, hear: Callable[[Tensor], None], *, across: bool = Fals
             text, `[batch, heads, written, seq]`; such a model is refused otherwise.
         within: and before them those of the encoder.
     """
-    backbone = backbone_of(batch.model)
+    backbone = base_of(batch.model)
     decodes = bool(backbone.config.is_encoder_decoder)
     if decodes and not (across and batch.decodes):
         raise TargetError(

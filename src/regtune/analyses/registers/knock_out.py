@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from regtune.analyses.reversible import replace_forward
 from regtune.errors import UnsupportedModelError
 from regtune.families import family_of
-from regtune.families._family import modules_at
+from regtune.families._family import modules_at, stack_of
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import backbone_of, mask_registers, require_registers
 
@@ -130,8 +130,8 @@ def layer_inputs(model: nn.Module, visit: Visit) -> Iterator[None]:
         stack.callback(backbone.register_forward_pre_hook(restart).remove)
         for layer in _layers(model):
             stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(leave).remove)
-        stack.callback(backbone.get_submodule(family.stack).register_forward_hook(finish).remove)
+            stack.callback(layer.register_forward_hook(leave, prepend=True).remove)
+        stack.callback(stack_of(backbone, family).register_forward_hook(finish).remove)
         yield
 
 
@@ -140,7 +140,7 @@ def kept_outputs(model: nn.Module, outputs: list[Any]) -> Iterator[None]:
     """Inside the context what each layer gives is appended to a list, for `resumed`."""
     with ExitStack() as stack:
         for layer in _layers(model):
-            hook = layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output))
+            hook = layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output), prepend=True)
             stack.callback(hook.remove)
         yield
 

@@ -1,0 +1,28 @@
+"""Every architecture of the registry, and what was seen to work on it.
+
+`support.json` is written by `tests/families/conformance.py`, which tries heads, places, caches, relevance and looks inside
+on a tiny model of each; nobody types it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from regtune.registry import FAMILIES
+from regtune.tables import Table
+
+SUPPORT = Path(__file__).parent / "support.json"
+WORKS = "works"
+KINDS = ("heads", "places", "depths", "caches", "relevance", "looks")
+
+
+def list_families() -> Table:
+    """A row for each, with what worked."""
+    found = json.loads(SUPPORT.read_text(encoding="utf-8"))["families"]
+    rows = []
+    for name in FAMILIES:
+        cells = [found.get(name, {}).get(kind, {}) for kind in KINDS]
+        good = (", ".join(each for each, said in cell.items() if said == WORKS) for cell in cells)
+        rows.append((name, *good))
+    return Table(columns=("architecture", *KINDS), rows=tuple(rows))
