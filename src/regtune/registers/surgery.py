@@ -389,7 +389,7 @@ def _refuse_writer(backbone: Any) -> None:
     """Refuses the decoder of a model that has an encoder: its masks, positions and caches are made otherwise."""
     family = find_family(backbone.config)
     path = None if family is None else family.cross_attention
-    if family is not None and path is not None and any(modules_at(backbone, *family.within_layers(path))):
+    if family is not None and path is not None and any(at.endswith(path) for at, _ in backbone.named_modules()):
         raise UnsupportedModelError(
             f"This is the decoder of {family.name}, and registers join its encoder alone: the decoder numbers its "
             "tokens and measures their distances by a cache that is split into its own tokens and the encoder's, and "
