@@ -1,7 +1,7 @@
 """Every architecture of the registry, and what was seen to work on it.
 
-`support.json` is written by `tests/families/conformance.py`, which tries heads, places, caches, relevance and looks inside
-on a tiny model of each; nobody types it.
+`support.json` is written by `tests/families/conformance.py`, which tries heads, places, caches, relevance and looks
+inside on a tiny model of each; nobody types it.
 """
 
 from __future__ import annotations
