@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 _SIZE = {
     "hidden_size": 32,
@@ -22,6 +26,7 @@ FAMILIES: dict[str, dict] = {
     "clip_vision_model": {},
 }
 WITHOUT_CLS = {"siglip_vision_model"}
+RED, BLUE = (200, 30, 30), (30, 30, 200)
 LEADING = {"vit": 1, "deit": 2, "dinov2": 1, "siglip_vision_model": 0, "clip_vision_model": 1}
 
 
@@ -48,3 +53,19 @@ def tiny_model(family: str, head: str = "image-classification", attention: str =
 
 def images(*, batch: int = 3, size: tuple[int, int] = (24, 24), seed: int = 1) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))}
+
+
+def save_tiny(folder: Path, family: str = "vit", head: str = "image-classification", **model) -> Path:
+    """A model folder with its image processor, as `save_pretrained` leaves it."""
+    tiny_model(family, head, **model).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(folder)
+    return folder
+
+
+def folder_of(place: Path, classes=("cat", "dog"), count: int = 3, size: tuple[int, int] = (24, 24)) -> Path:
+    """`place/LABEL/NUMBER.png`, each label of one colour."""
+    for number, label in enumerate(classes):
+        (place / label).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", size, (RED, BLUE)[number % 2]).save(place / label / f"{index}.png")
+    return place

@@ -32,6 +32,8 @@ Batch = dict[str, Tensor]
 """Tensors of one batch: what the model's `forward` takes (labels among them), by argument name."""
 Need = Literal["attention", "labels", "registers", "head"]
 """What an analysis can't do without: attention weights, gold labels, registers, the task's trained head."""
+Modality = Literal["text", "image"]
+"""What a model reads: texts through a tokenizer, or images through an image processor."""
 
 
 # Tasks
@@ -132,10 +134,13 @@ class Rows(Generic[RowT]):
     example: Sequence[int]
     """Index of the example that each row comes from."""
     collate: Callable[[Sequence[RowT], int | None], Batch]
-    """Rows to tensors, padded on the right to the longest or to the length that is given."""
+    """Rows to tensors, `attention_mask` `[rows, seq]` among them, padded on the right to the longest or to the length
+    that is given; images all have one length and aren't padded."""
     roles: Callable[[Sequence[RowT]], Batch]
     """What analyses need besides, for the same rows padded alike: `token_classes` `[rows, seq]`
     (`regtune.rows.token_classes`) and, where there is text, `offset_mapping` `[rows, seq, 2]`."""
+    pictures: Callable[[Sequence[RowT]], npt.NDArray[np.uint8]] | None = None
+    """Of images: what the model sees of rows, for a person, `[rows, height, width, 3]`."""
     main: Sequence[int] | None = None
     """The row that shows each example best (the window that holds its answer); None where each has one row."""
     notes: tuple[str, ...] = ()
@@ -232,12 +237,13 @@ class Task:
     settings: ClassVar[type]
     """A frozen dataclass: `settings` in YAML and the flags `--settings.NAME`. `Session.task_settings` holds one. Fields
     that `DataConfig` has too (`max_length`, `on_bad_record`) take its values; `batch_size` is that of inference."""
+    modality: ClassVar[Modality] = "text"
     needs: ClassVar[tuple[Literal["pad", "sep"], ...]] = ()
     """Special tokens that a tokenizer must have."""
     labels: ClassVar[tuple[str, ...]] = ("labels",)
     """Arguments of the model's `forward` from which it makes a loss."""
     reads_text: ClassVar[bool] = False
-    """Whether a `.txt` file can be a data set of the task; otherwise it is plain text, a paragraph a line."""
+    """Whether a file that is no JSON can be a data set of the task; otherwise it is plain text, a paragraph a line."""
     metrics: ClassVar[tuple[Metric, ...]]
     """The first one is the headline, and chooses a checkpoint where one is chosen."""
     titles: ClassVar[Mapping[str, str]] = {}
@@ -340,6 +346,11 @@ class Task:
             DataError: the fields that are missing, and which there are.
         """
         raise NotImplementedError
+
+    def records(self, path: Path) -> list[Mapping[str, Any]] | None:
+        """What a file or folder holds to be predicted, each as `example` takes it; None: it is read as texts are."""
+        del path
+        return None
 
     def shown(self, rows: Rows[Any], examples: Examples, session: Session) -> Shown:
         """What the model says of one example, for an explanation: its label or text, unless a task knows more.

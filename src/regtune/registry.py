@@ -122,6 +122,7 @@ TASKS: Final = Registry(
         "lm": "regtune.tasks.lm:LanguageModelling",
         "instruct": "regtune.tasks.instruct:InstructionTuning",
         "mlm": "regtune.tasks.mlm:MaskedLanguageModelling",
+        "images": "regtune.tasks.images:ImageClassification",
     },
 )
 FAMILIES: Final = Registry(

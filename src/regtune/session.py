@@ -21,8 +21,8 @@ from regtune.config import DataConfig, RunConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import Family
-from regtune.interfaces import Batch, Examples, Rows, Task
-from regtune.models.loading import load_tokenizer, quiet_transformers, resolve_model
+from regtune.interfaces import Batch, Examples, Modality, Rows, Task
+from regtune.models.loading import load_config, load_image_processor, load_tokenizer, quiet_transformers, resolve_model
 from regtune.models.precision import Precision, autocast, best_device, device_of
 from regtune.models.safety import read_model_config
 from regtune.progress import each
@@ -124,8 +124,16 @@ class Session:
 
     @property
     def reads(self) -> Task:
-        """The task that reads data sets for it: its own or, for a model without a head, the first there is."""
-        return self.task if self.task is not None else TASKS.get(next(iter(TASKS)))
+        """The task that reads data sets for it: its own or, for a model without a head, the first for what it reads."""
+        if self.task is not None:
+            return self.task
+        every: Iterator[Task] = (TASKS.get(name) for name in TASKS)
+        return next(task for task in every if task.modality == self.modality)
+
+    @property
+    def modality(self) -> Modality:
+        """Whether it reads texts or images."""
+        return modality_of(self.model)
 
     @cached_property
     def accepted(self) -> frozenset[str]:
@@ -152,7 +160,8 @@ class Session:
         if limit is not None and limit < 1:
             raise ConfigError(f"limit={limit} must be at least 1.")
         names = tuple(map(str, names)) or self.config.data.eval[:1]
-        plain = [] if self.task is not None and self.task.reads_text else list(filter(is_text_file, names))
+        own_files = self.modality == "image" or (self.task is not None and self.task.reads_text)
+        plain = [] if own_files else list(filter(is_text_file, names))
         if plain and len(plain) < len(names):
             other = next(name for name in names if name not in plain)
             raise ConfigError(f"{plain[0]} is plain text and {other} is a data set; give one kind at a time.")
@@ -267,8 +276,9 @@ def open(  # noqa: A001 - `regtune.open`
     session = Session(
         name=str(name),
         model=model.to(torch.device(device) if device is not None else best_device()).eval(),
-        reader=load_tokenizer(
+        reader=load_reader(
             _reader_source(target.model),
+            modality_of(model),
             trust_remote_code=trust_remote_code,
             needs=() if chosen is None else chosen.needs,
         ),
@@ -287,6 +297,24 @@ def around(model: Any, reader: Any) -> Session:
     session = Session(name=type(model).__name__, model=model, reader=reader, task=task_for([type(model).__name__]))
     session.task_settings = fitted(session.reads.settings(), session)
     return session
+
+
+def modality_of(model: Any) -> Modality:
+    """Whether a model reads texts or images."""
+    return "image" if getattr(model, "main_input_name", "") == "pixel_values" else "text"
+
+
+def load_reader(
+    name: str | Path,
+    modality: Modality,
+    *,
+    trust_remote_code: bool = False,
+    needs: tuple[Literal["pad", "sep"], ...] = (),
+) -> Any:
+    """A model's tokenizer, or its image processor. Raises as `load_tokenizer` and `load_image_processor`."""
+    if modality == "image":
+        return load_image_processor(name, trust_remote_code=trust_remote_code)
+    return load_tokenizer(name, trust_remote_code=trust_remote_code, needs=needs)
 
 
 def task_for(architectures: Sequence[str]) -> Task | None:
@@ -373,8 +401,12 @@ class SharedInputs:
         """
         task: Task = TASKS.get(config.task)
         trusted = config.trust_remote_code == config.model
+        if not trusted:
+            _require_head(config.model, task)
         if config.model not in self._readers:
-            self._readers[config.model] = load_tokenizer(config.model, trust_remote_code=trusted, needs=task.needs)
+            self._readers[config.model] = load_reader(
+                config.model, task.modality, trust_remote_code=trusted, needs=task.needs
+            )
         return Session(
             name=config.model,
             model=load_model(
@@ -423,6 +455,29 @@ def load_model(
 
             return load_adapted(getattr(transformers, head), folder, **options)
         return from_pretrained(getattr(transformers, head), folder, **options)
+
+
+def _require_head(name: str, task: Task) -> None:
+    """Refuses a task whose head transformers has for no model of this kind: texts for a model of images, say.
+
+    Raises:
+        CheckpointError: it hasn't; a task that the model can have is named.
+    """
+    import transformers
+
+    config = load_config(resolve_model(name))
+
+    def fits(one: Task) -> bool:
+        return type(config) in getattr(transformers, one.head)._model_mapping
+
+    if not fits(task):
+        others = [each for each in TASKS if fits(TASKS.get(each))]
+        instead = f"Train it for another: --task {others[0]}" if others else "Take another model"
+        read = {"text": "texts", "image": "images"}[task.modality]
+        raise CheckpointError(
+            f"{name} is a {config.model_type}, for which there is no head for {task.title} ({task.head}). {instead}, "
+            f"or take a model that reads {read} for {task.name}."
+        )
 
 
 def has_head(architecture: str, head: str) -> bool:

@@ -88,6 +88,10 @@ class Family:
     feed_forward_out: str = "output.dense"
     """The projection whose columns are what the neurons write; its inputs are their activations."""
     norms: tuple[str, ...] = ("attention.output.LayerNorm", "output.LayerNorm")
+    assembled: str | None = None
+    """From the backbone: what patches go through once [CLS] and positions, which are plain parameters, have joined."""
+    pooling: Literal["token", "mean", "both"] = "token"
+    """What an image's class is read from: its first token, the mean over patches, or the two side by side."""
 
     # The way to the vocabulary, from the model with a language-model head
     lm_head: tuple[str, ...] = ("cls.predictions",)
@@ -166,6 +170,12 @@ def embed_words(backbone: nn.Module, family: Family, ids: Tensor) -> Tensor:
     """The words' embeddings as the backbone reads them, `[batch, seq, width]`."""
     words: Tensor = backbone.get_submodule(family.word_embeddings)(ids)
     return words if family.word_scale is None else words * getattr(backbone, family.word_scale)
+
+
+def patch_grid(config: Any, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of patches that a model with this config makes of an image's pixels."""
+    patch = sides(config.patch_size)
+    return height // patch[0], width // patch[1]
 
 
 def submodule(backbone: nn.Module, path: str | None) -> nn.Module | None:

@@ -9,6 +9,7 @@ CLIP = replace(
     name="CLIP (vision)",
     model_types=("clip_vision_model",),
     leading=1,
+    assembled="embeddings",
     embeddings="pre_layrnorm",
     norm="pre_layrnorm",
 )

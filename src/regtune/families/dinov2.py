@@ -9,5 +9,12 @@ from dataclasses import replace
 from regtune.families.vit import VIT
 
 DINOV2 = replace(
-    VIT, name="DINOv2", model_types=("dinov2",), layers="encoder.layer", stack="encoder", norms=("norm1", "norm2")
+    VIT,
+    name="DINOv2",
+    model_types=("dinov2",),
+    layers="encoder.layer",
+    stack="encoder",
+    norms=("norm1", "norm2"),
+    gated="mlp",  # in the largest models
+    pooling="both",
 )

@@ -1,6 +1,6 @@
 """SigLIP's vision tower (Zhai 2023): patches alone, without [CLS]; a pooling head attends to them."""
 
-from regtune.families._family import Family
+from regtune.families._family import LEDGER, Family
 
 SIGLIP = Family(
     name="SigLIP (vision)",
@@ -24,4 +24,6 @@ SIGLIP = Family(
     feed_forward_out="mlp.fc2",
     norms=("layer_norm1", "layer_norm2"),
     lm_head=(),
+    pooling="mean",
+    relevance=LEDGER,
 )

@@ -1,6 +1,6 @@
 """ViT (Dosovitskiy 2021): images in patches, [CLS] in front, absolute positions, norms in front of layers."""
 
-from regtune.families._family import Family
+from regtune.families._family import LEDGER, Family
 
 VIT = Family(
     name="ViT",
@@ -23,4 +23,6 @@ VIT = Family(
     feed_forward_out="mlp.fc2",
     norms=("layernorm_before", "layernorm_after"),
     lm_head=(),
+    assembled="embeddings.dropout",
+    relevance=LEDGER,
 )

@@ -317,7 +317,15 @@ class WarmUp(Method):
     def before(
         self, session: Session, settings: WarmUpSettings, texts: Sequence[str], folder: Path
     ) -> Mapping[str, Any]:
-        """The warm-up."""
+        """The warm-up.
+
+        Raises:
+            UnsupportedModelError: a model of images.
+        """
+        if session.modality == "image":
+            raise UnsupportedModelError(
+                "warm_up predicts masked words of texts, and this model reads images. Leave warm_up out of the methods."
+            )
         return warm_up(session.model, texts, session.reader, settings=settings, config=session.config, folder=folder)
 
     def leftovers(self) -> tuple[str, ...]:

@@ -101,6 +101,31 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, needs: 
     return tokenizer
 
 
+def load_image_processor(name: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The model's image processor, which works with Pillow and numpy, so that it gives the same everywhere.
+
+    Args:
+        name: as `resolve_model` takes it.
+        trust_remote_code: run code from the repository; off unless asked for.
+
+    Raises:
+        CheckpointError: there is none, or it would run code.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(
+            resolve_model(name), backend="pil", trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(needs_code(name)) from error
+        raise CheckpointError(
+            f"{name} has no image processor that can be loaded: {error} Save the one that the model was trained with "
+            "beside it: processor.save_pretrained(folder)."
+        ) from error
+
+
 _LACKS = {
     "pad": (
         "The tokenizer of {name} has no padding token, so texts of different lengths make no batch. Give it one that "

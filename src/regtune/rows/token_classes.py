@@ -82,6 +82,24 @@ def token_classes(
     return classes
 
 
+def patch_classes(leading: int, patches: int) -> Int8[Tensor, " seq"]:
+    """The classes of an image's tokens: those in front ([CLS], and DeiT's second one), then the patches, as content."""
+    kinds = [TokenClass.CLS, *[TokenClass.SEP] * (leading - 1)][:leading] + [TokenClass.CONTEXT] * patches
+    return torch.tensor([int(kind) for kind in kinds], dtype=torch.int8)
+
+
+def patch_names(classes: Int8[Tensor, " seq"], grid: tuple[int, int]) -> tuple[str, ...]:
+    """What a person calls an image's tokens: `[CLS]`, and patches by row and column: `2,0`.
+
+    Args:
+        classes: as `patch_classes` makes them.
+        grid: rows and columns of patches.
+    """
+    front = {TokenClass.CLS: "[CLS]", TokenClass.SEP: "[DIST]"}
+    leading = [front[TokenClass(kind)] for kind in classes.tolist() if kind != TokenClass.CONTEXT]
+    return (*leading, *(f"{row},{column}" for row in range(grid[0]) for column in range(grid[1])))
+
+
 def is_content(classes: Int8[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     """Where the classes are those of `CONTENT`."""
     return (classes >= TokenClass.PUNCTUATION) & (classes <= TokenClass.CONTEXT)

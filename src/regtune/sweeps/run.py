@@ -136,7 +136,7 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
         training,
         output_dir=run_dir,
         claims=claims,
-        max_length=config.data.max_length,
+        max_length=getattr(session.task_settings, "max_length", None),
         evaluate=evaluate,
         choose=session.reads.metrics[0] if training.checkpoint == "best" else None,
         fingerprint=fingerprint,
@@ -217,7 +217,7 @@ def run_stage(stage: Stage, session: Session, rows: Rows[Any], *, claims: Claims
             rows,
             training,
             output_dir=folder / STAGES / stage.name,
-            max_length=config.data.max_length,
+            max_length=getattr(session.task_settings, "max_length", None),
             claims=claims,
             fingerprint=f"{config_hash(config)}-{stage.name}",
         )

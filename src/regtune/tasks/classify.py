@@ -15,7 +15,7 @@ from regtune.config import Count, DataConfig, Tokens
 from regtune.errors import DataError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Task
 from regtune.registers.surgery import register_positions
-from regtune.rows.texts import TextRow, text_rows
+from regtune.rows.texts import text_rows
 from regtune.tasks.files import cell, hub_records, read_examples, records_of, table
 from regtune.tasks.metrics import ACCURACY, MACRO_F1, MCC
 from regtune.typed import Checked
@@ -92,7 +92,7 @@ class Classification(Task):
     perturbs: ClassVar[tuple[str, ...]] = ("text", "pair")
 
     def read(
-        self, names: Sequence[str], settings: ClassifySettings, *, limit: int | None = None, training: bool = False
+        self, names: Sequence[str], settings: Any, *, limit: int | None = None, training: bool = False
     ) -> Examples:
         """Reads files and named sets: `embedded:train`, `hub:NAME[:CONFIG]:SPLIT`, or a file by its ending.
 
@@ -115,7 +115,7 @@ class Classification(Task):
         labels = dict(Counter(str(item.label) for item in found.items))
         return replace(found, facts={**found.facts, "labels": labels})
 
-    def prepare(self, examples: Examples, settings: ClassifySettings) -> Mapping[str, Any]:
+    def prepare(self, examples: Examples, settings: Any) -> Mapping[str, Any]:
         """The labels of the training data, numbers in their order, words in the alphabet's."""
         found = {item.label for item in examples.items if item.label is not None}
         if len(found) < 2:
@@ -133,26 +133,34 @@ class Classification(Task):
             "problem_type": "single_label_classification",
         }
 
-    def rows(self, examples: Examples, session: Session, *, training: bool = False) -> Rows[TextRow]:
+    def rows(self, examples: Examples, session: Session, *, training: bool = False) -> Rows[Any]:
         """A row a text. In training every text needs a label; in evaluation either all have one or none."""
         items: Sequence[LabelledText] = examples.items
-        labelled = [item.label is not None for item in items]
-        if (training or any(labelled)) and not all(labelled):
-            bad = items[labelled.index(False)]
-            raise DataError(f"The text {bad.id} has no label ({shown(bad.text)}); give it one or leave it out.")
-        known = _names(session)
         pairs = [item.pair for item in items]
         return text_rows(
             [item.text for item in items],
             session.reader,
             max_length=session.task_settings.max_length - register_positions(session.model),
             pairs=None if None in pairs else [str(pair) for pair in pairs],
-            labels=[_index(item, known) for item in items] if all(labelled) else None,
+            labels=self.numbered(items, session, training=training),
         )
+
+    def numbered(self, items: Sequence[Any], session: Session, *, training: bool) -> list[int] | None:
+        """Every example's label as the model numbers it; None where none has one.
+
+        Raises:
+            DataError: one without a label among those that have one (in training, any), or one that the model lacks.
+        """
+        labelled = [item.label is not None for item in items]
+        if (training or any(labelled)) and not all(labelled):
+            bad = items[labelled.index(False)]
+            raise DataError(f"{bad.id} has no label ({shown(self.text(bad))}); give it one or leave it out.")
+        known = _names(session)
+        return [_index(item, known) for item in items] if all(labelled) else None
 
     def decode(
         self,
-        rows: Rows[TextRow],
+        rows: Rows[Any],
         outputs: Iterable[tuple[Sequence[int], Any]],
         examples: Examples,
         session: Session,
@@ -189,11 +197,11 @@ class Classification(Task):
         scores = np.log(np.maximum(shares, np.finfo(np.float64).tiny))
         return [(row, _named(str(item.label), names)) for row, item in zip(scores, examples.items, strict=True)]
 
-    def stratum(self, example: LabelledText) -> str:
+    def stratum(self, example: Any) -> str:
         """The label."""
         return str(example.label)
 
-    def example(self, record: Mapping[str, Any], settings: ClassifySettings) -> LabelledText:
+    def example(self, record: Mapping[str, Any], settings: Any) -> Any:
         """From `text` (and `pair`), or from the columns that the settings name."""
         return _example(str(record.get("id", "0")), record, "the text given", settings, need_label=False)
 
@@ -212,11 +220,11 @@ def _named(label: str, names: Sequence[str]) -> int:
     return -1
 
 
-def _index(item: LabelledText, names: Sequence[str]) -> int:
+def _index(item: Any, names: Sequence[str]) -> int:
     found = _named(str(item.label), names)
     if found < 0:
         raise DataError(
-            f"The text {item.id} has the label {shown(item.label)}, which the model doesn't know: its labels are "
+            f"{item.id} has the label {shown(item.label)}, which the model doesn't know: its labels are "
             f"{', '.join(names)}. Add examples of it to the training data, or leave it out."
         )
     return found
@@ -256,11 +264,16 @@ def _example(
         pair = str(cell(record, settings.pair_column, (*PAIRS, "pair"), "pair_column", place))
     label = None
     if need_label:
-        label = _label(cell(record, settings.label_column, LABELS, "label_column", place), place, settings)
+        label = label_of(cell(record, settings.label_column, LABELS, "label_column", place), place, settings)
     return LabelledText(id=id_, text=text, pair=pair, label=label)
 
 
-def _label(value: Any, place: str, settings: ClassifySettings) -> str:
+def label_of(value: Any, place: str, settings: Any) -> str:
+    """A label as text, or as `label_names` call it.
+
+    Raises:
+        DataError: it is neither a word nor a whole number.
+    """
     if value in _NO_LABEL or isinstance(value, (float, dict, list)) or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{place}: the label is {shown(value)}; a word or a whole number is needed.")
     label = str(value).strip()

@@ -205,8 +205,12 @@ def hub_rows(name: str, *place: str | None, **options: Any) -> Any:
         ) from error
 
 
-def hub_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def hub_records(name: str, change: Callable[[Any], Any] = lambda found: found) -> Iterator[tuple[str, dict[str, Any]]]:
     """The records of `hub:NAME:SPLIT` or `hub:NAME:CONFIG:SPLIT` behind their places, numbers of classes as words.
+
+    Args:
+        name: of the set.
+        change: of what `datasets` loaded, before it is read.
 
     Raises:
         ConfigError: a name of another shape.
@@ -215,7 +219,7 @@ def hub_records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     parts = name.split(":")[1:]
     if len(parts) not in (2, 3):
         raise ConfigError(f"The data set {name!r} must be written hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT.")
-    found = hub_rows(name, *parts[:-1], split=parts[-1])
+    found = change(hub_rows(name, *parts[:-1], split=parts[-1]))
     kinds = {column: getattr(kind, "feature", kind) for column, kind in found.features.items()}
     classes = {column: kind.names for column, kind in kinds.items() if hasattr(kind, "names")}
     for index, record in enumerate(found):

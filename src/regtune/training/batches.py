@@ -86,12 +86,12 @@ class Collator:
         return self.rows.collate(chosen, rounded if self.length is None else self.length)
 
 
-def check_rows(rows: Rows[Any], max_length: int) -> None:
+def check_rows(rows: Rows[Any], max_length: int | None) -> None:
     """Refuses rows that cannot be trained on."""
     if not len(rows):
         raise DataError("There is nothing to train on: 0 training rows. Check data.train and max_train_examples.")
     for index, size in enumerate(rows.lengths):
-        if size > max_length:
+        if max_length is not None and size > max_length:
             raise DataError(
                 f"training row {index} (example {rows.example[index]}) has {size} positions, more than "
                 f"max_length={max_length}. Make the rows with the same max_length."

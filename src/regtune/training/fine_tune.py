@@ -60,7 +60,7 @@ def fine_tune(
     config: TrainConfig,
     *,
     output_dir: Path,
-    max_length: int,
+    max_length: int | None,
     evaluate: Evaluate | None = None,
     choose: Metric | None = None,
     claims: Claims | None = None,
@@ -76,7 +76,7 @@ def fine_tune(
         rows: what to train on; labels count the text's own positions.
         config: how to train.
         output_dir: the run directory; checkpoints go to its `checkpoints` folder.
-        max_length: longest row in text positions.
+        max_length: longest row in text positions; None where rows have the length that the model reads.
         evaluate: scores the model (in evaluation mode, no autocast) and returns named numbers; None trains without.
         choose: which of these chooses the checkpoint; None keeps the last weights. Never choose on a set that is
             reported afterwards.

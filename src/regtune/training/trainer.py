@@ -109,6 +109,13 @@ class RegisterTrainer(Trainer):
         self.require_finite("loss", float(loss), step=self.state.global_step + 1)
         return loss
 
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss; a mask goes to models that take one, since images have none that hides anything."""
+        self._set_signature_columns_if_needed()
+        if "attention_mask" in inputs and "attention_mask" not in (self._signature_columns or ()):
+            inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: walking all parameters in every step costs more than the number is worth."""
         return 0
