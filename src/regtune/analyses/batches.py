@@ -1,7 +1,8 @@
 """Analysis batches, and how a model runs on one.
 
-A batch holds what the model takes (`input_ids`, `attention_mask`, ... `[rows, seq]`, padding on the right),
-`token_classes` `[rows, seq]` (`regtune.rows.token_classes`) and `example` `[rows]`; `Session.batches` makes them.
+A batch holds what the model takes (`input_ids`, `attention_mask`, ... `[rows, seq]`, padding on the right; of images
+`pixel_values`), `token_classes` `[rows, seq]` (`regtune.rows.token_classes`) and `example` `[rows]`; `Session.batches`
+makes them.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from regtune.models.precision import device_of
 from regtune.registers.surgery import backbone_of
 from regtune.rows.token_classes import TokenClass, is_content
 
-_FORWARDED = ("input_ids", "attention_mask", "token_type_ids")
+_FORWARDED = ("input_ids", "pixel_values", "attention_mask", "token_type_ids")
 
 
 def check(batch: Batch) -> None:
     """Refuses a batch that lacks something, or whose parts don't fit together."""
-    for name in ("input_ids", "attention_mask", "token_classes", "example"):
+    reads = "attention_mask" if "pixel_values" in batch else "input_ids"
+    for name in (reads, "attention_mask", "token_classes", "example"):
         if name not in batch:
             raise ConfigError(f"An analysis batch needs {name}; this one has {', '.join(batch) or 'nothing'}.")
-        if name != "example" and batch[name].shape != batch["input_ids"].shape:
-            raise ConfigError(f"{name} is {list(batch[name].shape)}, input_ids {list(batch['input_ids'].shape)}.")
+        if name != "example" and batch[name].shape != batch[reads].shape:
+            raise ConfigError(f"{name} is {list(batch[name].shape)}, {reads} {list(batch[reads].shape)}.")
     if not torch.equal(batch["token_classes"] != TokenClass.PADDING, batch["attention_mask"].bool()):
         raise ConfigError("token_classes and attention_mask disagree about what is padding; make both from one batch.")
     if batch["token_classes"].max() >= TokenClass.REGISTER:

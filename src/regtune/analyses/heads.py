@@ -225,7 +225,7 @@ def _patching(session: Session, run: Runs, settings: HeadSettings, normal: Float
     without = registers if settings.against == "auto" else settings.against == "registers"
     if without and not registers:
         raise ConfigError("against='registers' needs a model with registers; use against='masked'.")
-    if not without and session.reader.mask_token_id is None:
+    if not without and session.modality == "text" and session.reader.mask_token_id is None:
         return {"against": "masked", "left_out": "the tokenizer has no [MASK]"}
     batches = None if without else [_masked(batch, session, settings.seed + i) for i, batch in enumerate(run.batches)]
     off: Callable[[], AbstractContextManager[Any]] = partial(disable_registers, model) if without else nullcontext
@@ -252,9 +252,14 @@ def _patching(session: Session, run: Runs, settings: HeadSettings, normal: Float
 
 
 def _masked(batch: Batch, session: Session, seed: int) -> Batch:
-    """The batch with half of the content tokens masked."""
-    drawn = torch.rand(batch["input_ids"].shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    """The batch with half of the content tokens masked; patches of images get the mean colour."""
+    drawn = torch.rand(batch["token_classes"].shape, generator=torch.Generator().manual_seed(seed)) < 0.5
     gone = drawn & is_content(batch["token_classes"])
+    if "pixel_values" in batch:
+        pixels, grid = batch["pixel_values"], batch["patch_grid"][0].tolist()
+        hidden = gone[:, -grid[0] * grid[1] :].reshape(-1, 1, *grid).float()
+        blank = torch.nn.functional.interpolate(hidden, size=pixels.shape[-2:], mode="nearest").bool()
+        return {**batch, "pixel_values": pixels.masked_fill(blank, 0.0)}
     return {**batch, "input_ids": batch["input_ids"].masked_fill(gone, session.reader.mask_token_id)}
 
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64
 
-from regtune.analyses.pictures import Estimate
-from regtune.interfaces import Block
+from regtune.analyses.pictures import Estimate, data_uri, over_picture, pixels_of
+from regtune.interfaces import Batch, Block, Examples, Rows
+from regtune.session import Session
 from regtune.stats.bootstrap import single_run_difference
 from regtune.tables import Column
 
@@ -78,6 +79,54 @@ def with_interval(one: Estimate | None, form: str = ".3f") -> str:
 def spread_over(count: int, most: int) -> list[int]:
     """At most `most` of so many indices, evenly spread, so that costly parts look at a part of the same sample."""
     return list(range(count)) if count <= most else [index * count // most for index in range(most)]
+
+
+# Images
+
+_PICTURES = 3
+"""Images that are shown of all that are measured."""
+
+
+def patch_maps(
+    session: Session,
+    rows: Rows[Any],
+    examples: Examples,
+    look: Callable[[Session, Batch], Float64[np.ndarray, "_ _ _"]],
+) -> list[dict[str, Any]]:
+    """A few images with a number for each patch and layer, as a record keeps them; empty for texts.
+
+    Args:
+        session: the model.
+        rows: of the examples, one each or more.
+        examples: all of them.
+        look: gives the numbers of a batch, `[layers, rows, patches]`.
+    """
+    if rows.pictures is None:
+        return []
+    alone = rows.one_each()
+    chosen = spread_over(len(alone), _PICTURES)
+    picked = [alone.rows[index] for index in chosen]
+    batch = alone.batch(chosen) | alone.roles(picked)
+    values, pictures = look(session, batch), rows.pictures(picked)
+    return [
+        {
+            "id": examples.ids[alone.example[index]],
+            "picture": data_uri(pictures[place]),
+            "grid": batch["patch_grid"][place].tolist(),
+            "values": values[:, place],
+        }
+        for place, index in enumerate(chosen)
+    ]
+
+
+def picture_blocks(content: Mapping[str, Any], title: str, words: str) -> Iterator[Block]:
+    """A figure for each of a record's `pictures` (`patch_maps`): its numbers as heat over it, layer by layer."""
+    for one in content.get("pictures", ()):
+        values = np.asarray(one["values"], dtype=np.float64).reshape(-1, *one["grid"])
+        names = [f"layer {n}" for n in range(len(values))]
+        top = np.unravel_index(values.argmax(), values.shape)
+        said = f"Largest: {values.max():.3g}, layer {top[0]}, row {top[1]}, column {top[2]}. {words}"
+        yield figure(f"{title}: {one['id']}", over_picture(pixels_of(one["picture"]), values, names, each=True), said)
 
 
 # Blocks

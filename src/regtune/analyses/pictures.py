@@ -6,12 +6,14 @@ black and white too. Each function returns what `Block.draw` takes, so nothing h
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 Draw = Callable[[Any], None]
 INK, FAINT = "#010203", "#040506"
@@ -22,6 +24,8 @@ _DARK, _PALE = "#111418", "#fcfcfa"
 _MARKERS = "os^Dv"
 _STEPS = 9
 """Colours of a scale: few enough to be told apart, and to be found again in the legend."""
+_MAPS_ACROSS = 4
+"""Maps of patches beside each other."""
 _MOST_WITH_NUMBERS = 16
 """Columns; with more, a number would be too small to read."""
 
@@ -33,6 +37,80 @@ class Estimate:
     value: float
     low: float | None = None
     high: float | None = None
+
+
+def data_uri(pixels: UInt8[np.ndarray, "height width channels"]) -> str:
+    """An image as a PNG inside an address, for pages that need no other file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def pixels_of(uri: str) -> UInt8[np.ndarray, "height width channels"]:
+    """The image that `data_uri` put into an address.
+
+    Raises:
+        ValueError: the address holds no such image.
+    """
+    from PIL import Image
+
+    kind, _, content = uri.partition(",")
+    if kind != "data:image/png;base64":
+        raise ValueError(f"{kind[:40]!r} is no PNG image")
+    with Image.open(io.BytesIO(base64.b64decode(content)), formats=["PNG"]) as image:
+        return np.array(image.convert("RGB"))
+
+
+def over_picture(
+    picture: UInt8[np.ndarray, "height width channels"] | None,
+    values: Float[np.ndarray, "maps rows columns"],
+    names: Sequence[str],
+    *,
+    each: bool = False,
+    form: Callable[[float], str] = lambda value: f"{value:.3g}",
+) -> Draw:
+    """A value for each patch of a picture, as heat over it, map beside map: pale is little, dark is much.
+
+    Args:
+        picture: what lies beneath; None draws the patches alone.
+        values: a map for each name, such as a layer's; NaN is left blank.
+        names: of the maps.
+        each: whether every map has a scale of its own; otherwise one serves all.
+        form: a value as text.
+    """
+    count, (rows, columns) = len(values), values.shape[1:]
+    across = min(count, _MAPS_ACROSS)
+    down = -(-count // across)
+
+    def draw(axes: Any) -> None:
+        axes.figure.set_size_inches(5.2, min(9.0, 0.4 + 5.2 / across * (rows / columns + 0.22) * down))
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        for number, one in enumerate(values):
+            left = (number % across) * columns * 1.08
+            top = (number // across) * (rows + 0.2 * columns)
+            place = (left, left + columns, top + rows, top)
+            low, high = float(np.nanmin(one if each else values)), float(np.nanmax(one if each else values))
+            if picture is not None:
+                grey = picture.astype(np.float64).mean(-1)
+                axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=place, interpolation="nearest")
+            axes.imshow(
+                np.ma.masked_invalid(one),
+                cmap="YlOrRd",
+                vmin=low,
+                vmax=high if high > low else low + 1,
+                alpha=0.62 if picture is not None else 1.0,
+                extent=place,
+                interpolation="nearest",
+            )
+            said = f"{names[number]}: {form(float(np.nanmin(one)))} to {form(float(np.nanmax(one)))}"
+            axes.text(left, top - 0.04 * columns, said, fontsize=7, color=INK, va="bottom")
+        axes.set_xlim(-0.1, across * columns * 1.08)
+        axes.set_ylim((down - 1) * (rows + 0.2 * columns) + rows + 0.1, -0.16 * columns)
+
+    return draw
 
 
 def percent(value: float) -> str:

@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from regtune.analyses.attribution.explain import explain
 from regtune.app.inside import attention_blocks, lens_blocks, norm_blocks, places_of
 from regtune.errors import ConfigError, DataError, unknown_name
 from regtune.interfaces import Batch, Block, Examples
-from regtune.registers.surgery import disable_registers, mask_registers, num_registers
+from regtune.registers.surgery import backbone_of, disable_registers, mask_registers, num_registers
 from regtune.report.collect import Cell, open_cell
 from regtune.report.flips import examples_of, find_flips
 from regtune.rows.texts import PlainText
@@ -87,7 +89,12 @@ class Explorer:
     def fields(self) -> tuple[str, ...]:
         """What a person gives: the fields that the task reads."""
         task = self.sessions[0].task
-        return ("text",) if task is None else task.given
+        return self.sessions[0].reads.given if self.reads_images else ("text",) if task is None else task.given
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a person gives images, by their files."""
+        return self.sessions[0].modality == "image"
 
     @property
     def layers(self) -> int:
@@ -101,7 +108,8 @@ class Explorer:
 
     @property
     def _config(self) -> Any:
-        return self.sessions[0].model.config.get_text_config()
+        model = self.sessions[0].model
+        return backbone_of(model).config if self.reads_images else model.config.get_text_config()
 
     @property
     def registers(self) -> int:
@@ -231,8 +239,10 @@ class Explorer:
                 )
         record = _filled(given)
         task = self.sessions[0].task
-        if task is not None:
-            return task.example(record, self.sessions[0].task_settings)
+        if self.reads_images and not given.get("image"):
+            raise DataError("There is no image; choose or drop one.")
+        if task is not None or self.reads_images:
+            return self.sessions[0].reads.example(record, self.sessions[0].task_settings)
         if "text" not in record:
             raise DataError("The text is empty; give one with at least one word.")
         return PlainText(id=record["id"], text=record["text"])
@@ -242,7 +252,10 @@ class Explorer:
         examples = Examples(items=(self._example(given),), names=("given",))
         rows = session.rows(examples)
         row = 0 if session.task is None else session.task.shown(rows, examples, session).row
-        return rows.batch([row]) | rows.roles([rows.rows[row]])
+        batch = rows.batch([row]) | rows.roles([rows.rows[row]])
+        if rows.pictures is not None:
+            batch["picture"] = torch.from_numpy(rows.pictures([rows.rows[row]]))
+        return batch
 
     # A run's examples
 
@@ -293,6 +306,8 @@ class Explorer:
     def given(self, name: str, id_: str) -> dict[str, str]:
         """What a person would have to type in to ask for an example of a set; empty where its text isn't known."""
         item = self._known[name].get(id_) if name in self.sets else None
+        if self.reads_images:
+            return {"image": str(item.source)} if item is not None and isinstance(item.source, Path) else {}
         return {} if item is None else {field: str(getattr(item, field, None) or "") for field in self.fields}
 
     @property

@@ -14,12 +14,12 @@ from torch import Tensor
 from regtune.analyses.artefacts.sites import BlockStates, watch_blocks
 from regtune.analyses.attention.tap import attention_tap, registers_first
 from regtune.analyses.batches import run_backbone
-from regtune.analyses.pictures import heat_map, numbered, percent
+from regtune.analyses.pictures import heat_map, numbered, over_picture, percent
 from regtune.analyses.registers.knock_out import layer_inputs, require_active_registers
 from regtune.analyses.registers.lens import Nearest, register_lens
 from regtune.interfaces import Batch, Block
 from regtune.registers.surgery import active_registers, find_registers
-from regtune.rows.token_classes import TokenClass, is_content
+from regtune.rows.token_classes import TokenClass, is_content, patch_names
 from regtune.session import Session
 from regtune.tables import Column
 
@@ -33,7 +33,10 @@ def places_of(session: Session, batch: Batch) -> dict[str, str]:
     """Key to name of everything that takes part in attention, in its order: `r0` is a register, `3` a token."""
     registers = active_registers(session.model)
     count = 0 if registers is None else registers.num_registers
-    tokens = session.reader.convert_ids_to_tokens(batch["input_ids"][0].tolist())
+    if "patch_grid" in batch:
+        tokens: Sequence[str] = patch_names(batch["token_classes"][0], _grid(batch))
+    else:
+        tokens = session.reader.convert_ids_to_tokens(batch["input_ids"][0].tolist())
     return {f"r{n}": f"register {n}" for n in range(count)} | {str(n): token for n, token in enumerate(tokens)}
 
 
@@ -69,8 +72,9 @@ def attention_blocks(session: Session, batch: Batch, *, layer: int, head: int | 
     where = f"layer {layer}, " + ("mean over heads" if head is None else f"head {head}")
     axes = {"rows": numbered("layer", by_head.shape[0]), "columns": numbered("head", by_head.shape[1])}
     order = np.argsort(-one[row], kind="stable")[:_LISTED]
-    found = [
-        _on_text(f"{names[row]} attends to ({where})", keys, names, one[row], asking),
+    title = f"{names[row]} attends to ({where})"
+    found = [*_on_image(title, batch, one[row][None]), _on_text(title, *_worded(batch, keys, names, one[row]), asking)]
+    found += [
         Block(
             kind="table",
             title="It attends most to",
@@ -87,6 +91,40 @@ def attention_blocks(session: Session, batch: Batch, *, layer: int, head: int | 
     return found
 
 
+def _grid(batch: Batch) -> tuple[int, int]:
+    rows, columns = batch["patch_grid"][0].tolist()
+    return int(rows), int(columns)
+
+
+def _on_image(
+    title: str, batch: Batch, values: Float[np.ndarray, "maps total"], names: Sequence[str] = ("share",)
+) -> list[Block]:
+    """Values of every place as heat over the picture's patches; nothing where a text was read."""
+    if "picture" not in batch:
+        return []
+    grid = _grid(batch)
+    maps = values[:, -grid[0] * grid[1] :].reshape(-1, *grid).astype(np.float64)
+    return [
+        Block(
+            kind="figure",
+            title=title,
+            text=f"Largest patch: {maps.max():.3g}.",
+            draw=over_picture(batch["picture"][0].numpy(), maps, names, each=True),
+            data={"grid": list(grid), "maps": maps.tolist()},
+        )
+    ]
+
+
+def _worded(
+    batch: Batch, keys: Sequence[str], names: Sequence[str], shares: np.ndarray
+) -> tuple[Sequence[str], Sequence[str], np.ndarray]:
+    """The places that are shown in words: all, or without the patches of a picture."""
+    if "picture" not in batch:
+        return keys, names, shares
+    count = len(keys) - int(np.prod(_grid(batch)))
+    return keys[:count], names[:count], shares[:count]
+
+
 def _map(title: str, values: Float[np.ndarray, "rows columns"], **axes: Any) -> Block:
     return Block(
         kind="figure",
@@ -99,7 +137,7 @@ def _map(title: str, values: Float[np.ndarray, "rows columns"], **axes: Any) -> 
 
 def _on_text(title: str, keys: Sequence[str], names: Sequence[str], shares: np.ndarray, asking: str) -> Block:
     """Tokens and registers as strips that can be clicked; dark is much."""
-    most = float(shares.max()) or 1.0
+    most = float(shares.max(initial=0.0)) or 1.0
     strips = {"Registers": "", "Text": ""}
     for key, name, share in zip(keys, names, shares.tolist(), strict=True):
         chosen = key == asking
@@ -132,7 +170,7 @@ def norm_blocks(session: Session, batch: Batch) -> list[Block]:
         run_backbone(session.model, batch)
     norms = torch.stack(found).double().numpy()
     names = list(places_of(session, batch).values())
-    first = norms.shape[1] - len(batch["input_ids"][0])
+    first = norms.shape[1] - batch["token_classes"].shape[1]
     kinds = batch["token_classes"][0]
     content = np.flatnonzero(is_content(kinds).numpy()) + first
     special = np.flatnonzero(((kinds >= TokenClass.CLS) & ~is_content(kinds)).numpy()) + first
@@ -151,7 +189,9 @@ def norm_blocks(session: Session, batch: Batch) -> list[Block]:
             )
         )
     labels = [f"r{n}" if n < first else name for n, name in enumerate(names)]
+    by_layer = [f"layer {n}" for n in range(len(norms))]
     return [
+        *_on_image("Norm of every patch's state behind each block", batch, norms, by_layer),
         Block(
             kind="figure",
             title="Norm of every token's state behind each block",

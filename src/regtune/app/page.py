@@ -52,8 +52,10 @@ def make_page(explorer: Explorer) -> Any:
     title = "regtune explore: " + " and ".join(session.name for session in explorer.sessions)
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {escape(title)}\n{escape(_sentence(explorer))}")
-        fields = [
-            gr.Textbox(
+        fields: list[Any] = [
+            gr.Image(type="filepath", label=name, elem_id=f"given-{name}", height=240)
+            if name == "image"
+            else gr.Textbox(
                 value="",
                 label=name if name != "pair" else "second text (may be left empty)",
                 lines=4 if name in ("context", "text") else 1,
@@ -93,7 +95,10 @@ def make_page(explorer: Explorer) -> Any:
         results = [shown, place]
         look.click(show, controls, results)
         for field in fields:
-            field.submit(show, controls, results)
+            if explorer.reads_images:
+                field.change(show, controls, results)
+            else:
+                field.submit(show, controls, results)
         for control in (on, out, methods, layer, head, place):
             control.input(show, controls, results)
         view.input(lambda name: [gr.update(visible=name == each) for each in ("relevance", "attention")], view,
@@ -124,7 +129,9 @@ def _browse(explorer: Explorer, fields: Sequence[Any]) -> None:
         def pick(event: gr.EventData, *values: str) -> Any:
             found = explorer.examples(*values)
             row = getattr(event, "row", -1)
-            given = explorer.given(values[0], found.ids[row]) if 0 <= row < len(found.ids) else {}
+            given: dict[str, Any] = explorer.given(values[0], found.ids[row]) if 0 <= row < len(found.ids) else {}
+            if "image" in given:
+                given = {"image": _decoded(given["image"])}
             filled = [given.get(field, gr.skip()) for field in explorer.fields]
             return filled if len(filled) > 1 else filled[0]
 
@@ -132,6 +139,14 @@ def _browse(explorer: Explorer, fields: Sequence[Any]) -> None:
             change(show, controls, listed)
         gr.on(triggers=None, fn=show, inputs=controls, outputs=listed)
         listed.pick(pick, controls, list(fields))
+
+
+def _decoded(file: str) -> Any:
+    """An image as Gradio takes it from anywhere: files it only takes from its own folders."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.convert("RGB")
 
 
 def _show(
@@ -147,7 +162,7 @@ def _show(
     *texts: str,
 ) -> tuple[str, Any]:
     """The HTML of a view, and the tokens that can be chosen."""
-    given = dict(zip(explorer.fields, texts, strict=True))
+    given = {name: text or "" for name, text in zip(explorer.fields, texts, strict=True)}  # None: no image yet
     change = Change(off=not on, knocked_out=tuple(out))
     places: Any = gr.skip()
     try:

@@ -22,6 +22,7 @@ HELP = CommandHelp(
         'regtune explain runs/n8 --compare runs/n0 --question "Who built it?" --context-file article.txt',
         'regtune explain runs/moods "A stirring film." --target positive-negative --words',
         "regtune explain runs/moods --file reviews.csv --methods occlusion --baseline mask --json",
+        "regtune explain runs/shapes picture.png --methods attnlrp occlusion --html why.html",
         'regtune explain HuggingFaceTB/SmolLM2-135M "The capital of France is" --write 3',
     ),
 )
@@ -38,7 +39,7 @@ class ExplainArgs:
     model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run directory, a model's folder or a hub name; comes first."""
     texts: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[TEXT ...]")] = ()
-    """Texts. Write [MASK] where a masked language model is to find a word."""
+    """Texts, or image files for a model of images. Write [MASK] where a masked language model is to find a word."""
     question: str | None = None
     """A question, for a model that answers questions."""
     context: str | None = None
@@ -117,7 +118,7 @@ def run(argv: Sequence[str]) -> int:
         other = None if args.compare is None else open_session(args.compare)
         given: Sequence[Any] = args.texts or [{"question": args.question, "context": context}]
         if args.file is not None:
-            given = read_records(args.file)
+            given = read_records(args.file, session.task)
         elif args.data:
             given = session.sample(args.data, args.limit).items
         begin_stage(f"explaining {len(given)} texts")

@@ -32,8 +32,8 @@ class PredictArgs:
     target: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")]
     """A run directory, a model's folder or a hub name; comes first."""
     file: Path | None = None
-    """JSON lines, CSV or TSV with a header (the columns that the task reads, most often `text`), or a text a line; for a
-    model of images an image file, or a folder of them."""
+    """JSON lines, CSV or TSV with a header (the columns that the task reads, most often `text`), or a text a line; for
+    a model of images an image file, or a folder of them."""
     text: tuple[str, ...] = ()
     """Texts, instead of a file."""
 

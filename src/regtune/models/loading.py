@@ -113,10 +113,9 @@ def load_image_processor(name: str | Path, *, trust_remote_code: bool = False) -
     """
     from transformers import AutoImageProcessor
 
+    kind: Any = AutoImageProcessor
     try:
-        return AutoImageProcessor.from_pretrained(
-            resolve_model(name), backend="pil", trust_remote_code=trust_remote_code
-        )
+        return kind.from_pretrained(resolve_model(name), backend="pil", trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise CheckpointError(needs_code(name)) from error

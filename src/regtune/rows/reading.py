@@ -47,9 +47,8 @@ def perturbed(task: Task, examples: Examples, noise: Noise) -> Examples:
     """
     unknown = [name for name in noise.fields if name not in task.perturbs]
     if not task.perturbs:
-        raise ConfigError(
-            f"{task.title} has no text that noise may change: its labels belong to single words or tokens."
-        )
+        why = "it reads images" if task.modality == "image" else "its labels belong to single words or tokens"
+        raise ConfigError(f"{task.title} has no text that noise may change: {why}.")
     if unknown:
         raise unknown_name(f"text of {task.title} for in=:", unknown[0], task.perturbs)
     sentences: dict[str, list[tuple[str, str]]] = {}

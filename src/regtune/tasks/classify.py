@@ -278,5 +278,5 @@ def label_of(value: Any, place: str, settings: Any) -> str:
         raise DataError(f"{place}: the label is {shown(value)}; a word or a whole number is needed.")
     label = str(value).strip()
     if settings.label_names and label.isdecimal() and int(label) < len(settings.label_names):
-        return settings.label_names[int(label)]
+        return str(settings.label_names[int(label)])
     return label

@@ -323,7 +323,9 @@ def opened(source: Source, place: str) -> tuple[Image.Image, tuple[str, ...]]:
                 found.load()
                 image = ImageOps.exif_transpose(found)
     except FileNotFoundError as error:
-        raise DataError(f"{place}: there is no image {source}. Check the path; it is relative to the list.") from error
+        raise DataError(
+            f"{place}: there is no image {error.filename}. Check the path; it is relative to the list."
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{place}: {error} Make the image smaller.") from error
     except Image.UnidentifiedImageError as error:

@@ -39,6 +39,8 @@ def made_up(*, token_shown=(), text_shown=(), outliers=200, seed=0):
         norms=np.linalg.norm(states, axis=1).astype(np.float32),
         token=token,
         part=np.tile(np.arange(EACH) * PARTS // EACH, TEXTS),
+        pixels=np.zeros((count, 0), dtype=np.float32),
+        likeness=np.full(count, np.nan, dtype=np.float32),
         example=example,
         outlier=outlier,
     )

@@ -21,8 +21,24 @@ from regtune.analyses.artefacts.artefacts import (
     PlaceArtefacts,
     artefact_statistics,
 )
-from regtune.analyses.artefacts.probes import probe_tokens, token_states
-from regtune.analyses.parts import CLASS_WORDS, SITE_WORDS, Verdict, Word, figure, graded, table, text, verdict_blocks
+from regtune.analyses.artefacts.probes import likeness_of, probe_tokens, token_states
+from regtune.analyses.artefacts.sites import BlockStates, watch_blocks
+from regtune.analyses.batches import run_backbone
+from regtune.analyses.parts import (
+    CLASS_WORDS,
+    SITE_WORDS,
+    Verdict,
+    Word,
+    estimate,
+    figure,
+    graded,
+    patch_maps,
+    picture_blocks,
+    table,
+    text,
+    verdict_blocks,
+    with_interval,
+)
 from regtune.analyses.pictures import ridges
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.session import Session
@@ -50,6 +66,7 @@ DEFINITIONS = {
 _WORST = "content tokens where the norm reads, worst layer"
 _MEASURED: tuple[tuple[str, str, Callable[..., Any], str], ...] = (
     ("norm_input", "norm_max_over_median", np.max, f"largest norm / median norm ({_WORST})"),
+    ("block", "high_norm_share", np.max, "content tokens with a norm above 5 × the median (block output, worst layer)"),
     ("norm_input", "max_over_median", np.max, f"largest |x| / median |x| ({_WORST})"),
     ("feed_forward", "massive_ratio", np.max, "largest |x| of any token / median |x| (feed-forward, worst layer)"),
     ("feed_forward", "cls_relative", np.max, "norm of [CLS] / median norm (feed-forward output, worst layer)"),
@@ -98,6 +115,7 @@ class ArtefactAnalysis(Analysis):
             "special": found.special,
             "norm_weights": found.norm_weights,
             **(_probe(session, examples, batches, found) if probed else {}),
+            "pictures": patch_maps(session, rows, examples, patch_norms),
             "verdicts": artefact_verdicts(found),
             "measures": {
                 f"artefacts.{site}.{name}": dict(
@@ -140,6 +158,11 @@ class ArtefactAnalysis(Analysis):
             "Content, special tokens and registers apart; the median is over all tokens of the text. Counted are "
             "tokens with an |x| above 100 and at least 1000 × that median (Sun 2024), over all layers.",
         )
+        yield from picture_blocks(
+            content,
+            "Norms of patches behind each block",
+            "A patch whose norm is many times that of the others is an artefact (Darcet 2024).",
+        )
         rates = {"mean+3std": "mean + 3σ", "median+kmad": "median + k·MAD", "absolute": "the absolute threshold"}
         numbers = {"median": "median norm", "max": "largest norm", "max_over_median": "largest |x| / median |x|"}
         yield table(
@@ -150,15 +173,20 @@ class ArtefactAnalysis(Analysis):
                 *numbers.values(),
                 "kurtosis",
                 *(Column(f"beyond {r}, %", ".2f") for r in rates.values()),
+                "valley",
+                Column("beyond the valley, %", ".2f"),
             ),
             [
                 (
                     *(SITE_WORDS[site], n, *(place[name] for name in (*numbers, "kurtosis"))),
                     *(100 * place["outlier_rate"][rate] for rate in rates),
+                    place.get("valley"),
+                    100 * place["outlier_rate"]["valley"] if place.get("valley") else None,
                 )
                 for site, layers in content["sites"].items()
                 for n, place in enumerate(layers)
             ],
+            "valley: where the histogram of norms has two modes, the norm that parts them (Darcet 2024, by hand).",
         )
         if content.get("probes"):
             found = content["probes"]
@@ -175,7 +203,20 @@ class ArtefactAnalysis(Analysis):
                     )
                     for probe in found
                 ],
-                " ".join([f"Linear probes of {content['probed']} (Darcet 2024).", *reasons]),
+                " ".join(
+                    [f"Linear probes of {content['probed']} (Darcet 2024). Of pixels the accuracy is R².", *reasons]
+                ),
+            )
+        if content.get("likeness"):
+            yield table(
+                "Patches beside their neighbours at the input",
+                ("patches", "number", "mean cosine", "interval"),
+                [
+                    (kind, one["count"], f"{one['value']:.3f}", with_interval(estimate(one)))
+                    for kind, one in content["likeness"].items()
+                ],
+                f"Cosine of a patch's embedding, before positions, to those beside, above and below; outliers are "
+                f"{content['probed']}. In Darcet 2024 outliers stand where patches are alike. Means over images.",
             )
 
 
@@ -290,15 +331,36 @@ def _probe(session: Session, examples: Examples, batches: Sequence[Batch], found
     """
     site, layer, place = _worst(found, _norm_ratio)
     limit, words = 5 * place.median, "5 × the median"
-    if not place.tokens_beyond["5x_median"]:
+    if place.valley is not None:
+        limit, words = place.valley, "the valley between the two modes of norms"
+    elif not place.tokens_beyond["5x_median"]:
         limit = place.median + found.settings.mad_factor * place.mad
         words = f"median + {found.settings.mad_factor:g} × MAD"
     tokens = token_states(session.model, batches, layer=layer, site=site, norm_above=limit)
     texts = _numbers([session.reads.text(item) for item in examples.items])
     titles = [str(getattr(item, "title", "")) for item in examples.items]
     labels = {"article": _numbers(titles)} if len(set(titles)) > 1 and all(titles) else {"text": texts}
-    probed = f"{int(tokens.outlier.sum())} tokens with a norm above {words} ({limit:.3g}), {site} of layer {layer}"
-    return {"probes": probe_tokens(tokens, labels=labels, texts=texts), "probed": probed}
+    images = session.modality == "image"
+    if images:
+        classes = [str(getattr(item, "label", None)) for item in examples.items]
+        labels = {"image": texts} | ({"label": _numbers(classes)} if len(set(classes)) > 1 else {})
+    what = "patches" if images else "tokens"
+    probed = f"{int(tokens.outlier.sum())} {what} with a norm above {words} ({limit:.3g}), {site} of layer {layer}"
+    known: dict[str, Any] = {"probes": probe_tokens(tokens, labels=labels, texts=texts), "probed": probed}
+    return known | ({"likeness": likeness_of(tokens)} if images else {})
+
+
+def patch_norms(session: Session, batch: Batch) -> Float64[np.ndarray, "layers rows patches"]:
+    """How large the state of every patch is behind each block."""
+    found: list[np.ndarray] = []
+    count = int(batch["patch_grid"][0].prod())
+
+    def see(states: BlockStates) -> None:
+        found.append(states.sites["block"][:, -count:].double().norm(dim=-1).cpu().numpy())
+
+    with watch_blocks(session.model, see):
+        run_backbone(session.model, batch)
+    return np.stack(found)
 
 
 def _numbers(names: Sequence[str]) -> list[int]:

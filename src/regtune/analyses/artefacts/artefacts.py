@@ -36,6 +36,13 @@ SIGMAS = 6.0
 """Bondarenko 2023: an entry is an outlier if it is further from the mean than so many standard deviations."""
 MASSIVE_LEAST, MASSIVE_RATIO = 100.0, 1000.0
 """Sun 2024: an activation is massive above the first and at or above the second times the median |x| of its text."""
+_VALLEY_BEYOND = 2.0
+"""A second mode of norms is one of outliers if the valley before it lies above so many times the median (regtune)."""
+_VALLEY_DEPTH = 0.25
+"""Most of the second mode's height that the valley may have, counts smoothed over three bins (regtune)."""
+_VALLEY_TOKENS = 3
+
+
 _Positive = Annotated[float, Range(0, math.inf, above=True)]
 
 
@@ -70,6 +77,9 @@ class PlaceArtefacts:
     with n below, not n − 1."""
     tokens_beyond: Mapping[str, int]
     """How many tokens that is."""
+    valley: float | None
+    """The norm that parts the two modes of the histogram, where it has two (`valley_of`); `outlier_rate` and
+    `tokens_beyond` then say what lies beyond it, as `valley`."""
     largest: float
     """Largest |x| of all."""
     max_over_median: float
@@ -191,8 +201,9 @@ class _Place:
 
     def __init__(self, hidden: int) -> None:
         self.texts: list[dict[str, float | None]] = []
-        """Measures of each. `massive_ratio`: the largest |x| over the text's median. `cls_relative`, `sep_relative`:
-        the norm of [CLS] and of [SEP] over the median norm of the text's content. `_z`: of z-scored states."""
+        """Measures of each. `high_norm_share`: content tokens with a norm above 5 times their median. `massive_ratio`:
+        the largest |x| over the text's median. `cls_relative`, `sep_relative`: the norm of [CLS] and of [SEP] over the
+        median norm of the text's content. `_z`: of z-scored states."""
         self.norms: list[np.ndarray] = []
         self.moments = np.zeros(5)
         """Number of entries, and the sums of x, x², x³ and x⁴."""
@@ -230,6 +241,7 @@ class _Place:
         self.texts.append(
             {
                 "norm_max_over_median": float(norms.max()) / max(float(np.median(self.norms[-1])), 1e-30),
+                "high_norm_share": float((norms > 5 * norms.median()).double().mean()),
                 "max_over_median": largest / max(median, 1e-30),
                 "outlier_entries": int(beyond.sum()) / x.numel(),
                 "kurtosis": kurtosis(moments),
@@ -331,12 +343,16 @@ def _summed(place: _Place, settings: ArtefactSettings) -> PlaceArtefacts:
         "absolute": settings.absolute,
         **{f"{times}x_median": times * median for times in (3, 5, 10)},
     }
+    counts = np.histogram(np.clip(norms, EDGES[0], EDGES[-1]), EDGES)[0]
+    valley = valley_of(counts, median)
+    limits |= {} if valley is None else {"valley": valley}
     beyond = {name: int((norms > limit).sum()) for name, limit in limits.items()}
     frequent = _most(place.outliers, least=settings.dimension_share * len(norms))
     over = {name: [text[name] for text in place.texts] for name in place.texts[0]}
     return PlaceArtefacts(
         tokens=len(norms),
-        counts=tuple(np.histogram(np.clip(norms, EDGES[0], EDGES[-1]), EDGES)[0].tolist()),
+        counts=tuple(counts.tolist()),
+        valley=valley,
         median=median,
         max=float(norms.max()),
         mad=mad,
@@ -353,6 +369,32 @@ def _summed(place: _Place, settings: ArtefactSettings) -> PlaceArtefacts:
         infinity_norm=_mean(over["infinity_norm"]) or 0.0,
         cosine={name: _mean(over[f"cosine_{name}"]) for name in ("neighbours", "pairs", "neighbours_z", "pairs_z")},
     )
+
+
+def valley_of(counts: Int[np.ndarray, " bins"], median: float) -> float | None:
+    """The norm that parts ordinary tokens from outliers, where the histogram of norms has two modes; else None.
+
+    Darcet 2024 cut where the norms of their model part (150, by hand). Here it is the emptiest place between the main
+    mode and the highest one beyond twice the median, if it is so empty that the two are apart.
+
+    Args:
+        counts: tokens in each bin of `EDGES`.
+        median: of the norms.
+    """
+    smooth = np.convolve(counts, np.full(3, 1 / 3), mode="same")
+    main = int(smooth.argmax())
+    beyond = np.flatnonzero(EDGES[:-1] > _VALLEY_BEYOND * median)
+    beyond = beyond[beyond > main]
+    for peak in sorted(beyond.tolist(), key=lambda one: -smooth[one]):
+        between = smooth[main : peak + 1]
+        lowest = float(between.min())
+        if smooth[peak] <= 0 or lowest > _VALLEY_DEPTH * smooth[peak]:
+            continue
+        flat = main + np.flatnonzero(between <= lowest)
+        at = float(EDGES[flat[len(flat) // 2] + 1])
+        if at > _VALLEY_BEYOND * median and int(counts[EDGES[:-1] >= at].sum()) >= _VALLEY_TOKENS:
+            return at
+    return None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -31,9 +31,19 @@ from regtune.analyses.attention.measures import (
     measure_layer,
     places_of,
 )
-from regtune.analyses.attention.tap import attention_tap
+from regtune.analyses.attention.tap import attention_tap, registers_first
 from regtune.analyses.batches import run_backbone, with_words
-from regtune.analyses.parts import CLASS_WORDS, Verdict, figure, graded, table, text, verdict_blocks
+from regtune.analyses.parts import (
+    CLASS_WORDS,
+    Verdict,
+    figure,
+    graded,
+    patch_maps,
+    picture_blocks,
+    table,
+    text,
+    verdict_blocks,
+)
 from regtune.analyses.pictures import heat_map, matrix, numbered, percent
 from regtune.errors import DataError, UnsupportedModelError
 from regtune.families import family_of
@@ -232,7 +242,6 @@ class AttentionAnalysis(Analysis):
         self, session: Session, rows: Rows[Any], examples: Examples, settings: AttentionSettings
     ) -> Mapping[str, Any]:
         """See `Analysis.measure`."""
-        del examples
         one_each = rows.one_each()
         weights = int(backbone_of(session.model).config.num_attention_heads) * max(one_each.lengths) ** 2
         size = 16 if session.device.type != "cpu" else max(1, min(16, _CACHED // weights))
@@ -251,6 +260,7 @@ class AttentionAnalysis(Analysis):
             "register_share": np.moveaxis(found.means["register_share"], -1, 0),
             "register_attention_out": _by_class(np.moveaxis(found.means["register_attention_out"], 2, 0)),
             "verdicts": attention_verdicts(found),
+            "pictures": patch_maps(session, rows, examples, patch_attention),
             "measures": {
                 f"attention.{name}": dict(zip(found.examples.tolist(), _by_window(found, name), strict=True))
                 for name in measured
@@ -264,7 +274,10 @@ class AttentionAnalysis(Analysis):
         """See `Analysis.blocks`."""
         yield from verdict_blocks(content["verdicts"])
         layers, heads = numbered("layer", content["layers"]), numbered("head", content["heads"])
-        mass = {name: matrix(values) for name, values in content["mass"].items()}
+        images = bool(content.get("pictures"))
+        called = CLASS_WORDS | ({"context": "patches", "sep": "the second token"} if images else {})
+        there = [name for name, share in content["uniform"].items() if share > 0 or not images]
+        mass = {name: matrix(content["mass"][name]) for name in there}
         most = max(float(values.max()) for values in mass.values())
         yield text(
             "Attention by layer and head",
@@ -273,10 +286,16 @@ class AttentionAnalysis(Analysis):
             "registers receive is taken from the other classes: N more keys lower everything else by arithmetic alone. "
             "Layers and heads count from 0.",
         )
-        maps = [(f"Attention to {CLASS_WORDS[name]}, in %", values, most) for name, values in mass.items()]
+        drawn = [name for name in mass if name != "register" or content["num_registers"]]
+        maps = [(f"Attention to {called[name]}, in %", mass[name], most) for name in drawn]
         maps += [(words, matrix(content[name]), 1.0) for name, words in _MAPS.items()]
-        for title, values, darkest in maps if content["num_registers"] else maps[:5] + maps[6:]:
+        for title, values, darkest in maps:
             yield figure(title, heat_map(values, most=darkest, rows=layers, columns=heads), _peak(values))
+        yield from picture_blocks(
+            content,
+            "Attention to patches, mean over heads",
+            "What [CLS] attends to, or all patches on average where there is no [CLS]; in shares of all attention.",
+        )
         if content["num_registers"]:
             share = np.asarray(content["register_share"], dtype=np.float64).mean(axis=2)
             yield figure(
@@ -297,12 +316,12 @@ class AttentionAnalysis(Analysis):
             )
             for layer in range(content["layers"])
         ]
-        uniform = [f"{100 * share:.1f}" for share in content["uniform"].values()]
+        uniform = [f"{100 * content['uniform'][name]:.1f}" for name in mass]
         rows.append(("uniform", *uniform, "100.0", "100.0", "0.0", "0.0", "1.0", "", "", "0.0"))
         yield table(
             "Attention, layer by layer",
             (
-                *("layer", *(CLASS_WORDS[name] for name in mass), "entropy", "entropy over text", "sinks"),
+                *("layer", *(called[name] for name in mass), "entropy", "entropy over text", "sinks"),
                 *("sinks over text", "lift", "idle", "write", "column deviation"),
             ),
             rows,
@@ -311,6 +330,22 @@ class AttentionAnalysis(Analysis):
             "attention; idle: heads that attend to tokens without content and read little there; write: the size of "
             "what is read, over an average word's.",
         )
+
+
+def patch_attention(session: Session, batch: Batch) -> Floats:
+    """What [CLS] attends to (without one: all patches on average), the mean over heads, `[layers, rows, patches]`."""
+    found: list[Floats] = []
+    registers, count = active_registers(session.model), int(batch["patch_grid"][0].prod())
+    leading = batch["token_classes"].shape[1] - count
+
+    def read(_layer: int, weights: Tensor, _values: Tensor, _module: nn.Module) -> None:
+        mean = registers_first(weights, registers, 2, 3).mean(1, dtype=torch.float64)
+        asking = mean[:, -(leading + count)] if leading else mean[:, -count:].mean(1)
+        found.append(asking[:, -count:].cpu().numpy())
+
+    with torch.no_grad(), attention_tap(session.model, read):
+        run_backbone(session.model, batch)
+    return np.stack(found)
 
 
 def _peak(values: np.ndarray) -> str:

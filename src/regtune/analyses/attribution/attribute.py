@@ -21,10 +21,11 @@ from regtune.analyses.attribution.simple import gradient_input_scores, occlusion
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import ConfigError, UnsupportedModelError, shown, unknown_name
 from regtune.families import family_of, find_family
-from regtune.families._family import LEDGER, Family
+from regtune.families._family import LEDGER, Family, patch_grid
 from regtune.models.precision import device_of, has_bfloat16
 from regtune.registers.surgery import backbone_of, base_of
 from regtune.rows.targets import Target
+from regtune.rows.token_classes import patch_classes
 
 METHODS: dict[str, Callable[..., Scores]] = {
     "attention": attention_scores,
@@ -72,8 +73,9 @@ def attribute(
             methods with relevance rules (`RULES`) need a known architecture; the others take any.
         inputs: a mapping, as the tokenizer makes it: `input_ids` `[rows, seq]`, `attention_mask`, `offset_mapping` and
             the like, or an analysis batch with `token_classes`; what the model doesn't take is left out. Padding is on
-            the right. A model that writes text from text (T5) is explained at a token of `decoder_input_ids`, or at the
-            first one that it would write.
+            the right. Of images `pixel_values` `[rows, channels, height, width]`, whose patches are the tokens.
+            A model that writes text from text (T5) is explained at a token of `decoder_input_ids`, or at the first one
+            that it would write.
         method: `attnlrp` (Achtibat 2024), `cp-lrp` (Ali 2022), `chefer` (Chefer 2021), `integrated-gradients`,
             `gradient-input`, `occlusion`, `rollout`, `attention`, `attention-gradient` or `random`.
         target: one target for all rows or a list of one for each, by name or as an object of `regtune.rows.targets`; by
@@ -99,7 +101,9 @@ def attribute(
     """
     family = check_model(model, method)
     tensors = check_inputs(inputs)
-    rows = len(tensors["input_ids"])
+    if "pixel_values" in tensors:
+        tensors = with_patches(model, tensors)
+    rows = len(tensors["attention_mask"])
     targets = _one_each(target, rows)
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be at least 1.")
@@ -112,7 +116,7 @@ def attribute(
             raise unknown_name(f"option of {method}", name, given)
     given |= options
     found: list[Attribution] = []
-    size = min(batch_size, _rows_in_cache(model, method, tensors["input_ids"].shape[1]))
+    size = min(batch_size, _rows_in_cache(model, method, tensors["attention_mask"].shape[1]))
     for first in range(0, rows, size):
         part = {name: value[first : first + size] for name, value in tensors.items()}
         wanted = targets[first : first + size]
@@ -162,6 +166,12 @@ def check_inputs(inputs: object) -> dict[str, Tensor]:
     """The inputs as tensors with an attention mask, each with a row a text."""
     if not isinstance(inputs, Mapping):
         raise ConfigError(f"attribute needs input_ids; it was given {type(inputs).__name__} {shown(inputs)}. {_HOW}")
+    if inputs.get("pixel_values") is not None:
+        return _check_images({str(name): _tensor(str(name), value) for name, value in inputs.items()})
+    return _check_texts(inputs)
+
+
+def _check_texts(inputs: Mapping[Any, Any]) -> dict[str, Tensor]:
     if inputs.get("inputs_embeds") is not None:
         raise ConfigError(
             "attribute needs input_ids; it was given inputs_embeds, from which no token can be named. Whole numbers "
@@ -184,6 +194,30 @@ def check_inputs(inputs: object) -> dict[str, Tensor]:
         if not text[: int(text.sum())].all():
             raise ConfigError(f"row {row} has padding before its end, which moves positions; pad on the right.")
     return {name: value for name, value in tensors.items() if value.dim() and len(value) == len(ids)}
+
+
+def _check_images(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    pixels = tensors["pixel_values"]
+    if pixels.dim() != 4 or not pixels.is_floating_point() or not pixels.numel():
+        raise ConfigError(
+            f"pixel_values must be numbers [rows, channels, height, width], as the image processor makes them; these "
+            f"are {pixels.dtype} {list(pixels.shape)}."
+        )
+    return {name: value for name, value in tensors.items() if value.dim() and len(value) == len(pixels)}
+
+
+def with_patches(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of images with the mask and the classes of what the model makes of them, where it has none.
+
+    Raises:
+        UnsupportedModelError: an architecture whose patches aren't known.
+    """
+    config = backbone_of(model).config
+    family, pixels = family_of(config, "parts"), tensors["pixel_values"]
+    rows, columns = patch_grid(config, *pixels.shape[-2:])
+    classes = patch_classes(family.leading, rows * columns).expand(len(pixels), -1)
+    made = {"attention_mask": torch.ones(classes.shape, dtype=torch.long), "token_classes": classes}
+    return made | dict(tensors)
 
 
 def _tensor(name: str, value: Any) -> Tensor:
@@ -278,12 +312,11 @@ def _broken(scores: Scores, limit: float, method: str, first: int) -> Iterator[s
 def _attributions(
     scores: Scores, batch: Batch, given: Mapping[str, Tensor], method: str, options: Mapping[str, Any]
 ) -> Iterator[Attribution]:
-    tokenizer = batch.tokenizer
-    reads_text = not base_of(batch.model).config.is_encoder_decoder
+    averaged = batch.family is not None and batch.family.pooling == "mean"
+    reads_token = not averaged and not base_of(batch.model).config.is_encoder_decoder
     shown = {name: _plain_option(value) for name, value in options.items() if name not in _UNSEEN}
     for row, target in enumerate(scores.targets):
         text = batch.text[row].cpu()
-        ids = batch.inputs["input_ids"][row].cpu()[text].tolist()
         offsets = given["offset_mapping"][row].cpu()[text].tolist() if "offset_mapping" in given else None
         more: dict[str, Any] = {name: float(values[row]) for name, values in scores.parts.items()}
         if scores.inner is not None and scores.inner_residual is not None:
@@ -297,14 +330,14 @@ def _attributions(
             options=shown,
             target=target.label,
             value=float(scores.values[row].detach()),
-            tokens=tuple(map(str, ids if tokenizer is None else tokenizer.convert_ids_to_tokens(ids))),
+            tokens=batch.names(row),
             offsets=None if offsets is None else tuple((int(start), int(end)) for start, end in offsets),
             relevance=_numbers(scores.tokens[row].detach().cpu()[text]),
             registers=_numbers(scores.registers[row]),
             residual=0.0 if scores.residual is None else float(scores.residual[row]),
             steps=None if scores.steps is None else scores.steps[row],
             error=None if scores.error is None else float(scores.error[row]),
-            read_from=tuple(dict.fromkeys(term.position for term in target.terms)) if reads_text else (),
+            read_from=tuple(dict.fromkeys(term.position for term in target.terms)) if reads_token else (),
             **more,
         )
 

@@ -1,5 +1,8 @@
 """One batch of texts as a method sees it: how to run the model on it, in part or on other embeddings, what is wanted.
 
+Images are texts whose words are patches: tokens in front that are no patch ([CLS]) are special, and have no embedding
+of their own here, since they are added behind that of the patches.
+
 Given embeddings replace the output of the table of word embeddings, by a hook: `inputs_embeds` would lose RoBERTa's
 positions, which depend on the ids, and not every model takes it. Positions and types stay those of the text. Nothing
 here needs to know the architecture, so the methods without rules explain any Hugging Face model that embeds tokens.
@@ -8,6 +11,7 @@ here needs to know the architecture, so the methods without rules explain any Hu
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,11 +22,11 @@ from jaxtyping import Bool, Float, Int8
 from torch import Tensor, nn
 
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
-from regtune.families._family import Family
+from regtune.families._family import Family, patch_grid
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import active_registers, base_of
 from regtune.rows.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
-from regtune.rows.token_classes import TokenClass, token_classes
+from regtune.rows.token_classes import TokenClass, patch_names, token_classes
 
 BASELINES = ("mask", "pad", "zero")
 _LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
@@ -77,7 +81,7 @@ class Batch:
     def run_rows(self, rows: Tensor | None, length: int | None = None, **more: Any) -> Any:
         """The outputs for the named rows, in that order and with repetitions, cut to a length that holds their text."""
         accepted = inspect.signature(self.model.forward).parameters
-        seq = self.inputs["input_ids"].shape[1]
+        seq = self.text.shape[1]
         arguments: dict[str, Any] = {name: value for name, value in self.inputs.items() if name in accepted}
         if rows is not None:
             for name, value in arguments.items():
@@ -87,13 +91,38 @@ class Batch:
             arguments["use_cache"] = False
         return self.model(**arguments, return_dict=True, **more)
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether the batch is one of images."""
+        return "pixel_values" in self.inputs
+
+    def content(self, row: int) -> list[int]:
+        """Whole numbers that are the same for the same text or image: its token ids, or a checksum of its pixels."""
+        if self.reads_images:
+            return [zlib.crc32(self.inputs["pixel_values"][row].float().cpu().numpy().tobytes())]
+        ids: list[int] = self.inputs["input_ids"][row][self.text[row]].tolist()
+        return ids
+
+    def names(self, row: int) -> tuple[str, ...]:
+        """The tokens by name: the tokenizer's pieces, or ids where there is none; of patches row and column."""
+        if self.reads_images:
+            return patch_names(self.token_classes[row], self.patch_grid) if self.token_classes is not None else ()
+        ids = self.content(row)
+        return tuple(map(str, ids if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens(ids)))
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches of images."""
+        return patch_grid(base_of(self.model).config, *self.inputs["pixel_values"].shape[-2:])
+
     def resolve(self, outputs: Mapping[str, Tensor]) -> list[Resolved]:
         """The rows' targets with everything filled in."""
         names = [name for name in (START, END, LOGITS) if name in outputs]
         if not names:
             raise TargetError("This model has no head, so it gives no logits to explain. Load it with a task's head.")
         logits = {name: outputs[name].detach().double().cpu().numpy() for name in names}
-        text, ids, mask_id = self.text, self.inputs["input_ids"], self.token_ids["mask"]
+        text, mask_id = self.text, self.token_ids["mask"]
+        ids = self.inputs.get("input_ids", torch.zeros_like(self.inputs["attention_mask"]))
         masks = None if mask_id is None or self.decodes else (text & (ids == mask_id)).cpu().numpy()
         if self.decodes:
             ids = self.inputs[f"{_DECODER}input_ids"]
@@ -205,8 +234,18 @@ def _tables(model: nn.Module) -> list[Any]:
 
 def word_embeddings(batch: Batch) -> Float[Tensor, "batch seq width"]:
     """The text's own word embeddings."""
-    found: Tensor = word_table(batch.model)(batch.inputs["input_ids"]).detach()
-    return found
+    if not batch.reads_images:
+        found: Tensor = word_table(batch.model)(batch.inputs["input_ids"]).detach()
+        return found
+    patches = _patches(batch, batch.inputs["pixel_values"])
+    return nn.functional.pad(patches, (0, 0, batch.text.shape[1] - patches.shape[1], 0))
+
+
+def _patches(batch: Batch, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches _"]:
+    """What the model's table makes of images' patches."""
+    table = word_table(batch.model)
+    found: Tensor = table(pixels.to(next(table.parameters()).dtype)).detach()
+    return found.flatten(2).transpose(1, 2) if found.dim() == 4 else found
 
 
 def baseline_embeddings(
@@ -216,7 +255,8 @@ def baseline_embeddings(
 
     Args:
         batch: the texts.
-        baseline: `pad` or `mask`, the embedding of that token at every place; `zero`; or a vector `[width]`.
+        baseline: `pad` or `mask`, the embedding of that token at every place (of images `pad`, a patch of the colour
+            that the image processor makes 0, the mean one); `zero`; or a vector `[width]`.
         special_tokens: `held` leaves special tokens as they are, so that they get no score: the text's frame is
             part of both ends of the path. `moved` treats them like all others. Padding always stays.
     """
@@ -241,6 +281,10 @@ def _absent(batch: Batch, baseline: Any, text: Tensor) -> Tensor:
         raise unknown_name("baseline", str(baseline), BASELINES)
     if baseline == "zero":
         return torch.zeros_like(text[0, 0])
+    if batch.reads_images:
+        if baseline == "mask":
+            raise ConfigError("Images have no mask token. Use baseline='pad' (a patch of the mean colour) or 'zero'.")
+        return _patches(batch, torch.zeros_like(batch.inputs["pixel_values"][:1]))[0, 0]
     token = batch.token_ids[baseline]
     if token is None:
         raise ConfigError(
@@ -254,10 +298,11 @@ def _absent(batch: Batch, baseline: Any, text: Tensor) -> Tensor:
 class GivenEmbeddings:
     """What stands in for the model's own embeddings in the passes inside `given_embeddings`."""
 
-    def __init__(self, active: Registers | None, known: Tensor | None = None) -> None:
+    def __init__(self, active: Registers | None, known: Tensor | None = None, *, images: bool = False) -> None:
         self.active = active
         self.known = known
         """The batch's token ids, to see that an unknown architecture looks up what is thought."""
+        self.images = images
         self.words: Tensor | None = None
         """`[batch, seq, width]`, or None for the model's own."""
         self.registers: Sequence[Tensor] = ()
@@ -281,6 +326,10 @@ class GivenEmbeddings:
     def _give_words(self, ids: Tensor, output: Tensor, shifted: bool) -> Tensor | None:
         self._calls += 1
         words = self.words
+        if words is not None and self.images:
+            count = output[0, 0].numel() if output.dim() == 4 else output.shape[1]
+            patches = words[:, words.shape[1] - count :]
+            return patches if output.dim() == 3 else patches.transpose(1, 2).reshape(len(patches), *output.shape[1:])
         if words is None or self._calls > (2 if shifted else 1):  # GPT-2 looks its token types up there too
             return None
         if self._calls == 1 and self.known is not None and not _are_rows(ids, self.known, words.shape[1]):
@@ -302,7 +351,7 @@ def given_embeddings(batch: Batch) -> Iterator[GivenEmbeddings]:
     """Inside the context, passes of the batch's model run on what is set on the yielded object."""
     backbone = base_of(batch.model)
     known = batch.inputs["input_ids"] if batch.family is None else None
-    given = GivenEmbeddings(active_registers(batch.model), known)
+    given = GivenEmbeddings(active_registers(batch.model), known, images=batch.reads_images)
     tables = {id(table): table for table in _tables(batch.model)}
     shifted = bool(getattr(backbone.config, "is_encoder_decoder", False)) and not batch.decodes
     with ExitStack() as stack:

@@ -17,7 +17,9 @@ from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.batch import make_batch, writes_tokens
 from regtune.analyses.attribution.simple import loss_when_hidden
 from regtune.analyses.attribution.words import by_words
+from regtune.analyses.pictures import data_uri
 from regtune.errors import (
+    CheckpointError,
     ConfigError,
     DataError,
     MissingExtraError,
@@ -42,6 +44,7 @@ METHODS_SHOWN = ("attnlrp", "chefer", "integrated-gradients")
 """What is drawn unless other methods are named; those that a model has no rules for are left out, and it is said."""
 _WITHOUT_RULES = ("gradient-input", "integrated-gradients")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "offset_mapping", "decoder_input_ids", "token_classes")
+_OF_IMAGES = ("pixel_values", "attention_mask", "token_classes")
 _MOST_TAGS = 5
 """Tags that are explained of a text where nobody names some."""
 
@@ -60,6 +63,10 @@ class ExplainedModel:
     """Number of entries before the text that the offsets of later ones count characters of."""
     attributions: tuple[Attribution, ...]
     """Method by method, target by target (`Attribution.asked`)."""
+    picture: str | None = None
+    """Of an image: what the model read, as a PNG in a data URI."""
+    grid: tuple[int, int] | None = None
+    """Of an image: rows and columns of its patches, which are the last tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,7 @@ class Explained(ShownByBlocks):
     question: str | None
     """The first of two texts; None where there is one alone."""
     context: str
-    """The text; what a model was made to write is at its end."""
+    """The text; what a model was made to write is at its end. Of an image its name."""
     models: tuple[ExplainedModel, ...]
 
     @property
@@ -123,9 +130,9 @@ def explain(
 
     Args:
         model: a run directory, a folder, a hub name, a `Session`, or a pair of a model and its tokenizer.
-        given: a text, a mapping with what the task reads (`text`; `question` and `context`), or a list of texts, of
-            pairs of texts, of mappings, or of examples that were read (`Session.sample(...).items`). Write [MASK] where
-            a masked language model is to find a word.
+        given: a text, a mapping with what the task reads (`text`; `question` and `context`; `image`), or a list of
+            texts, of pairs of texts, of mappings, or of examples that were read (`Session.sample(...).items`). Write
+            [MASK] where a masked language model is to find a word. A model of images takes paths for texts.
         context: the second text of a pair, or the text that holds the answer; then `given` is one text.
         target: what is explained, by name: `start`, `end`, `answer`, `answer-minus-runner-up` or `answer-minus-null` of
             an answer; `predicted`, a label, a word, or one minus another (`positive-negative`) elsewhere, with `@` and
@@ -234,6 +241,11 @@ def _session(model: object) -> Session:
 def _example(session: Session, record: Mapping[str, Any]) -> Any:
     if session.task is not None:
         return session.task.example(record, session.task_settings)
+    if session.modality == "image":
+        raise CheckpointError(
+            f"{session.name} has no head for a task, so it says nothing of an image. Train it first: regtune train "
+            f"--model {session.name} --task {session.reads.name}"
+        )
     text = _text("text", record.get("text")).replace("[MASK]", getattr(session.reader, "mask_token", None) or "[MASK]")
     return PlainText(id=str(record["id"]), text=text, pair=record.get("pair"))
 
@@ -241,6 +253,8 @@ def _example(session: Session, record: Mapping[str, Any]) -> Any:
 def _texts(example: Any) -> tuple[str | None, str]:
     if hasattr(example, "context"):
         return example.question, example.context
+    if not hasattr(example, "text"):
+        return None, str(getattr(example, "name", example.id))
     pair = getattr(example, "pair", None)
     return (None, example.text) if pair is None else (example.text, pair)
 
@@ -268,7 +282,8 @@ def _explained(
     """One model's explanations, and what it wrote behind the text."""
     rows, said = _read(session, example)
     batch = rows.batch([said.row]) | rows.roles([rows.rows[said.row]])
-    inputs, wrote = {name: batch[name] for name in _INPUTS if name in batch}, ""
+    images = rows.pictures is not None
+    inputs, wrote = {name: batch[name] for name in (_OF_IMAGES if images else _INPUTS) if name in batch}, ""
     names = said.default if said.only or not asked else asked
     goals = {name: said.targets.get(name, name) for name in names}
     mask = getattr(session.reader, "mask_token_id", None)
@@ -300,6 +315,8 @@ def _explained(
         notes=(*said.notes, *notes),
         context_start=int(batch["context_start"][0]) if "context_start" in batch else 0,
         attributions=found,
+        picture=None if rows.pictures is None else data_uri(rows.pictures([rows.rows[said.row]])[0]),
+        grid=(int(batch["patch_grid"][0, 0]), int(batch["patch_grid"][0, 1])) if images else None,
     )
     return made, wrote
 

@@ -78,6 +78,8 @@ def _ledger_scores(batch: Batch, by: str | None, *, constant_attention: bool) ->
     shares = {
         kind: [relevance_of(leaf.detach(), next(gradients)) for leaf in group] for kind, group in ledger.leaves.items()
     }
+    leading = batch.text.shape[1] - shares[TOKENS][0].shape[1]  # [CLS] of images, which is none of their patches
+    shares[TOKENS][0] = nn.functional.pad(shares[TOKENS][0], (leading, 0))
     scores = _balance(targets, values.detach().double(), shares, ledger)
     return scores if by is None else inner.into(scores, shares)
 
@@ -317,7 +319,9 @@ class _Changes:
             self._on_output(self.family.embeddings, lambda output: self.ledger.leaf(STATES, output))
         else:
             self._on_output(self.family.word_embeddings, self._words)
-            for kind, path in ((POSITIONS, self.family.position_embeddings), (TYPES, self.family.type_embeddings)):
+            self._on_output(self.family.assembled, self._beside_patches)
+            positions = None if self.family.assembled is not None else self.family.position_embeddings
+            for kind, path in ((POSITIONS, positions), (TYPES, self.family.type_embeddings)):
                 self._on_output(path, functools.partial(self._for_each_row, kind))
         if registers is not None:
 
@@ -335,7 +339,17 @@ class _Changes:
         if isinstance(module, nn.Module):
             self.stack.callback(module.register_forward_hook(lambda _module, _args, output: change(output)).remove)
 
+    def _beside_patches(self, output: Tensor) -> Tensor:
+        """What is no patch in the states that patches, [CLS] and positions make together."""
+        patches = self.ledger.leaves[TOKENS][0]
+        words = nn.functional.pad(patches, (0, 0, output.shape[1] - patches.shape[1], 0))
+        total = words + self.ledger.leaf(POSITIONS, output - words)
+        return total + (output - total).detach()  # its rounding
+
     def _words(self, output: Tensor) -> Tensor:
+        if output.dim() == 4:  # patches in rows and columns
+            leaf = self.ledger.leaf(TOKENS, output.flatten(2).transpose(1, 2))
+            return leaf.transpose(1, 2).reshape(output.shape)
         # GPT-2 looks its token types up in the same table, after the words.
         return self.ledger.leaf(TYPES if TOKENS in self.ledger.leaves else TOKENS, output)
 

@@ -23,6 +23,7 @@ from regtune.errors import UnsupportedModelError, unknown_name
 from regtune.registers.passes import Layout
 from regtune.registers.surgery import backbone_of, base_of, find_registers, layout_of
 from regtune.rows.targets import LOGITS, Resolved, TargetError, values_of
+from regtune.rows.token_classes import is_content
 
 
 def rollout_scores(batch: Batch) -> Scores:
@@ -36,7 +37,7 @@ def rollout_scores(batch: Batch) -> Scores:
         rolled[:] = [block @ fresh_rows(rolled[0], registers) if rolled else block]
 
     outputs, targets = _watch(batch, follow)
-    tokens, of_registers = read_from(rolled[0], _require_reading(batch, targets), registers)
+    tokens, of_registers = read_from(rolled[0], _require_reading(batch, targets), registers, patches=_pooled(batch))
     return Scores(targets=targets, values=values_of(outputs, targets), tokens=tokens, registers=of_registers)
 
 
@@ -53,7 +54,8 @@ def attention_scores(batch: Batch, *, layers: str = "last") -> Scores:
 
     outputs, targets = _watch(batch, follow, across=True)
     weights = kept[0] / kept[0].sum(-1, keepdim=True)
-    tokens, registers = read_from(weights, _require_reading(batch, targets), registers_of(batch))
+    read = _require_reading(batch, targets)
+    tokens, registers = read_from(weights, read, registers_of(batch), patches=_pooled(batch))
     return Scores(targets=targets, values=values_of(outputs, targets), tokens=tokens, registers=registers)
 
 
@@ -96,9 +98,20 @@ def fresh_rows(joint: Float64[Tensor, "batch total total"], registers: tuple[Lay
 
 
 def read_from(
-    joint: Float64[Tensor, "batch queries total"], targets: Sequence[Resolved], registers: tuple[Layout, bool] | None
+    joint: Float64[Tensor, "batch queries total"],
+    targets: Sequence[Resolved],
+    registers: tuple[Layout, bool] | None,
+    *,
+    patches: tuple[Tensor, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The rows of a map (query, key) that the targets are read from, split into text and registers.
+
+    Args:
+        joint: the map.
+        targets: one a row.
+        registers: where they stand.
+        patches: of a class that is read from the mean over patches too, each position's part of that mean, `[batch,
+            seq]`, and the mean's share.
 
     Returns:
         `[batch, seq]` and `[batch, registers]`; where a target has several terms, the mean weighted by their sizes.
@@ -109,8 +122,18 @@ def read_from(
         for term in target.terms:
             read[row, term.position] += abs(term.weight)
     read = read / read.sum(1, keepdim=True)
+    if patches is not None:
+        read = (1 - patches[1]) * read + patches[1] * patches[0]
     tokens, of_registers = split(torch.einsum("bq,bqk->bk", read, by_query).unsqueeze(-1), registers)
     return tokens.squeeze(-1), of_registers.squeeze(-1)
+
+
+def _pooled(batch: Batch) -> tuple[Tensor, float] | None:
+    """The patches over whose mean an image's class is read, and its share; None where it is read from one token."""
+    if batch.family is None or batch.family.pooling == "token" or batch.token_classes is None:
+        return None
+    patches = is_content(batch.token_classes).to(batch.text.device, torch.float64)
+    return patches / patches.sum(1, keepdim=True), 1.0 if batch.family.pooling == "mean" else 0.5
 
 
 def split(total: Tensor, registers: tuple[Layout, bool] | None) -> tuple[Tensor, Tensor]:

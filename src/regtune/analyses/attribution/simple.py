@@ -115,7 +115,7 @@ def random_scores(batch: Batch, *, seed: int = 0) -> Scores:
     tokens = torch.zeros(batch.text.shape, dtype=torch.float64)
     of_registers = torch.zeros(len(targets), count, dtype=torch.float64)
     for row, text in enumerate(batch.text.cpu()):
-        ids = batch.inputs["input_ids"][row].cpu()[text].tolist()
-        drawn = torch.from_numpy(np.random.default_rng([seed, *ids]).uniform(-1, 1, len(ids) + count))
-        tokens[row, text], of_registers[row] = drawn[: len(ids)], drawn[len(ids) :]
+        length = int(text.sum())
+        drawn = torch.from_numpy(np.random.default_rng([seed, *batch.content(row)]).uniform(-1, 1, length + count))
+        tokens[row, text], of_registers[row] = drawn[:length], drawn[length:]
     return Scores(targets=targets, values=values_of(outputs, targets), tokens=tokens, registers=of_registers)

@@ -66,7 +66,7 @@ from regtune.analyses.parts import (
     with_interval,
 )
 from regtune.analyses.pictures import Estimate, bars
-from regtune.errors import DataError, UnknownNameError, unknown_name
+from regtune.errors import DataError, UnknownNameError, UnsupportedModelError, unknown_name
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.progress import each
 from regtune.rows.texts import TextRow, text_rows
@@ -153,6 +153,8 @@ class FaithfulnessAnalysis(Analysis):
         self, session: Session, rows: Rows[Any], examples: Examples, settings: FaithfulnessSettings
     ) -> Mapping[str, Any]:
         """See `Analysis.measure`."""
+        if session.modality == "image":
+            raise UnsupportedModelError("it takes words away from texts; of images, `explanations` is measured.")
         began = time.perf_counter()
         one_each = rows.one_each()
         settings = settings.fitted(one_each.lengths)

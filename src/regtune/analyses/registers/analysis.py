@@ -126,7 +126,7 @@ class RegisterAnalysis(Analysis):
             "attention_in": attention.means["register_share"].mean(axis=1, dtype=np.float64),
             "attention_out": 1.0 - out[..., _REGISTER],
             "attention_out_by_class": dict(zip(CLASSES, np.moveaxis(out, -1, 0), strict=True)),
-            "lens": register_lens(session.model, states.means, session.reader),
+            "lens": None if session.modality == "image" else register_lens(session.model, states.means, session.reader),
             **({} if untouched.loss is None else _relevance(session, batches, changes, settings.seed)),
             "measures": dict(zip(names, alone, strict=True)),
             "titles": {name: f"change in {quantity} without register {name.rpartition('.')[2]}" for name in names},
@@ -242,7 +242,7 @@ def _table(content: Mapping[str, Any], count: int) -> Block:
         mine = by_place[main, index]
         alone = [""] * 4
         if index is not None:
-            words = content["lens"]["embedding"][index]
+            words = [[("",)]] if content["lens"] is None else content["lens"]["embedding"][index]
             alone = [f"{variation[:, index].max():.1%}", f"{attended[:, index].mean():.1%}"]
             alone += ["" if relevance is None else f"{relevance[index]:.3g}", f"{words[0][0][0]} / {words[-1][0][0]}"]
         else:

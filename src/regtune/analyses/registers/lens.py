@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regtune.errors import UnsupportedModelError
 from regtune.families import family_of
 from regtune.registers.surgery import backbone_of
 
@@ -78,8 +79,14 @@ def _named(ids: list, scores: list, tokenizer: Any) -> tuple:
 
 @torch.no_grad()
 def vocabulary_vectors(model: nn.Module) -> Float[Tensor, "vocabulary hidden"]:
-    """The input embedding of every token; brought to the hidden size as the model does it where it is narrower."""
+    """The input embedding of every token; brought to the hidden size as the model does it where it is narrower.
+
+    Raises:
+        UnsupportedModelError: a model of images, or of no known family.
+    """
     backbone = backbone_of(model)
+    if family_of(backbone.config, "parts").reads_images:
+        raise UnsupportedModelError(f"{type(model).__name__} reads images, so it has no words that a state is near to.")
     vectors: Tensor = backbone.get_input_embeddings().weight.detach()
     widen = family_of(backbone.config, "parts").widen
     if widen is not None and vectors.shape[1] != backbone.config.hidden_size:

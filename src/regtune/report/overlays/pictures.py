@@ -3,7 +3,8 @@
 An *explanations document* is a dict with `schema_version`, `kind` ("explanations"), `question` (or null), `context`,
 `notes`, and `models`: each with `name`, `num_registers`, `answer` (`text`, `start`, `end` in characters of the context,
 `probability`; or null), `notes`, `context_start` (number of tokens before the context) and `attributions`
-(`Attribution.to_json()`, with the target's name as `asked` and with offsets).
+(`Attribution.to_json()`, with the target's name as `asked` and with offsets). Of an image the offsets are missing, and
+a model has `picture` (a PNG in a data URI) and `grid` (rows and columns of patches, which are the last tokens).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regtune.analyses.attribution.attribution import Attribution
+from regtune.analyses.pictures import pixels_of
 from regtune.errors import DataError
 from regtune.families._family import LEDGER
 from regtune.report.overlays.words import Piece, Token, text_pieces
@@ -59,6 +61,8 @@ class Panel:
     """All tokens as the model reads them, with their scores."""
     special: tuple[tuple[str, float], ...]
     """Those that are no text."""
+    patches: tuple[Piece, ...] = ()
+    """Of an image, row by row."""
     registers: tuple[float, ...]
     ledger: tuple[tuple[str, float], ...]
     """Name and amount of each part that the method has; `residual` last, where there is a law that it could break."""
@@ -103,8 +107,8 @@ class Panel:
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
-        """All pieces of text that have a score."""
-        return tuple(piece for piece in (*self.question, *self.context) if piece.score is not None)
+        """All pieces of text, or patches of an image, that have a score."""
+        return tuple(piece for piece in (*self.question, *self.context, *self.patches) if piece.score is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +121,10 @@ class Model:
     probability: float | None
     notes: tuple[str, ...]
     panels: tuple[Panel, ...]
+    picture: str | None = None
+    """The image that it read, as a data URI."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of its patches."""
 
     @property
     def label(self) -> str:
@@ -194,7 +202,12 @@ def _model(one: Mapping[str, Any], question: str | None, context: str) -> Model:
     answer = one.get("answer") or {}
     marked = (int(answer["start"]), int(answer["end"])) if "start" in answer else None
     start = int(one.get("context_start") or 0)
-    panels = tuple(_panel(found, question, context, start, marked) for found in one["attributions"])
+    picture, grid = one.get("picture"), one.get("grid")
+    if grid is None:
+        panels = tuple(_panel(found, question, context, start, marked) for found in one["attributions"])
+    else:
+        pixels_of(str(picture))  # an address that holds anything but an image is refused
+        panels = tuple(_image_panel(found, int(grid[0]) * int(grid[1])) for found in one["attributions"])
     return Model(
         name=str(one.get("name") or "model"),
         num_registers=int(one.get("num_registers") or max((len(panel.registers) for panel in panels), default=0)),
@@ -202,6 +215,8 @@ def _model(one: Mapping[str, Any], question: str | None, context: str) -> Model:
         probability=answer.get("probability"),
         notes=tuple(map(str, one.get("notes") or ())),
         panels=panels,
+        picture=picture,
+        grid=None if grid is None else (int(grid[0]), int(grid[1])),
     )
 
 
@@ -212,12 +227,8 @@ def _panel(
     context_start: int,
     marked: tuple[int, int] | None,
 ) -> Panel:
-    found = Attribution.from_json(record)
-    if not all(map(math.isfinite, (*found.relevance, *found.registers, *found.parts().values(), found.value))):
-        raise DataError(f"The scores of {found.method} for {found.target} are not all numbers.")
+    found, size = _read(record)
     tokens, scores = found.tokens, found.relevance.tolist()
-    parts = {name: amount for name, amount in found.parts().items() if name not in ("tokens", "registers", "baseline")}
-    size = sum(map(abs, (*scores, *found.registers.tolist(), *parts.values())))
     own = found.read_from if found.method == "chefer" else ()
     left_out = sum(abs(scores[place]) for place in own) / size if size else 0.0
     if left_out <= _OWN_SHARE:
@@ -242,6 +253,40 @@ def _panel(
         how=how(found),
         inside=_inside(found),
         left_out=left_out,
+        size=size,
+    )
+
+
+def _read(record: Mapping[str, Any]) -> tuple[Attribution, float]:
+    """An attribution whose numbers are all numbers, and the sum of their sizes."""
+    found = Attribution.from_json(record)
+    if not all(map(math.isfinite, (*found.relevance, *found.registers, *found.parts().values(), found.value))):
+        raise DataError(f"The scores of {found.method} for {found.target} are not all numbers.")
+    parts = {name: amount for name, amount in found.parts().items() if name not in ("tokens", "registers", "baseline")}
+    return found, sum(map(abs, (*found.relevance.tolist(), *found.registers.tolist(), *parts.values())))
+
+
+def _image_panel(record: Mapping[str, Any], count: int) -> Panel:
+    """Of an image, whose last `count` tokens are its patches."""
+    found, size = _read(record)
+    rows = list(zip(found.tokens, found.relevance.tolist(), strict=True))
+    if len(rows) < count:
+        raise DataError(f"{found.method} has {len(rows)} scores for {count} patches. Explain again.")
+    return Panel(
+        method=found.method,
+        asked=str(record.get("asked") or found.target),
+        target=found.target,
+        value=found.value,
+        question=(),
+        context=(),
+        cut=(False, False),
+        tokens=tuple(rows),
+        special=tuple(rows[: len(rows) - count]),
+        patches=tuple(Piece(text="", score=score, token=token) for token, score in rows[len(rows) - count :]),
+        registers=tuple(found.registers.tolist()),
+        ledger=tuple(_ledger(found)),
+        how=how(found),
+        inside=_inside(found),
         size=size,
     )
 

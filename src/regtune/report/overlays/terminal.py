@@ -20,6 +20,9 @@ RAMPS = {
 }
 """Background colours of the 256-colour table, pale to dark: for positive and for negative scores."""
 _BLACK, _WHITE, _RESET, _BOLD = "\x1b[38;5;16m", "\x1b[38;5;231m", "\x1b[0m", "\x1b[1m"
+_CELL = 5
+"""Columns of a patch."""
+_STRONGEST = 10
 _FROM = 0.08
 """Strength of the colour from which on a token gets one."""
 
@@ -91,8 +94,11 @@ class _Painter:
         yield from (line for remark in panel.remarks for line in self._plain(f"  {remark}"))
         if panel.question:
             yield from self._text(panel, panel.question)
-        before, behind = ("… " if panel.cut[0] else ""), (" …" if panel.cut[1] else "")
-        yield from self._text(panel, (Piece(text=before), *panel.context, Piece(text=behind)))
+        if model.grid is not None:
+            yield from self._patches(panel, model.grid[1])
+        else:
+            before, behind = ("… " if panel.cut[0] else ""), (" …" if panel.cut[1] else "")
+            yield from self._text(panel, (Piece(text=before), *panel.context, Piece(text=behind)))
         for name, scores in (("special tokens", panel.special), ("registers", tuple(panel.register_names))):
             if scores:
                 yield from self._strip(panel, name, scores)
@@ -106,6 +112,19 @@ class _Painter:
             text = f"{printable(token)} {percent(panel.share(score)).removesuffix(' %')}"
             cells += [(" ", " "), (self._painted(text, panel, score), text)]
         yield from self._wrapped(cells)
+
+    def _patches(self, panel: Panel, columns: int) -> Iterator[str]:
+        """An image's patches, row by row, their shares in whole percents; too many for a line: the strongest."""
+        if columns * _CELL > self.width:
+            order = sorted(panel.patches, key=lambda piece: -abs(piece.score or 0.0))[:_STRONGEST]
+            yield from self._strip(panel, "strongest patches", [(one.token, one.score or 0.0) for one in order])
+            return
+        for first in range(0, len(panel.patches), columns):
+            cells = []
+            for piece in panel.patches[first : first + columns]:
+                score = piece.score or 0.0
+                cells.append(self._painted(f"{100 * panel.share(score):+.0f}".rjust(_CELL - 1), panel, score))
+            yield " ".join(cells)
 
     def _text(self, panel: Panel, pieces: Sequence[Piece]) -> Iterator[str]:
         yield from self._wrapped([cell for piece in pieces for cell in self._cells(panel, piece)])
