@@ -54,7 +54,7 @@ GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Reading data",
         "Each names the file and the record. `--data.on-bad-record skip` leaves bad records out and counts them; "
         "`mend` also moves near offsets to their answer.",
-        ("tasks/", "rows/texts.py", "rows/token_classes.py"),
+        ("tasks/", "noise.py", "rows/reading.py", "rows/texts.py", "rows/token_classes.py"),
     ),
     (
         "Training",

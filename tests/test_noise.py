@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,14 +19,20 @@ texts = st.text(st.sampled_from("aZéж ,.?!'-ü水\n\t") | st.characters(codec=
 strengths = st.floats(0, 1)
 
 
+said = st.lists(st.sampled_from(["Ada", "their", "it", "was.", "Here!", "elephants", "—"]), min_size=2, max_size=12)
+
+
 @st.composite
 def kept(draw):
-    """A text with parts that have to stay."""
-    text = draw(texts.filter(bool))
+    """A text with parts that have to stay: characters of any text, or whole words and sentences."""
+    text = draw(texts.filter(bool) | said.map(" ".join))
+    starts = [word.start() for word in re.finditer(r"\S+", text)] or [0]
+    ends = [word.end() for word in re.finditer(r"\S+", text)] or [len(text)]
     spans = []
     for _ in range(draw(st.integers(0, 3))):
-        start = draw(st.integers(0, len(text) - 1))
-        spans.append((start, draw(st.integers(start + 1, len(text)))))
+        start = draw(st.sampled_from(starts) | st.integers(0, len(text) - 1))
+        end = draw(st.sampled_from(ends) | st.integers(start + 1, len(text)))
+        spans.append((start, max(end, start + 1)))
     return text, spans
 
 
@@ -33,11 +41,11 @@ def changed(text, *, key="7", keep=(), seed=0, fields=(), **kinds):
     return Change(noise=noise, sentences={"text": POOL}, id=key)("text", text, keep)
 
 
-@given(kept(), st.dictionaries(st.sampled_from(NAMES), strengths, min_size=1))
-def test_what_has_to_stay_stays_and_its_place_is_known(case, kinds):
+@given(kept(), st.dictionaries(st.sampled_from(NAMES), strengths, min_size=1), st.sampled_from("abcdefgh"))
+def test_what_has_to_stay_stays_and_its_place_is_known(case, kinds, key):
     text, spans = case
     try:
-        new, found = changed(text, keep=spans, **kinds)
+        new, found = changed(text, keep=spans, key=key, **kinds)
     except DataError:  # the text holds a whole sentence of the pool's, or the answer is in all of them
         return
     assert [new[start:end] for start, end in found] == [text[start:end] for start, end in spans]
