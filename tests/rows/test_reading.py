@@ -15,8 +15,9 @@ from regtune.records import read_json
 from regtune.registry import TASKS
 from regtune.rows.reading import perturbed, read_sets
 from regtune.sweeps.evaluate import evaluate
+from regtune.sweeps.held_out import draw_share
 from regtune.sweeps.predict import predict
-from regtune.sweeps.run import run_experiment, split
+from regtune.sweeps.run import run_experiment
 from regtune.tasks.classify import Classification, ClassifySettings
 from regtune.tasks.qa.examples import Answer, QAExample
 from regtune.tasks.qa.settings import QASettings
@@ -75,7 +76,7 @@ def test_a_set_beside_its_perturbed_self_has_ids_of_its_own_and_stays_in_its_gro
     assert len(set(found.ids)) == len(found) == 2 * count
     assert found.ids[count] == f"{found.ids[0]}#noise:case=0.5"
     assert found.facts["read"] == 2 * count
-    learnt, held = split(found, QA, TrainConfig())
+    learnt, held = draw_share(found, QA, 0.1, seed=0)
     assert not {QA.group(one) for one in learnt.items} & {QA.group(one) for one in held.items}
     assert read("embedded:dev", "noise:case=0.5:embedded:dev", limit=count + 3).ids == found.ids[: count + 3]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,6 +14,7 @@ from jaxtyping import Int
 from regtune.config import Count, DataConfig, Tokens
 from regtune.errors import DataError, MissingExtraError, shown
 from regtune.interfaces import Examples, Rows, Shown, Task
+from regtune.noise import Change
 from regtune.rows.texts import TextRow
 from regtune.tasks.files import cell, hub_records, read_examples, records_of
 from regtune.tasks.lm import (
@@ -88,6 +89,14 @@ class InstructionTuning(LanguageModelling):
     reads_text: ClassVar[bool] = False
     examples: ClassVar[str] = "instructions"
     given: ClassVar[tuple[str, ...]] = ("prompt",)
+    perturbs: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    def perturb(self, example: Instruction, change: Change) -> Instruction:
+        """Noise in what the user says."""
+        messages = tuple(
+            (role, change("prompt", words)[0] if role == "user" else words) for role, words in example.messages
+        )
+        return replace(example, messages=messages)
 
     def read(
         self, names: Sequence[str], settings: Any, *, limit: int | None = None, training: bool = False
