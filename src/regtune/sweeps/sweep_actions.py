@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 from regtune.errors import ConfigError
 from regtune.records import read_json
+from regtune.sweeps.estimate import plan_text
+from regtune.sweeps.export import export_cells
 from regtune.sweeps.grid import SweepConfig, load_sweep
 from regtune.sweeps.ray import ClusterConfig
+from regtune.sweeps.search import search_learning_rates
 from regtune.sweeps.sweep import Engine, check_folder, outcome_text, plan_sweep, run_sweep
 
 
@@ -51,7 +54,8 @@ def carry_out(
     sweep = load_sweep(recipe)
     folder = folder or Path("runs") / Path(recipe).stem
     if dry_run:
-        return Report(_plan(sweep, folder))
+        plan, waiting = plan_sweep(sweep, folder)
+        return Report(plan_text(plan, waiting=waiting))
     if export is not None:
         return _export(folder, export)
     if search or search_only:
@@ -62,16 +66,7 @@ def carry_out(
     return Report(outcome_text(outcome), not outcome.failed)
 
 
-def _plan(sweep: SweepConfig, folder: Path) -> str:
-    from regtune.sweeps.estimate import plan_text
-
-    plan, waiting = plan_sweep(sweep, folder)
-    return plan_text(plan, waiting=waiting)
-
-
 def _export(folder: Path, target: Path) -> Report:
-    from regtune.sweeps.export import export_cells
-
     cells, left_out = export_cells(folder, target)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     lines = [f"{len(cells)} cells in {target}, {size / 1e6:.1f} MB."]
@@ -82,8 +77,6 @@ def _export(folder: Path, target: Path) -> Report:
 
 
 def _search(sweep: SweepConfig, folder: Path) -> str:
-    from regtune.sweeps.search import search_learning_rates
-
     check_folder(sweep, folder)
     path = search_learning_rates(sweep, folder)
     best = read_json(path)["best"]
