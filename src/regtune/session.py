@@ -166,7 +166,9 @@ class Session:
             other = next(name for name in names if name not in plain)
             raise ConfigError(f"{plain[0]} is plain text and {other} is a data set; give one kind at a time.")
         found = read_paragraphs(names) if plain else read_sets(self.reads, names, self._settings)
-        return spread(found, limit)
+        if limit is None or len(found) <= limit:
+            return found
+        return dataclasses.replace(found, items=tuple(found.items[index] for index in spread_over(len(found), limit)))
 
     def rows(self, examples: Examples, *, training: bool = False) -> Rows[Any]:
         """The rows of examples, as the model's task cuts them."""
@@ -338,12 +340,9 @@ def fitted(settings: Any, session: Session) -> Any:
     return settings if limit is None else session.reads.shortened(settings, limit)
 
 
-def spread(examples: Examples, limit: int | None) -> Examples:
-    """At most `limit` examples, evenly spread over what there is."""
-    count = len(examples)
-    if limit is None or count <= limit:
-        return examples
-    return dataclasses.replace(examples, items=tuple(examples.items[i * count // limit] for i in range(limit)))
+def spread_over(count: int, most: int) -> list[int]:
+    """At most `most` of so many indices, evenly spread."""
+    return list(range(count)) if count <= most else [index * count // most for index in range(most)]
 
 
 def by_length(rows: Rows[Any], batch_size: int) -> Iterator[list[int]]:

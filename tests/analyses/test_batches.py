@@ -71,9 +71,9 @@ def test_texts_keep_their_index_whatever_their_length_and_are_cut():
 def test_a_row_without_a_word_is_left_out():
     (batch,) = text_batches(["the cat", "cat"])
     batch["token_classes"][1] = batch["token_classes"][1].clamp(max=1)
-    assert with_words(batch)["example"].tolist() == [0]
+    assert [worded["example"].tolist() for worded in with_words([batch])] == [[0]]
     batch["token_classes"].clamp_(max=1)
-    assert with_words(batch) is None
+    assert not list(with_words([batch]))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_batch_whose_parts_do_not_fit_is_refused(change, message):
     check(batch)
     wrong = {name: value for name, value in {**batch, **change}.items() if value is not None}
     with pytest.raises(ConfigError, match=message):
-        with_words(wrong)
+        list(with_words([wrong]))
 
 
 def test_a_model_is_given_what_it_takes_of_a_batch():

@@ -8,6 +8,7 @@ makes them.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -37,11 +38,13 @@ def check(batch: Batch) -> None:
         raise ConfigError("token_classes hold registers, which are no text; regtune puts them there itself.")
 
 
-def with_words(batch: Batch) -> Batch | None:
-    """The rows that hold a word; None if none does. Raises as `check`."""
-    check(batch)
-    kept = is_content(batch["token_classes"]).any(1)
-    return {name: value[kept] for name, value in batch.items()} if kept.any() else None
+def with_words(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The rows that hold a word, batch by batch; a batch without any is left out. Raises as `check`."""
+    for batch in batches:
+        check(batch)
+        kept = is_content(batch["token_classes"]).any(1)
+        if kept.any():
+            yield {name: value[kept] for name, value in batch.items()}
 
 
 def run(model: nn.Module, batch: Batch) -> Any:

@@ -17,13 +17,13 @@ from regtune.analyses.attribution.attribute import METHODS
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.attribution.explain import explain
 from regtune.analyses.outcomes import attributions, some
-from regtune.analyses.parts import ByExample, mean_interval, spread_over, table, with_interval
+from regtune.analyses.parts import ByExample, mean_interval, table, with_interval
 from regtune.errors import UnknownNameError, unknown_name
 from regtune.interfaces import Analysis, Block, Examples, Rows
 from regtune.progress import each
 from regtune.rows.texts import PlainText
 from regtune.rows.token_classes import is_content
-from regtune.session import Session
+from regtune.session import Session, spread_over
 from regtune.typed import Checked, Range
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from regtune.analyses.batches import with_words
 from regtune.analyses.outcomes import Runs, some
-from regtune.analyses.parts import CLASS_WORDS, figure, mean_interval, spread_over, table, text, with_interval
+from regtune.analyses.parts import CLASS_WORDS, figure, mean_interval, table, text, with_interval
 from regtune.analyses.pictures import Estimate, bars, heat_map, matrix, numbered
 from regtune.analyses.registers.knock_out import kept_outputs, layer_inputs, resumed
 from regtune.errors import ConfigError, UnsupportedModelError
@@ -38,7 +38,7 @@ from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.progress import each
 from regtune.registers.surgery import active_registers, backbone_of, disable_registers, mask_registers, num_registers
 from regtune.rows.token_classes import TokenClass, is_content
-from regtune.session import Session
+from regtune.session import Session, spread_over
 from regtune.tables import Column
 from regtune.typed import Checked, Range
 
@@ -73,8 +73,7 @@ class HeadAnalysis(Analysis):
     ) -> Mapping[str, Any]:
         """See `Analysis.measure`."""
         model, chosen = session.model, spread_over(len(examples), settings.examples)
-        every = [with_words(batch) for batch in session.batches(some(rows.one_each(), chosen))]
-        run = Runs(session, [batch for batch in every if batch is not None], len(examples))
+        run = Runs(session, list(with_words(session.batches(some(rows.one_each(), chosen)))), len(examples))
         kept = _Kept(model)
         normal = run(kept.record)
         layers, heads = shape_of(model)

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from regtune.analyses.pictures import Estimate, data_uri, over_picture, pixels_of
 from regtune.interfaces import Batch, Block, Examples, Rows
-from regtune.session import Session
+from regtune.session import Session, spread_over
 from regtune.stats.bootstrap import single_run_difference
 from regtune.tables import Column
 
@@ -74,11 +74,6 @@ def with_interval(one: Estimate | None, form: str = ".3f") -> str:
         return ""
     ends = "" if one.low is None or one.high is None else f" ({one.low:{form}} to {one.high:{form}})"
     return f"{one.value:{form}}{ends}"
-
-
-def spread_over(count: int, most: int) -> list[int]:
-    """At most `most` of so many indices, evenly spread, so that costly parts look at a part of the same sample."""
-    return list(range(count)) if count <= most else [index * count // most for index in range(most)]
 
 
 # Images

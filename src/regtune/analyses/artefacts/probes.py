@@ -121,12 +121,10 @@ def token_states(
             texts.append({"states": chosen.cpu().numpy(), "norms": chosen.norm(dim=1).cpu().numpy(), **known})
 
     examples: list[int] = []
-    for batch in batches:  # one by one, so that the ids are those of what is seen
-        worded = with_words(batch)
-        if worded is not None:
-            ids = worded.get("input_ids", worded["token_classes"])
-            patches = patches_of(model, worded) if "pixel_values" in worded else {}
-            examples.extend(visit_texts(model, [worded], visit))
+    for batch in with_words(batches):  # one by one, so that the ids are those of what is seen
+        ids = batch.get("input_ids", batch["token_classes"])
+        patches = patches_of(model, batch) if "pixel_values" in batch else {}
+        examples.extend(visit_texts(model, [batch], visit))
     if not texts:
         raise ConfigError(f"There is no layer {layer} with content in these texts; the model has {depth}.")
     columns = {name: np.concatenate([text[name] for text in texts]) for name in texts[0]}

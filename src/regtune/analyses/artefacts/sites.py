@@ -177,12 +177,10 @@ def visit_texts(model: nn.Module, batches: Iterable[Batch], visit: Visit) -> tup
             visit(states, row, torch.cat([registers, kinds]))
 
     with watch_blocks(model, see):
-        for batch in each(batches, "batches"):
-            worded = with_words(batch)
-            if worded is not None:
-                examples += worded["example"].tolist()
-                classes = worded["token_classes"].to(next(model.parameters()).device)
-                run_backbone(model, worded)
+        for batch in with_words(each(batches, "batches")):
+            examples += batch["example"].tolist()
+            classes = batch["token_classes"].to(next(model.parameters()).device)
+            run_backbone(model, batch)
     if not examples:
         raise DataError("The texts hold not one content token: all are special ones or padding. Give text with words.")
     return tuple(examples)

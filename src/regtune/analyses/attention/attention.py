@@ -90,12 +90,10 @@ def attention_statistics(
     """
     reader = _Reader(model, settings or AttentionSettings())
     with torch.no_grad(), attention_tap(model, reader.read):
-        for batch in each(batches, "batches"):
-            worded = with_words(batch)
-            if worded is not None:
-                reader.begin(worded)
-                run_backbone(model, worded)
-                reader.end()
+        for batch in with_words(each(batches, "batches")):
+            reader.begin(batch)
+            run_backbone(model, batch)
+            reader.end()
     return reader.result()
 
 

@@ -60,7 +60,6 @@ from regtune.analyses.parts import (
     estimate,
     figure,
     mean_interval,
-    spread_over,
     table,
     text,
     with_interval,
@@ -71,7 +70,7 @@ from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.progress import each
 from regtune.rows.texts import TextRow, text_rows
 from regtune.rows.token_classes import is_content
-from regtune.session import Session, by_length
+from regtune.session import Session, by_length, spread_over
 from regtune.typed import Checked, Range
 
 Values = Float64[np.ndarray, " _"]

@@ -76,7 +76,7 @@ class RegisterAnalysis(Analysis):
         hows = [how for how in settings.hows if how != "swap" or count > 1]  # a single one has none to be swapped with
         if not hows:
             raise ConfigError("hows=['swap'] needs a second register to take the place of the first; this model has 1.")
-        batches = [worded for batch in session.batches(rows.one_each()) if (worded := with_words(batch)) is not None]
+        batches = list(with_words(session.batches(rows.one_each())))
         states = register_states(session.model, batches)
         attention = attention_statistics(session.model, batches)
         which: list[tuple[int, ...] | None] = [*((index,) for index in range(count)), None]
