@@ -69,7 +69,7 @@ def demo_sweep(*, full: bool = False) -> SweepConfig:
     training = (
         TrainConfig(epochs=5.0, batch_size=8, learning_rate=2e-4, register_learning_rate=1e-2)
         if full
-        else TrainConfig(epochs=2.0, batch_size=8, learning_rate=2e-4, register_learning_rate=1e-2)
+        else TrainConfig(epochs=2.0, batch_size=8, learning_rate=4e-4, register_learning_rate=1e-2)
     )
     return SweepConfig(
         base=RunConfig(model="minilm", task=task, training=training),
