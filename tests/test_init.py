@@ -59,6 +59,7 @@ PUBLIC = [
     "predict",
     "register",
     "register_parameters",
+    "registers_cache",
     "remove_registers",
     "save_registers",
     "split_attention",
