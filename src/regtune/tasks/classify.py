@@ -203,6 +203,8 @@ class Classification(Task):
 
     def example(self, record: Mapping[str, Any], settings: Any) -> Any:
         """From `text` (and `pair`), or from the columns that the settings name."""
+        given = [one for one in self.given if one in record and getattr(settings, f"{one}_column") not in record]
+        settings = replace(settings, **{f"{one}_column": None for one in given})
         return _example(str(record.get("id", "0")), record, "the text given", settings, need_label=False)
 
 
