@@ -204,31 +204,21 @@ def noisy(count=24):
     }
 
 
-def with_outliers(place, times=40.0):
-    """A ViT whose second block writes one patch many times too large."""
-    model = tiny_model("vit")
+def changed(block, change):
+    """From now on `change` is done, in place, to what a block gives."""
+    forward = block.forward
 
-    def enlarge(_module, _args, output):
-        output = output.clone()
-        output[:, 1 + place] *= times
+    def run(*args, **kwargs):
+        output = forward(*args, **kwargs).clone()
+        change(output)
         return output
 
-    model.vit.layers[1].register_forward_hook(enlarge)
-    return model
+    block.forward = run
 
 
 def test_planted_outlier_patches_are_counted_apart_from_cls_and_registers():
-    model = with_outliers(4)
-    add_registers(model, dataclasses.replace(TWO, placement="after_cls"))
-    hidden = 1 + 2 + 4
-
-    def enlarge(_module, _args, output):
-        output = output.clone()
-        output[:, 1 + 4] /= 40.0  # the hook of `with_outliers` counts registers as patches
-        output[:, hidden] *= 40.0
-        return output
-
-    model.vit.layers[1].register_forward_hook(enlarge)
+    model = add_registers(tiny_model("vit"), dataclasses.replace(TWO, placement="after_cls"))
+    changed(model.vit.layers[1], lambda output: output[:, 1 + 2 + 4].mul_(40.0))  # behind [CLS] and two registers
     found = artefact_statistics(model, [noisy()])
     place = found.sites["block"][1]
     assert place.valley is not None
@@ -261,12 +251,7 @@ def test_probes_tell_what_patches_know_of_place_and_pixels():
     colours = torch.randn(count, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     batch = noisy(count) | {"pixel_values": colours.repeat_interleave(8, 2).repeat_interleave(8, 3)}
 
-    def blind(_module, _args, output):  # the middle patch is large, and says nothing
-        output = output.clone()
-        output[:, 1 + 4] = 100.0
-        return output
-
-    model.vit.layers[0].register_forward_hook(blind)
+    changed(model.vit.layers[0], lambda output: output[:, 1 + 4].fill_(100.0))  # large, and says nothing
     tokens = token_states(model, [batch], layer=0, site="block", norm_above=100.0)
     assert set(tokens.token[tokens.outlier]) == {4}
     found = {(one.information, one.tokens): one for one in probe_tokens(tokens, resamples=100)}
