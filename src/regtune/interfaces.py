@@ -423,6 +423,8 @@ class Method:
     base: ClassVar[Literal["learns", "later", "frozen", "kept", "moved"]] = "learns"
     """What becomes of the base model's weights: they learn; they learn after a first stage; they are frozen; they are
     kept, with an adapter beside them that is saved alone; or they move before the training that all arms share."""
+    dropped: ClassVar[bool] = False
+    """Whether it acts in training steps alone: it is detached before the model is saved; inference is as without it."""
 
     def attach(self, session: Session, settings: Any) -> Attached:
         """Changes the model in place.

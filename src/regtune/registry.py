@@ -200,6 +200,8 @@ METHODS: Final = Registry(
         "linear_probe": "regtune.methods.linear_probe:LinearProbe",
         "lp_ft": "regtune.methods.lp_ft:LinearProbeThenFineTune",
         "warm_up": "regtune.methods.warm_up:WarmUp",
+        "self_distil": "regtune.methods.self_distil:SelfDistil",
+        "mutor": "regtune.methods.mutor:Mutor",
     }
     | {name: f"regtune.methods.peft:{name}" for name in _OF_PEFT},
 )

@@ -21,7 +21,7 @@ from regtune.config import DataConfig, RunConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import Family
-from regtune.interfaces import Batch, Examples, Modality, Rows, Task
+from regtune.interfaces import Attached, Batch, Examples, Modality, Rows, Task
 from regtune.models.loading import load_config, load_image_processor, load_tokenizer, quiet_transformers, resolve_model
 from regtune.models.precision import Precision, autocast, best_device, device_of
 from regtune.models.safety import read_model_config
@@ -89,6 +89,8 @@ class Session:
     """Of the run that it comes from."""
     precision: Precision = "float32"
     """Of forward passes."""
+    attached: dict[str, Attached] = field(default_factory=dict)
+    """What a run that is being trained has put onto the model, by the method's name."""
     flags: bool = False
     """Whether messages call settings by the flags of `regtune evaluate`, or as a recipe does."""
 

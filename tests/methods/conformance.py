@@ -32,8 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_tokenizer import save_questions, save_tiny
 
 KINDS = {"BERT": "bert", "ModernBERT": "modernbert", "DeBERTa": "deberta-v2", "Llama": "llama"}
-HEADS = {"qa": "question-answering", "classify": "sequence-classification"}
-SMALLER = {"vera": {"r": 8}, "warm_up": {"steps": 2, "batch_size": 4}}
+HEADS = {"qa": "question-answering", "classify": "sequence-classification", "lm": "causal-lm"}
+SETS = {"qa": "qa.json", "classify": "classify.csv", "lm": "lm.txt"}
+SETTINGS = {
+    "qa": {"stride": 8, "max_question_length": 20},
+    "lm": {"stride": 8, "documents": "lines", "max_new_tokens": 0},
+}
+SMALLER = {"vera": {"r": 8}, "warm_up": {"steps": 2, "batch_size": 4}, "self_distil": {"steps": 2, "batch_size": 4}}
 WORKS = "works"
 
 
@@ -54,34 +59,40 @@ def tried() -> list[str]:
     return [name for name in METHODS if name != "qlora" or find_spec("bitsandbytes")]
 
 
+def tasks_of(kind: str) -> list[str]:
+    """Next tokens are for decoders alone."""
+    return [task for task in HEADS if task != "lm" or kind == "Llama"]
+
+
 def cells() -> Iterator[Cell]:
     for method in tried():
         for kind in KINDS:
-            for task in HEADS:
+            for task in tasks_of(kind):
                 for registers in (True,) if method == "registers" else (False, True):
                     yield Cell(method, kind, task, registers)
 
 
 def prepare(folder: Path) -> Path:
     """Models and data for all cells."""
-    for family in KINDS.values():
-        for task, head in HEADS.items():
-            save_tiny(folder / f"{family}-{task}", family, head=head)
+    for kind, family in KINDS.items():
+        for task in tasks_of(kind):
+            save_tiny(folder / f"{family}-{task}", family, head=HEADS[task])
     save_questions(folder / "qa.json", 8)
     lines = [f"the cat is in house {number},{'ab'[number % 2]}\n" for number in range(8)]
     (folder / "classify.csv").write_text("text,label\n" + "".join(lines))
+    (folder / "lm.txt").write_text("".join(line.replace(",", " ") for line in lines))
     return folder
 
 
 def config_of(cell: Cell, folder: Path) -> RunConfig:
-    sets = (str(folder / ("qa.json" if cell.task == "qa" else "classify.csv")),)
+    sets = (str(folder / SETS[cell.task]),)
     return RunConfig(
         model=str(folder / f"{KINDS[cell.kind]}-{cell.task}"),
         output_dir=folder / "run",
         task=cell.task,
         registers=RegisterConfig(num_registers=2 if cell.registers else 0),
         data=DataConfig(train=sets, eval=sets, max_length=40),
-        settings={"stride": 8, "max_question_length": 20} if cell.task == "qa" else {},
+        settings=SETTINGS.get(cell.task, {}),
         training=TrainConfig(epochs=1.0, batch_size=4, precision="float32", learning_rate=1e-2, warmup_ratio=0.0),
         methods={name: SMALLER.get(name, {}) for name in cell.method.split("+") if name != "registers"},
     )

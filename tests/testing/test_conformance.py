@@ -36,7 +36,7 @@ SETS = {
     "mlm": "texts.txt",
 }
 MODELS = {"lm": "decoder", "instruct": "decoder"}
-ELSEWHERE = {"qlora", "prompt_tuning", "p_tuning", "mpt", "prefix", "llama_adapter"}
+ELSEWHERE = {"qlora", "mutor", "prompt_tuning", "p_tuning", "mpt", "prefix", "llama_adapter"}
 """Methods that need more positions than the tiny model has, another architecture or a library: see tests/methods."""
 
 

@@ -142,6 +142,7 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
         fingerprint=fingerprint,
     )
     look("end")
+    _drop(session, used)
     facts |= {name: {**facts.get(name, {}), "seen": moments} for name, moments in look.seen.items()}
     save_model(run_dir / MODEL_DIR, model, session.reader)
     metrics, files = evaluate_sets(session, sets, run_dir)
@@ -171,6 +172,13 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
         model.push_to_hub(training.push_to_hub)
         session.reader.push_to_hub(training.push_to_hub)
     return record
+
+
+def _drop(session: Session, used: Sequence[Used]) -> None:
+    """Takes off what was there for training alone."""
+    for each in used:
+        if each.method.dropped:
+            session.attached[each.method.name].detach()
 
 
 class _Looks:
@@ -304,7 +312,7 @@ def build_session(config: RunConfig, inputs: SharedInputs | None = None) -> Sess
     set_seed(config.training.seed)
     session = inputs.start(config, facts)
     for each in used:
-        each.method.attach(session, each.settings)
+        session.attached[each.method.name] = each.method.attach(session, each.settings)
     limit = session.text_limit
     if limit is not None and config.data.max_length > limit:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def check_method(name: str, model: str | Path, *, task: str = RunConfig.task, se
 
     Switched off, the model answers bit for bit as before, also when the method's own weights have moved; detached, it
     has its own weights, flags and answers again. Parameters that the method claims are the model's, learn, and get
-    gradients; stages leave something to learn; what it saves holds no pickle.
+    gradients; stages leave something to learn; what it saves holds no pickle. One that acts in training alone changes
+    the loss of a training step and no answer.
 
     Args:
         name: of the registered method.
@@ -54,14 +56,17 @@ def check_method(name: str, model: str | Path, *, task: str = RunConfig.task, se
         broken.require(
             _outputs(session, inputs).equal(plain), "disabled() must give the model's own outputs, bit for bit"
         )
+    acts = partial(_training_loss, session) if method.dropped else partial(_outputs, session)
+    if method.dropped:
+        broken.require(_outputs(session, inputs).equal(plain), "dropped: the model's answers must stay as they are")
     _check_learning(broken, session, method, settings, inputs)
-    on = _outputs(session, inputs)
+    on = acts(inputs).detach()
     own = [parameter for parameter in session.model.parameters() if id(parameter) not in known]
     with torch.no_grad():
         for parameter in own:
             parameter.add_(torch.randn_like(parameter))
     if own:
-        broken.require(not _outputs(session, inputs).equal(on), "its own weights have no effect on the outputs")
+        broken.require(not acts(inputs).equal(on), "its own weights have no effect on the outputs")
         with attached.disabled():
             same = _outputs(session, inputs).equal(plain)
         broken.require(same, "disabled() must give the model's own outputs, also when the method's weights have moved")
@@ -75,6 +80,15 @@ def check_method(name: str, model: str | Path, *, task: str = RunConfig.task, se
     broken.require(left == flags, f"detach leaves other flags: {[k for k in flags if left.get(k) != flags[k]][:5]}")
     broken.require(_outputs(session, inputs).equal(plain), "detach must give the model's own outputs back, bit for bit")
     broken.tell()
+
+
+def _training_loss(session: Session, inputs: dict[str, Tensor]) -> Tensor:
+    """Of a training step in which every token is learnt; the seed fixes what is drawn."""
+    session.model.train()
+    torch.manual_seed(0)
+    loss: Tensor = session.model(**inputs, labels=inputs["input_ids"]).loss
+    session.model.eval()
+    return loss
 
 
 @torch.no_grad()
@@ -98,7 +112,10 @@ def _check_learning(broken: Broken, session: Session, method: Method, settings: 
         broken.require(
             stage.epochs > 0 and stage.learning_rate > 0, f"stage {stage.name!r}: epochs and rate must be > 0"
         )
-    loss: Any = values_of(session.model, inputs).square().mean()
+    if method.dropped:
+        loss: Any = _training_loss(session, inputs)
+    else:
+        loss = values_of(session.model, inputs).square().mean()
     loss.backward()
     missed = [learning.get(id(p), "?") for group in claimed for p in group.parameters if p.grad is None]
     broken.require(not missed, f"parameters of its groups that no gradient reaches: {missed[:5]}")
