@@ -130,7 +130,8 @@ class Rows(Generic[RowT]):
 
     rows: Sequence[RowT]
     lengths: Sequence[int]
-    """Positions of each row that are real (tokens or patches; no padding, no registers)."""
+    """Positions of each row that are real (tokens or patches; no padding, no registers); of several texts together, the
+    longest one's."""
     example: Sequence[int]
     """Index of the example that each row comes from."""
     collate: Callable[[Sequence[RowT], int | None], Batch]
@@ -234,6 +235,8 @@ class Task:
     """In a few words, for lists."""
     head: ClassVar[str]
     """The Auto class that makes its model, for example `AutoModelForQuestionAnswering`."""
+    problem_type: ClassVar[str | None] = None
+    """That of its model's config, where several tasks have one head."""
     settings: ClassVar[type]
     """A frozen dataclass: `settings` in YAML and the flags `--settings.NAME`. `Session.task_settings` holds one. Fields
     that `DataConfig` has too (`max_length`, `on_bad_record`) take its values; `batch_size` is that of inference."""
@@ -352,6 +355,11 @@ class Task:
         del path
         return None
 
+    def explained(self, example: Any, session: Session) -> Any:
+        """The example that an explanation is about: this one, or the part of it that the model answers with."""
+        del session
+        return example
+
     def shown(self, rows: Rows[Any], examples: Examples, session: Session) -> Shown:
         """What the model says of one example, for an explanation: its label or text, unless a task knows more.
 
@@ -361,7 +369,8 @@ class Task:
             session: the model.
         """
         said = session.predict(examples, rows)[0].to_json()
-        text = next((str(said[name]) for name in ("label", "text") if name in said), None)
+        value = said.get(self.said)
+        text = f"{value:.4g}" if isinstance(value, float) else None if value is None else str(value)
         cut = rows.facts.get("truncated_texts")
         notes = (f"Only the first {rows.lengths[0]} tokens of the text were read.",) if cut else ()
         return Shown(text=text, probability=(said.get("probabilities") or {}).get(text), notes=notes)

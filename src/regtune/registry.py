@@ -119,6 +119,10 @@ TASKS: Final = Registry(
     {
         "qa": "regtune.tasks.qa.task:QuestionAnswering",
         "classify": "regtune.tasks.classify:Classification",
+        "multi-label": "regtune.tasks.multi_label:MultiLabelClassification",
+        "regress": "regtune.tasks.regress:Regression",
+        "tag": "regtune.tasks.tag:Tagging",
+        "choose": "regtune.tasks.choose:MultipleChoice",
         "lm": "regtune.tasks.lm:LanguageModelling",
         "instruct": "regtune.tasks.instruct:InstructionTuning",
         "mlm": "regtune.tasks.mlm:MaskedLanguageModelling",

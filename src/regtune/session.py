@@ -46,6 +46,7 @@ from regtune.rows.texts import PlainText, is_text_file, read_paragraphs, text_ro
 from regtune.typed import hints_of
 
 MODEL_DIR = "model"
+_BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 Attention = Literal["auto", "sdpa", "eager"]
 DataType = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
@@ -65,7 +66,7 @@ class Target:
     def config(self) -> RunConfig:
         """The run's config; for a plain model the defaults, with the task that its head is for."""
         if self.record is None:
-            task = task_for(_architectures(self.model))
+            task = task_for(_model_config(self.model))
             return RunConfig(model=self.model, task=RunConfig.task if task is None else task.name)
         return config_from_dict(self.record.config, f"{self.run_dir}/{RUN_FILE}")
 
@@ -262,8 +263,8 @@ def open(  # noqa: A001 - `regtune.open`
         MissingExtraError: `minilm` without the `demo` extra.
     """
     target = open_target(name)
-    architectures = _architectures(target.model)
-    config = target.config
+    described = _model_config(target.model)
+    architectures, config = _architectures(target.model), target.config
     if task is not None:
         chosen: Task | None = TASKS.get(task) if isinstance(task, str) else task
         assert chosen is not None
@@ -272,7 +273,7 @@ def open(  # noqa: A001 - `regtune.open`
     elif target.record is not None:
         chosen = TASKS.get(config.task)
     else:
-        chosen = task_for(architectures)
+        chosen = task_for(described)
     head = own_head(target.model) if chosen is None else chosen.head
     model = load_model(head, target.model, attention=attention, trust_remote_code=trust_remote_code)
     if dtype != "auto":
@@ -298,7 +299,10 @@ def open(  # noqa: A001 - `regtune.open`
 
 def around(model: Any, reader: Any) -> Session:
     """A session on a model that somebody else opened, and its tokenizer."""
-    session = Session(name=type(model).__name__, model=model, reader=reader, task=task_for([type(model).__name__]))
+    kind, config = type(model).__name__, getattr(model, "config", None)
+    known = {name: getattr(config, name, None) for name in ("problem_type", "id2label")}
+    task = task_for({"architectures": [kind], **known})
+    session = Session(name=kind, model=with_one_option(model), reader=reader, task=task)
     session.task_settings = fitted(session.reads.settings(), session)
     return session
 
@@ -321,10 +325,16 @@ def load_reader(
     return load_tokenizer(name, trust_remote_code=trust_remote_code, needs=needs)
 
 
-def task_for(architectures: Sequence[str]) -> Task | None:
-    """The task of a head, by the names of model classes that have it; None if there is none."""
-    tasks = (TASKS.get(each) for each in TASKS)
-    return next((each for each in tasks if any(has_head(one, each.head) for one in architectures)), None)
+def task_for(config: Mapping[str, Any]) -> Task | None:
+    """The task that a model's head is for, by its config; None if there is none.
+
+    Where several tasks have the head, its `problem_type` tells them apart; without one, a single label is a number.
+    """
+    architectures, labels = config.get("architectures") or (), config.get("id2label") or {}
+    problem = config.get("problem_type") or ("regression" if len(labels) == 1 else "single_label_classification")
+    every = [TASKS.get(each) for each in TASKS]
+    tasks = [each for each in every if any(has_head(one, each.head) for one in architectures)]
+    return next((each for each in tasks if each.problem_type == problem), next(iter(tasks), None))
 
 
 def own_head(name: str) -> str:
@@ -454,8 +464,27 @@ def load_model(
         if (Path(folder) / "adapter_config.json").is_file():
             from regtune.registers.in_peft import load_adapted
 
-            return load_adapted(getattr(transformers, head), folder, **options)
-        return from_pretrained(getattr(transformers, head), folder, **options)
+            return with_one_option(load_adapted(getattr(transformers, head), folder, **options))
+        return with_one_option(from_pretrained(getattr(transformers, head), folder, **options))
+
+
+def with_one_option(model: Any) -> Any:
+    """The model; one for multiple choice takes plain rows `[rows, seq]` too, each an option alone: `[rows, 1, seq]`.
+
+    So that whatever is measured on rows of tokens can be measured on options. Its logits are then `[rows, 1]`.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if has_head(type(inner).__name__, "AutoModelForMultipleChoice"):
+        inner.register_forward_pre_hook(_add_options, with_kwargs=True)
+    return model
+
+
+def _add_options(_model: Any, args: tuple, given: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return args, {name: value.unsqueeze(1) if _is_row(name, value) else value for name, value in given.items()}
+
+
+def _is_row(name: str, value: Any) -> bool:
+    return name in _BY_TOKEN and isinstance(value, Tensor) and value.dim() == 2
 
 
 def _require_head(name: str, task: Task) -> None:
@@ -496,8 +525,12 @@ def _headless(model: str, architectures: Sequence[str] | None, task: Task) -> st
     )
 
 
+def _model_config(model: str) -> dict[str, Any]:
+    return dict(read_model_config(resolve_model(model)))
+
+
 def _architectures(model: str) -> list[str]:
-    return list(read_model_config(resolve_model(model)).get("architectures") or [])
+    return list(_model_config(model).get("architectures") or [])
 
 
 def _reader_source(model: str) -> str:

@@ -18,7 +18,8 @@ from regtune.interfaces import Examples
 from regtune.records import read_json
 from regtune.sweeps.predict import predict
 from regtune.sweeps.run import run_experiment
-from regtune.tasks.classify import Classification, ClassifySettings, ClassPrediction, LabelledText
+from regtune.tasks.classify import Classification, ClassifySettings, ClassPrediction
+from regtune.tasks.labelled import LabelledText
 from regtune.tasks.metrics import ACCURACY, MACRO_F1, MCC
 from tiny_tokenizer import save_tiny
 

@@ -17,9 +17,9 @@ from regtune.registry import ANALYSES, METHODS, TASKS
 from regtune.tasks.classify import Classification
 from regtune.testing import BrokenInvariantError, check_analysis, check_method, check_task
 from tiny import tiny_model
-from tiny_tokenizer import save_questions, save_tiny, tiny_tokenizer
+from tiny_tasks import WRITERS, save_examples
+from tiny_tokenizer import save_tiny, tiny_tokenizer
 
-LABELLED = "text,label\n" + "".join(f"the cat lives in {i},{'cat' if i % 2 else 'dog'}\n" for i in range(7))
 QUICK = {
     "artefacts": {"probes": False},
     "registers": {"resamples": 200, "hows": ("mask",)},
@@ -27,14 +27,6 @@ QUICK = {
     "faithfulness": {"texts": 2, "limit_texts": 1, "random_draws": 2, "methods": ("random",), "max_groups": 2},
 }
 """Settings with which a part takes a second."""
-TEXTS = "".join(f"the cat lives in the house {i}. who was in the house {i}?\n\n" for i in range(4))
-SETS = {
-    "qa": "q.json",
-    "classify": "labelled.csv",
-    "lm": "texts.txt",
-    "instruct": "pairs.csv",
-    "mlm": "texts.txt",
-}
 MODELS = {"lm": "decoder", "instruct": "decoder"}
 ELSEWHERE = {"qlora", "mutor", "prompt_tuning", "p_tuning", "mpt", "prefix", "llama_adapter"}
 """Methods that need more positions than the tiny model has, another architecture or a library: see tests/methods."""
@@ -47,23 +39,16 @@ def place(tmp_path_factory):
     model = add_registers(tiny_model("bert"), RegisterConfig(num_registers=2))
     model.save_pretrained(folder / "registers")
     tiny_tokenizer().save_pretrained(folder / "registers")
-    save_questions(folder / "qa", 4)
-    (folder / "classify").write_text(LABELLED)
-    (folder / "lm").write_text(TEXTS)
-    (folder / "mlm").write_text(TEXTS)
-    (folder / "instruct").write_text(LABELLED.replace("text,label", "prompt,answer"))
     save_tiny(folder / "decoder", "llama", head="causal-lm")
     return folder
 
 
 def data_of(place, task):
-    """The labelled file of a task, by the name that it can be read by."""
-    name = SETS[task]
-    (place / name).write_bytes((place / task).read_bytes())
-    return place / name
+    """The labelled file of a task."""
+    return save_examples(task, place, 4 if task == "qa" else 7)
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", ["qa", *WRITERS])
 def test_every_task_keeps_its_promises(place, name):
     check_task(name, data_of(place, name), place / MODELS.get(name, "plain"))
 

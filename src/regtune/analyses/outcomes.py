@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.attribution.attribution import Attribution
 from regtune.analyses.batches import run_backbone
 from regtune.interfaces import Batch, Examples, Metric, Rows
-from regtune.rows.targets import Answer, LabelLogit, Target
+from regtune.rows.targets import Answer, LabelLogit, SurestTag, Target
 from regtune.rows.texts import PlainText
 from regtune.rows.token_classes import is_content
 from regtune.session import Session, by_length
@@ -76,7 +76,7 @@ def outcomes(session: Session, rows: Rows[Any], examples: Examples) -> Outcomes:
         loss=loss,
         score=np.asarray(metric.value(metric.select(scores)), dtype=np.float64),
         metric=metric,
-        said=tuple(_said(prediction.to_json()) for prediction in predictions),
+        said=tuple(str(prediction.to_json().get(task.said, "")) for prediction in predictions),
     )
 
 
@@ -88,8 +88,9 @@ def row_losses(output: Any, batch: Mapping[str, Tensor], *, ahead: int = 0) -> F
     """Each row's loss in nats, from the logits and labels that there are; None without any.
 
     Spans: −(log p(start) + log p(end)) / 2 over the window's tokens, padding aside. Classes: −log p(class), or the
-    squared error where there is one logit. Labelled tokens: the mean of −log p over them (label −100 is none), from the
-    logits `ahead` positions before them (1 where the next token is predicted).
+    squared error where there is one logit; of several labels a text the mean of −log p over all labels. Labelled
+    tokens: the mean of −log p over them (label −100 is none), from the logits `ahead` positions before them (1 where
+    the next token is predicted).
     """
     if "start_logits" in output and "start_positions" in batch:
         text = batch["attention_mask"].bool()
@@ -105,11 +106,8 @@ def row_losses(output: Any, batch: Mapping[str, Tensor], *, ahead: int = 0) -> F
     if "logits" not in output or "labels" not in batch:
         return None
     logits, labels = output["logits"].double().cpu(), batch["labels"]
-    if logits.dim() == 2 and labels.dim() == 1 and logits.shape[1] == 1:
-        squared: Tensor = (logits[:, 0] - labels.double()).square()
-        return squared
-    if logits.dim() == 2 and labels.dim() == 1:
-        return cross_entropy(logits, labels.long(), reduction="none")
+    if logits.dim() == 2:
+        return _class_losses(logits, labels)
     if logits.dim() == 3 and labels.shape == logits.shape[:2]:
         labels = labels[:, ahead:]
         each = cross_entropy(logits[:, : labels.shape[1]].mT, labels.long(), reduction="none")
@@ -117,11 +115,14 @@ def row_losses(output: Any, batch: Mapping[str, Tensor], *, ahead: int = 0) -> F
     return None
 
 
-def _said(prediction: Mapping[str, Any]) -> str:
-    for name in ("text", "label"):
-        if name in prediction:
-            return str(prediction[name])
-    return str({name: value for name, value in prediction.items() if not isinstance(value, float)})
+def _class_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """From logits `[rows, labels]`."""
+    if labels.shape == logits.shape:
+        return binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").mean(1)
+    if logits.shape[1] == 1:
+        squared: Tensor = (logits[:, 0] - labels.double()).square()
+        return squared
+    return cross_entropy(logits, labels.long(), reduction="none")
 
 
 def some(rows: Rows[Any], chosen: Sequence[int]) -> Rows[Any]:
@@ -140,7 +141,7 @@ def attributions(
             session.model,
             batch,
             method=method,
-            target=explained(batch) if targets is None else list(targets),
+            target=explained(session, batch) if targets is None else list(targets),
             tokenizer=session.reader,
             on_residual="warn",
         )
@@ -148,11 +149,13 @@ def attributions(
     return found
 
 
-def explained(batch: Mapping[str, Tensor]) -> list[Any] | None:
-    """What is explained of each row: the best answer in a question's context, a label, else what the head predicts.
+def explained(session: Session, batch: Mapping[str, Tensor]) -> list[Any] | None:
+    """What is explained of each row: the best answer in a question's context, a tag, a label, or what is predicted.
 
-    A task whose rows have several labels says which one: `position` and `label` in the batch.
+    A task whose rows have several labels says which one: `position` and `label` in the batch. Of tags it is the surest.
     """
+    if session.task is not None and session.task.head == "AutoModelForTokenClassification":
+        return [SurestTag()] * len(batch["input_ids"])
     if "position" in batch:
         pairs = zip(batch["position"].tolist(), batch["label"].tolist(), strict=True)
         return [LabelLogit(position=position, label=label) for position, label in pairs]

@@ -87,7 +87,7 @@ def _features(session: Session, rows: Rows[Any]) -> Tensor:
             batch = rows.batch([index * len(rows) // count for index in range(first, min(first + 32, count))])
             with torch.inference_mode():
                 session.forward(batch)
-            mask = batch["attention_mask"].to(states[-1].device, states[-1].dtype).unsqueeze(-1)
+            mask = batch["attention_mask"].flatten(0, -2).to(states[-1].device, states[-1].dtype).unsqueeze(-1)
             found.append((states.pop() * mask).sum(1) / mask.sum(1))
     finally:
         hook.remove()

@@ -460,7 +460,7 @@ class Eva(Row):
             peft.initialize_lora_eva_weights(
                 session.model,
                 batches,
-                prepare_model_inputs_fn=lambda batch, _: batch["attention_mask"].bool(),
+                prepare_model_inputs_fn=lambda batch, _: batch["attention_mask"].flatten(0, -2).bool(),
                 prepare_layer_inputs_fn=_text_alone,
                 show_progress_bar=False,
             )

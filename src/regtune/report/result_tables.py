@@ -318,7 +318,7 @@ def _counted(kind: str, found: Sequence[Mapping[str, Any]]) -> list[tuple[str, s
 def search_table(search: SearchFile) -> Block:
     """The search for learning rates as it was recorded: one row for each cell that was tried."""
     names = [key for key in dict.fromkeys(key for row in search.rows for key in row) if key != "key"]
-    scale = {each.name: each.scale for task in TASKS for each in TASKS.get(task).metrics}
+    metrics = {each.name: each for task in TASKS for each in TASKS.get(task).metrics}
     best = {arm: {key: getattr(rates, key) for key in _RATES} for arm, rates in search.best.items()}
     chosen = [f"{arm}: {', '.join(short(v) for v in rates.values() if v is not None)}" for arm, rates in best.items()]
     epochs = f"{search.epochs:g} epoch{'' if search.epochs == 1 else 's'} a run"
@@ -326,7 +326,7 @@ def search_table(search: SearchFile) -> Block:
         "search",
         "The search for learning rates",
         [name.replace("_", " ") for name in names],
-        [tuple(_searched(row.get(name), scale.get(name)) for name in names) for row in search.rows],
+        [tuple(_searched(row.get(name), metrics.get(name)) for name in names) for row in search.rows],
         f"Held out: {search.held_out}. Searched at N = {search.num_registers} for {', '.join(best)} by "
         f"{search.metric}: one seed ({search.seed}), {epochs}, {search.held_out_examples:,} held-out examples.",
         f"Chosen: {'; '.join(chosen)}." if chosen else "",
@@ -334,10 +334,10 @@ def search_table(search: SearchFile) -> Block:
     )
 
 
-def _searched(value: Any, scale: float | None) -> str | None:
-    if value is None or scale is None:
+def _searched(value: Any, metric: Metric | None) -> str | None:
+    if value is None or metric is None:
         return None if value is None else short(value)
-    return f"{scale * value:.1f}"
+    return shown(metric, value)
 
 
 def _edges(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Mapping[str, float | None]]) -> str:

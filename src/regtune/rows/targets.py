@@ -318,6 +318,25 @@ class LabelLogit:
         return Resolved(label=f"token {label}, read at token {self.position}", terms=terms)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SurestTag:
+    """The logit of the tag that the model is surest of, among tokens of words whose tag isn't O (if there are any).
+
+    It stands for a text where nobody names a tag.
+    """
+
+    def resolve(self, row: Row) -> Resolved:
+        """See `Target`."""
+        logits = row.need(LOGITS, 2, "A tag").astype(np.float64)
+        special = np.isin(row.ids, [] if row.reader is None else row.reader.all_special_ids)
+        words = row.text & ~special if (row.text & ~special).any() else row.text
+        tags, surest = logits.argmax(-1), logits.max(-1) - np.logaddexp.reduce(logits, axis=-1)
+        outside = row.labels.index("O") if "O" in row.labels else -1
+        marked = words & (tags != outside)
+        place = int(np.where(marked if marked.any() else words, surest, -np.inf).argmax())
+        return TokenLogit(position=place).resolve(row)
+
+
 ANSWERS: dict[str, Target] = {
     "start": StartLogit(),
     "end": EndLogit(),

@@ -11,6 +11,7 @@ from regtune.errors import CheckpointError
 from regtune.records import RunRecord, read_typed
 from regtune.registry import TASKS
 from regtune.session import Target, open_target
+from regtune.stats.comparison import shown
 from regtune.sweeps.scored import faults
 from regtune.tables import Column, Table
 
@@ -136,11 +137,12 @@ def scores_text(record: RunRecord) -> str:
 
 
 def _settings(values: dict[str, Any]) -> str:
-    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
-    return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
+    said = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+    return ", ".join(f"{key} {value}" for key, value in said.items() if value is not None)
 
 
 def _scores(values: Mapping[str, float], task: str) -> str:
     known = {metric.name: metric for metric in TASKS.get(task).metrics}
-    shown = {known[name]: value for name, value in values.items() if name in known}
-    return ", ".join(f"{metric.title} {metric.scale * value:.1f}" for metric, value in shown.items())
+    return ", ".join(
+        f"{known[name].title} {shown(known[name], value)}" for name, value in values.items() if name in known
+    )

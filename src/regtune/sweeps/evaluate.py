@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regtune.config import RunConfig, to_dict
-from regtune.interfaces import Task
+from regtune.interfaces import Metric, Task
 from regtune.locks import owned
 from regtune.models.precision import resolve_precision
 from regtune.progress import begin_stage, stages
@@ -19,6 +19,7 @@ from regtune.registry import TASKS
 from regtune.rows.reading import language_of_set
 from regtune.session import Session, SharedInputs, Target, open_target
 from regtune.session import open as open_session
+from regtune.stats.comparison import shown
 from regtune.sweeps.scored import faults
 from regtune.tables import Table
 
@@ -151,14 +152,13 @@ def language_averages(sets: Sequence[SetScores], metrics: Sequence[str]) -> dict
 def evaluation_text(found: Evaluation) -> str:
     """The table that a person reads, and below it what was left out, mended, converted or cut."""
     task: Task = TASKS.get(found.task)
-    titles = {metric.name: metric.title for metric in task.metrics} | dict(task.titles)
-    scales = {metric.name: metric.scale for metric in task.metrics}
-    columns = {name: scales.get(name, 100.0) for name in titles if any(name in part.metrics for part in found.sets)}
+    every = [*task.metrics, *(Metric(name=name, title=title, columns=()) for name, title in task.titles.items())]
+    columns = [metric for metric in every if any(metric.name in part.metrics for part in found.sets)]
     rows = [(part.name, part.language or "?", _of(part), *_cells(part.metrics, columns)) for part in found.sets]
     rows += [(f"mean, {name}", "", "", *_cells(metrics, columns)) for name, metrics in found.averages.items()]
     notes = [f"{part.name}: {line}" for part in found.sets for line in part.account.get("lines", ())]
     notes += [f"The run's own record: {note}" for note in found.notes]
-    head = ("set", "language", task.examples, *(titles[key] for key in columns))
+    head = ("set", "language", task.examples, *(metric.title for metric in columns))
     return Table(columns=head, rows=tuple(rows), notes=tuple(notes)).text
 
 
@@ -168,5 +168,5 @@ def _of(part: SetScores) -> str:
     return f"{part.examples} of {read}" if read > part.examples else str(part.examples)
 
 
-def _cells(metrics: Mapping[str, float], columns: Mapping[str, float]) -> list[str]:
-    return [f"{scale * metrics[name]:.1f}" if name in metrics else "" for name, scale in columns.items()]
+def _cells(metrics: Mapping[str, float], columns: Sequence[Metric]) -> list[str]:
+    return [shown(metric, metrics[metric.name]) if metric.name in metrics else "" for metric in columns]

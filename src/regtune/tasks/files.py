@@ -18,6 +18,8 @@ from regtune.interfaces import Examples
 MAX_UNPACKED = 512 * 2**20
 """Most bytes that a gzip file may unpack to (SQuAD v2.0's training set has 42 million)."""
 
+JSON = (".json", ".jsonl", ".ndjson")
+"""Endings of files of JSON values."""
 _CHUNK = 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _LFS_POINTER = b"version https://git-lfs"
@@ -322,14 +324,19 @@ def records_of(path: Path, *, encoding: str = "auto", header: bool = True) -> It
         ConfigError: no such encoding.
     """
     raw, name = read_bytes(path), str(path)
-    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if kind in (".json", ".jsonl", ".ndjson"):
+    kind = ending(path)
+    if kind in JSON:
         yield from _objects(parse_json(raw, name), name)
     elif kind in (".csv", ".tsv"):
         yield from table(decoded(raw, name, encoding), "," if kind == ".csv" else "\t", name, header=header)
     else:
         lines = decoded(raw, name, encoding).replace("\r\n", "\n").removesuffix("\n").split("\n")
         yield from ((f"{name}, line {number}", line) for number, line in enumerate(lines, start=1))
+
+
+def ending(path: Path) -> str:
+    """The ending of a file's name, `.gz` aside."""
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
 def _objects(parsed: Parsed, name: str) -> Iterator[tuple[str, Any]]:

@@ -23,9 +23,11 @@ from regtune.families._family import patch_grid, sides
 from regtune.interfaces import Batch, Examples, Modality, Rows, Shown
 from regtune.registers.surgery import backbone_of
 from regtune.rows.token_classes import patch_classes
-from regtune.tasks.classify import LABELS, Classification, label_of
+from regtune.tasks.classify import Classification
 from regtune.tasks.drawn import SETS, drawn_images
 from regtune.tasks.files import cell, hub_records, read_examples, records_of
+from regtune.tasks.labelled import LABELS
+from regtune.tasks.labels import label_of
 from regtune.typed import Checked
 
 if TYPE_CHECKING:
@@ -233,7 +235,7 @@ def _undecoded(found: Any) -> Any:
 
 def _example(id_: str, record: Mapping[str, Any], place: str, settings: ImageSettings) -> LabelledImage:
     source = _source(cell(record, settings.image_column, IMAGES, "image_column", place), place)
-    label = label_of(cell(record, settings.label_column, LABELS, "label_column", place), place, settings)
+    label = label_of(cell(record, settings.label_column, LABELS, "label_column", place), place, settings.label_names)
     return _labelled(str(record.get("id", id_)), source, label, place)
 
 

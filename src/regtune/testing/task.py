@@ -82,6 +82,7 @@ def _check_model(broken: Broken, task: Task, examples: Examples, session: Sessio
             broken.require(loss is not None and bool(torch.isfinite(loss)), f"labels must give a loss; it is {loss}")
     with broken.trying("predicting"):
         rows = session.rows(examples)
+        _check_rows(broken, rows, len(examples), padded=task.modality == "text")
         outputs = list(session.outputs(rows))
         predictions = task.decode(rows, outputs, examples, session)
         found = [prediction.id for prediction in predictions]
@@ -119,12 +120,10 @@ def _check_rows(broken: Broken, rows: Rows[Any], count: int, *, padded: bool) ->
         broken.require(right, "main must name a row of each example, in their order")
     every, longest = range(len(rows)), max(rows.lengths)
     for pad_to in (None, longest + 3) if padded else (None,):
-        batch = rows.batch(every, pad_to=pad_to)
-        wanted = (len(rows), pad_to or batch["attention_mask"].shape[1])
-        broken.require(
-            tuple(batch["attention_mask"].shape) == wanted, f"pad_to={pad_to} must give a mask of shape {wanted}"
-        )
-        real = batch["attention_mask"].sum(1).tolist()
+        mask = rows.batch(every, pad_to=pad_to)["attention_mask"]
+        wanted = (len(rows), pad_to or mask.shape[-1])
+        broken.require((mask.shape[0], mask.shape[-1]) == wanted, f"pad_to={pad_to} must give a mask of shape {wanted}")
+        real = mask.sum(-1).flatten(1).amax(1).tolist() if mask.dim() > 2 else mask.sum(1).tolist()
         broken.require(
             real == list(rows.lengths), f"lengths are {list(rows.lengths)[:5]}, masks have {real[:5]} tokens"
         )

@@ -36,7 +36,6 @@ from regtune.records import plain
 from regtune.registers.surgery import backbone_of, num_registers
 from regtune.rows.targets import Target
 from regtune.rows.texts import PlainText, text_rows
-from regtune.rows.token_classes import is_content
 from regtune.session import Session, around
 from regtune.session import open as open_session
 
@@ -45,8 +44,6 @@ METHODS_SHOWN = ("attnlrp", "chefer", "integrated-gradients")
 _WITHOUT_RULES = ("gradient-input", "integrated-gradients")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "offset_mapping", "decoder_input_ids", "token_classes")
 _OF_IMAGES = ("pixel_values", "attention_mask", "token_classes")
-_MOST_TAGS = 5
-"""Tags that are explained of a text where nobody names some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +163,8 @@ def explain(
     ]
     asked = (target,) if isinstance(target, str) else tuple(target)
     found = []
-    for example in each(examples, "texts"):
+    for given_example in each(examples, "texts"):
+        example = given_example if sessions[0].task is None else sessions[0].task.explained(given_example, sessions[0])
         made = [_explained(session, example, asked, methods, per_method, write) for session in sessions]
         (question, text), wrote = _texts(example), made[0][1]
         models = tuple(_in_words(one, (question, text + own)) if words else one for one, own in made)
@@ -298,9 +296,7 @@ def _explained(
         )
         said = dataclasses.replace(said, text="".join(pieces))
         wrote = "" if first == 0 else "".join(pieces[:-1])
-    elif not goals:
-        names, said = _by_head(session, inputs, said)
-        goals = dict(zip(names, names, strict=True))
+    goals = goals or {"predicted": "predicted"}
     found, notes = explain_row(
         session.model, inputs, goals, methods=methods, reader=session.reader, options=options, answer=said.tokens
     )
@@ -350,25 +346,6 @@ def _written(session: Session, inputs: dict[str, Tensor], count: int) -> tuple[d
         inputs["token_classes"] = torch.cat([inputs["token_classes"], inputs["token_classes"][:, -1:]], 1)
         at += len(piece)
     return inputs, pieces
-
-
-@torch.inference_mode()
-def _by_head(session: Session, inputs: Mapping[str, Tensor], said: Shown) -> tuple[tuple[str, ...], Shown]:
-    """Names of what is explained, where neither a person nor a task says it, and what the model says."""
-    output, labels = session.forward(inputs), session.model.config.id2label
-    if "logits" not in output or output.logits.dim() < 3 or writes_tokens(session.model):
-        return ("predicted",), said
-    tags, shares = output.logits[0].argmax(-1), output.logits[0].softmax(-1).amax(-1)
-    words = is_content(inputs["token_classes"][0]).to(tags.device)
-    plain = next((n for n, label in labels.items() if label == "O"), int(tags[words].mode().values))
-    places = (words & (tags != plain)).nonzero().flatten().tolist() or [int((shares * words).argmax())]
-    pieces = session.reader.convert_ids_to_tokens(inputs["input_ids"][0])
-    notes, text = said.notes, ", ".join(f"{pieces[place]} {labels[int(tags[place])]}" for place in places)
-    if len(places) > _MOST_TAGS:
-        other = f"predicted@{pieces[places[-1]]}"
-        notes += (f"Explained are {_MOST_TAGS} of {len(places)} tags; name others by their word, like {other}.",)
-    names = tuple(f"predicted@{place}" for place in places[:_MOST_TAGS])
-    return names, dataclasses.replace(said, text=text, notes=notes)
 
 
 # One row

@@ -31,6 +31,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
+from torch import Tensor
 
 from regtune.analyses.attribution.attribute import METHODS
 from regtune.analyses.attribution.attribution import Attribution
@@ -278,7 +279,7 @@ class _Run:
         for kind, marked, among in itertools.chain(*marks):
             shares.setdefault(kind, []).append(float(marked[among].mean()))
         right = [
-            one.label == int(self.batches[one.place[0]]["labels"][one.place[1]])
+            _is_right(one.label, self.batches[one.place[0]]["labels"][one.place[1]])
             for one in self.texts
             if one.label is not None and "labels" in self.batches[one.place[0]]
         ]
@@ -342,6 +343,11 @@ class _Run:
         if (answer & among).any():
             yield "answer", answer, among
             yield "sentence", sentence, among
+
+
+def _is_right(label: int, gold: Tensor) -> bool:
+    """Whether a label is the gold one, or one of the gold ones."""
+    return bool(gold[label]) if gold.dim() else label == int(gold)
 
 
 def _agreements(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,7 +83,8 @@ def perturbable_texts(model: nn.Module, batches: Iterable[Batch]) -> list[Pertur
             )
         for row in range(len(batch["input_ids"])):
             one = {name: value[row] for name, value in batch.items()}
-            found.append(_text(one, (number, row), {name: value[row] for name, value in logits.items()}))
+            own = {name: value[row] for name, value in logits.items()}
+            found.append(_text(one, (number, row), own, several=of_several_labels(model)))
     return [text for text in found if text is not None]
 
 
@@ -95,7 +96,14 @@ def explained_target(label: int, classes: int) -> ClassLogit:
     return ClassLogit(label=label, minus=1 - label if classes == 2 else None)
 
 
-def _text(row: Batch, place: tuple[int, int], logits: Mapping[str, np.ndarray]) -> PerturbableText | None:
+def of_several_labels(model: Any) -> bool:
+    """Whether each logit is of a label of its own (a sigmoid each), not of one class among several."""
+    return getattr(model.config, "problem_type", None) == "multi_label_classification"
+
+
+def _text(
+    row: Batch, place: tuple[int, int], logits: Mapping[str, np.ndarray], *, several: bool
+) -> PerturbableText | None:
     mask = row["attention_mask"].bool().numpy()
     size = int(mask.sum())
     if not mask[:size].all():
@@ -114,7 +122,7 @@ def _text(row: Batch, place: tuple[int, int], logits: Mapping[str, np.ndarray]) 
         content[span[0] : span[1] + 1] = False
     else:
         label = int(logits[LOGITS].argmax())
-        target = explained_target(label, len(logits[LOGITS]))
+        target = ClassLogit(label=label) if several else explained_target(label, len(logits[LOGITS]))
     if not content.any():
         return None
     types = row.get("token_type_ids")
@@ -133,9 +141,9 @@ def _text(row: Batch, place: tuple[int, int], logits: Mapping[str, np.ndarray]) 
 class PerturbedModel:
     """The probability that a model still gives what it said of the whole text, for any set of lost tokens.
 
-    Of a class head: the softmax of the predicted class. Of a question-answering head: p(start) · p(end) of the
-    predicted span, each a softmax over all tokens of the window (special tokens included, as in training). Every set is
-    scored once, however often it is asked for.
+    Of a class head: the softmax of the predicted class, or the sigmoid of the likeliest of several labels. Of a
+    question-answering head: p(start) · p(end) of the predicted span, each a softmax over all tokens of the window
+    (special tokens included, as in training). Every set is scored once, however often it is asked for.
     """
 
     def __init__(
@@ -181,8 +189,9 @@ class PerturbedModel:
         rows = torch.arange(len(copies))
         if copies[0].span is None:
             labels = torch.tensor([copy.label for copy in copies])
-            product = outputs[LOGITS].double().cpu().softmax(dim=-1)[rows, labels]
-            return np.asarray(product, dtype=np.float64)
+            logits = outputs[LOGITS].double().cpu()
+            shares = logits.sigmoid() if of_several_labels(self.model) else logits.softmax(dim=-1)
+            return np.asarray(shares[rows, labels], dtype=np.float64)
         product = torch.ones(len(copies), dtype=torch.float64)
         for name, end in ((START, 0), (END, 1)):
             logits = outputs[name].double().cpu().masked_fill(batch["attention_mask"] == 0, -torch.inf)

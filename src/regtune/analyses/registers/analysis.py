@@ -217,7 +217,7 @@ def _relevance(
             session.model,
             batch,
             method="attnlrp",
-            target=explained(batch),
+            target=explained(session, batch),
             on_residual="warn",
             tokenizer=session.reader,
         )
