@@ -189,7 +189,7 @@ def attended(model: Any) -> None:
 def batch_of(model: Any) -> dict[str, torch.Tensor]:
     inputs = make_inputs(model)[0]
     classes = torch.where(inputs["attention_mask"].bool(), TokenClass.CONTEXT, TokenClass.PADDING)
-    return inputs | {"token_classes": classes.to(torch.int8)}
+    return inputs | {"token_classes": classes.to(torch.int8), "example": torch.arange(len(classes))}
 
 
 LOOKS: dict[str, Callable[[Any], Any]] = {
