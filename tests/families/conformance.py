@@ -132,8 +132,7 @@ def cells_of(family: str) -> Cells:
     found["caches"] = {} if writer is None else dict(caches_of(writer, about.causal))
     scored = made[heads[0]]
     found["relevance"] = {rule: tried(lambda r=rule: explained(scored, r)) for rule in (*LEDGER, "chefer")}
-    looks = {} if about.reads_images else LOOKS
-    found["looks"] = {name: tried(lambda look=look: look(copy.deepcopy(plain))) for name, look in looks.items()}
+    found["looks"] = {name: tried(lambda look=look: look(copy.deepcopy(plain))) for name, look in LOOKS.items()}
     return found
 
 
@@ -187,9 +186,14 @@ def attended(model: Any) -> None:
 
 
 def batch_of(model: Any) -> dict[str, torch.Tensor]:
+    """Rows as analyses get them, of tokens that are all content."""
     inputs = make_inputs(model)[0]
-    classes = torch.where(inputs["attention_mask"].bool(), TokenClass.CONTEXT, TokenClass.PADDING)
-    return inputs | {"token_classes": classes.to(torch.int8), "example": torch.arange(len(classes))}
+    mask = inputs.get("attention_mask")
+    if mask is None:  # images
+        with torch.no_grad():
+            mask = torch.ones(model(**inputs).last_hidden_state.shape[:2], dtype=torch.long)
+    classes = torch.where(mask.bool(), TokenClass.CONTEXT, TokenClass.PADDING).to(torch.int8)
+    return inputs | {"attention_mask": mask, "token_classes": classes, "example": torch.arange(len(mask))}
 
 
 LOOKS: dict[str, Callable[[Any], Any]] = {

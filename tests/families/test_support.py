@@ -33,5 +33,7 @@ def test_trying_again_gives_what_is_recorded(name):
 
 
 def test_what_doesn_t_work_has_a_reason():
-    refused = [text for cells in RECORDED.values() for said in cells.values() for text in said.values() if text != WORKS]
+    refused = [
+        text for cells in RECORDED.values() for said in cells.values() for text in said.values() if text != WORKS
+    ]
     assert all(len(text) > 20 for text in refused)
