@@ -5,19 +5,15 @@ In a process of its own, since the shape checks of the test suite can't be compi
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import DynamicCache, StaticCache
 
-from by_hand import with_registers
 from registers.placed import logits, padded, registered
 from regtune.registers.surgery import disable_registers, mask_registers
-from tiny import DECODERS, attentions_of
 
 
 def gradients(run: nn.Module, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -51,24 +47,5 @@ def measure(family: str) -> dict[str, float]:
     return {name: value.abs().max().item() for name, value in found.items()}
 
 
-@torch.no_grad()
-def measure_steps(family: str) -> dict[str, float]:
-    """The same of a decoder's steps, token by token behind a prompt that was read without a compiler."""
-    torch._dynamo.reset()
-    model, plain = with_registers(family, attentions_of(family)[-1])
-    ids, found = torch.arange(4, 28).view(2, 12), {}
-    for name, kind, room in (("static", StaticCache, {"max_cache_len": 12}), ("dynamic", DynamicCache, {})):
-        step = torch.compile(model, backend="eager", dynamic=False, fullgraph=kind is StaticCache)
-        cache = model(ids[:, :8], past_key_values=kind(config=model.config, **room)).past_key_values
-        other = copy.deepcopy(cache)
-        for place in range(8, 12):
-            given = {"input_ids": ids[:, place : place + 1], "position_ids": torch.full((2, 1), place)}
-            expected = model(**given, past_key_values=other).logits
-            found[f"{name} {place}"] = step(**given, past_key_values=cache).logits - expected
-    found["effect"] = model(ids).logits - plain(ids).logits
-    return {name: value.abs().max().item() for name, value in found.items()}
-
-
 if __name__ == "__main__":
-    measured = {name: (measure_steps if name in DECODERS else measure)(name) for name in sys.argv[2:]}
-    Path(sys.argv[1]).write_text(json.dumps(measured))
+    Path(sys.argv[1]).write_text(json.dumps({family: measure(family) for family in sys.argv[2:]}))

@@ -36,7 +36,7 @@ from regtune.registers.surgery import (
     register_parameters,
     remove_registers,
 )
-from tiny import DECODERS, FAMILIES, HEADS, inputs, tiny_model
+from tiny import FAMILIES, HEADS, inputs, tiny_model
 from two_processes import TESTS, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls what transformers has renamed
@@ -339,9 +339,7 @@ def test_two_processes_train_save_and_load_like_one(tmp_path, families):
             assert "distributed over several processes" in add
 
 
-@pytest.mark.parametrize(
-    "families", [("bert",), tuple(FAMILIES)[1:], tuple(DECODERS)], ids=["bert", "the others", "decoders"]
-)
+@one_always
 @pytest.mark.slow
 def test_a_compiled_model_gives_what_the_model_gives(tmp_path, families):
     program = [str(Path(__file__).with_name("compiled.py")), str(tmp_path / "found.json"), *families]

@@ -13,16 +13,20 @@ from regtune.registry import FAMILIES
 from regtune.tables import Table
 
 SUPPORT = Path(__file__).parent / "support.json"
-WORKS = "works"
+WORKS, NOT_TRIED, REFUSED = "works", "not tried", "refused"
 KINDS = ("heads", "places", "depths", "caches", "relevance", "looks")
 
 
 def list_families() -> Table:
     """A row for each, with what worked."""
     found = json.loads(SUPPORT.read_text(encoding="utf-8"))["families"]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in FAMILIES:
-        cells = [found.get(name, {}).get(kind, {}) for kind in KINDS]
+        refused = FAMILIES.get(name).refusal is not None
+        if refused or name not in found:
+            rows.append((name, REFUSED if refused else NOT_TRIED, *[""] * (len(KINDS) - 1)))
+            continue
+        cells = [found[name].get(kind, {}) for kind in KINDS]
         good = (", ".join(each for each, said in cell.items() if said == WORKS) for cell in cells)
         rows.append((name, *good))
     return Table(columns=("architecture", *KINDS), rows=tuple(rows))
