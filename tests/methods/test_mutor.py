@@ -260,5 +260,5 @@ def test_it_is_an_arm_of_sweeps_and_reports_compare_perplexities(place, capsys, 
     assert code == 0, err
     (page,) = (place / "runs" / "sweep").rglob("*.html")
     text = page.read_text()
-    for word in ("lora+mutor", "perplexity"):
+    for word in ("MuToR, d_max", "LoRA, r", "perplexity"):
         assert word in text
