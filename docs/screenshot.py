@@ -48,9 +48,9 @@ def explorer(page: Page) -> Image.Image:
     if not (RUNS / "sweep.json").is_file():
         raise SystemExit(f"{RUNS} holds no runs; make demo trains them.")
     (group,) = collect(RUNS).groups
-    plain, with_registers = (str(group.of(arm)[0].folder) for arm in group.arms)
+    plain, with_registers = (str(group.of(arm)[0].folder.relative_to(DOCS.parent)) for arm in group.arms)
     command = [sys.executable, "-m", "regtune", "explore", with_registers, "--compare", plain, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=DOCS.parent) as served:
         try:
             assert served.stdout is not None
             address = re.search(r"http://127\.0\.0\.1:\d+", served.stdout.readline())

@@ -56,6 +56,8 @@ def test_the_demo_compares_three_seeds_of_each_and_writes_a_page_that_needs_noth
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing outside the page is needed"
     assert 'role="button"' not in page, "nothing on the page looks as if it could be clicked"
     assert str(result.page) in str(result)
+    assert "is no evidence" in page
+    assert "is no evidence" in repr(result.blocks())
     assert "3 seeds" in str(result) or "baseline" in str(result)
     times = {path: path.stat().st_mtime_ns for path in small.rglob("run.json")}
     assert len(times) == len(COUNTS) * len(SEEDS)
