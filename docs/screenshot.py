@@ -59,7 +59,7 @@ def explorer(page: Page) -> Image.Image:
             fill(page, "text", TEXT)
             choose(page, "#view", "relevance")
             click(page, "document.querySelector('#look')")
-            page.wait("document.querySelectorAll('#shown .ledger').length >= 2")
+            page.wait("document.querySelectorAll('#shown .ledger').length >= 2", seconds=300)
             return photograph(page)
         finally:
             served.terminate()
