@@ -42,6 +42,8 @@ class Args:
     """Parts of the other sets."""
     before: str = "minilm"
     """The model before fine-tuning; empty leaves it out."""
+    rationales: Path | None = None
+    """A folder of documents with marked words, for faithfulness."""
     target: Path = TARGET
     """Where the records go."""
 
@@ -60,7 +62,10 @@ def main(args: Args) -> None:
             wanted = args.quick if number else args.parts or tuple(ANALYSES)
             missing = [part for part in wanted if not (folder / f"{part}.json").is_file()]
             if missing:
-                found = inspect(model, parts=missing, data=(data,), limit=args.limit, output_dir=folder)
+                settings = {"faithfulness": {"rationales": args.rationales}} if "faithfulness" in missing else {}
+                found = inspect(
+                    model, parts=missing, data=(data,), limit=args.limit, settings=settings, output_dir=folder
+                )
                 print(name, label, ", ".join(record.part for record in found.records), *found.notes, flush=True)
 
 
