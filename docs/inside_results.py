@@ -238,12 +238,12 @@ def table_sentiment() -> str:
     """Faithfulness on single sentences and agreement with people's marks, of one sentiment model for each N."""
     found: dict[tuple[str, str, str], dict[str, str]] = {}
     labels = []
-    for (n, seed), parts in records("sst2").items():
-        label = f"n{n}-seed{seed}"
-        labels.append(label)
-        for record in parts:
-            for name, content in (("sst2", record.content), ("movies", record.content["rationales"])):
-                for each in content["rows"]:
+    for name in ("sst2", "movies"):
+        for (n, seed), parts in records(name).items():
+            label = f"n{n}-seed{seed}"
+            labels.append(label)
+            for record in parts:
+                for each in [*record.content["rows"], *record.content.get("rationales", {}).get("rows", ())]:
                     shown = estimate(each["normalised"] or each["raw"])
                     if shown is not None:
                         text = f"{number(shown.value)} ({number(shown.low or 0)} … {number(shown.high or 0)})"
