@@ -98,7 +98,8 @@ def explained_target(label: int, classes: int) -> ClassLogit:
 
 def of_several_labels(model: Any) -> bool:
     """Whether each logit is of a label of its own (a sigmoid each), not of one class among several."""
-    return getattr(model.config, "problem_type", None) == "multi_label_classification"
+    config = getattr(model, "config", None)
+    return getattr(config, "problem_type", None) == "multi_label_classification"
 
 
 def _text(
