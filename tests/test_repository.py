@@ -50,7 +50,7 @@ GENERAL = (
     "session.py",
     "interfaces.py",
     "noise.py",
-    "reading.py",
+    "rows/reading.py",
     "registry.py",
     "analyses/inspection.py",
     "tables.py",

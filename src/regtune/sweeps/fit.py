@@ -16,7 +16,7 @@ import numpy as np
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, shown
 from regtune.interfaces import Block, Examples, Floats, ShownByBlocks, Task
-from regtune.records import RunRecord
+from regtune.records import RunRecord, write_bytes
 from regtune.registry import TASKS
 from regtune.session import Session
 from regtune.session import open as open_session
@@ -219,7 +219,7 @@ def _written(folder: Path, texts: Iterable[Any], labels: Iterable[Any], task: Ta
     records = [_record_of(text, task) | {gold: label} for text, label in zip(given, wanted, strict=True)]
     lines = [json.dumps(record, default=_refused) for record in records]
     path = folder / f"{_TRAINING_TEXTS}.jsonl"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
     return path
 
 
