@@ -310,10 +310,11 @@ def test_the_demo_without_its_extra_says_what_to_install_and_writes_nothing(run,
 
 
 def test_methods_are_flags_with_their_settings(run, place):
-    code, _, err = run(*train("--methods", "lp_ft:epochs=1,learning_rate=1e-2", "linear_probe", "--output-dir", "m"))
+    code, _, err = run(*train("--methods", "lp_ft:epochs=1,learning_rate=1e-2", "warm_up:steps=1", "--output-dir", "m"))
     assert code == 0, err
     config = read_json(Path("m/run.json"))["config"]
-    assert config["methods"] == {"lp_ft": {"epochs": 1, "learning_rate": 0.01}, "linear_probe": {}}
+    assert config["methods"]["lp_ft"] == {"epochs": 1, "learning_rate": 0.01}
+    assert config["methods"]["warm_up"]["steps"] == 1
     for flag, said in (
         ("lp_fit", "Unknown method 'lp_fit'. Did you mean 'lp_ft'?"),
         ("lp_ft:epochs", "'epochs' is no setting. Write lp_ft:key=value"),

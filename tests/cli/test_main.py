@@ -129,7 +129,7 @@ def parsed(monkeypatch):
     monkeypatch.chdir(ROOT)
     for place in ("regtune.session", "regtune.cli.parsing"):
         monkeypatch.setattr(f"{place}.is_local", lambda name: False)
-    monkeypatch.setattr("regtune.session._architectures", lambda name: [])
+    monkeypatch.setattr("regtune.session._model_config", lambda name: {})
     return seen
 
 
