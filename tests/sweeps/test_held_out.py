@@ -9,7 +9,8 @@ import pytest
 from regtune.errors import ConfigError, DataError
 from regtune.interfaces import Examples
 from regtune.sweeps.held_out import draw_share, every_group
-from regtune.tasks.classify import Classification, LabelledText
+from regtune.tasks.classify import Classification
+from regtune.tasks.labelled import LabelledText
 from regtune.tasks.qa.task import QuestionAnswering
 from tiny_tokenizer import examples
 
