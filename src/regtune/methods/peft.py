@@ -396,7 +396,7 @@ class Moved(Row):
         for layer in _lora_layers(model):
             for name, axis in (("A", 0), ("B", 1)):
                 weight = getattr(layer, f"lora_{name}")["default"].weight
-                if not weight._backward_hooks:
+                if weight.requires_grad and not weight._backward_hooks:
                     weight.register_hook(lambda gradient, axis=axis: _first_half(gradient, axis))
                 found.append(weight)
         return [Group(name="lora", parameters=tuple(found), learning_rate=training.learning_rate)]
