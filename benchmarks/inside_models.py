@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from regtune.analyses.inspection import inspect
+from regtune.errors import DataError
 from regtune.records import load_record
 from regtune.registry import ANALYSES
 
@@ -63,9 +64,13 @@ def main(args: Args) -> None:
             missing = [part for part in wanted if not (folder / f"{part}.json").is_file()]
             if missing:
                 settings = {"faithfulness": {"rationales": args.rationales}} if "faithfulness" in missing else {}
-                found = inspect(
-                    model, parts=missing, data=(data,), limit=args.limit, settings=settings, output_dir=folder
-                )
+                try:
+                    found = inspect(
+                        model, parts=missing, data=(data,), limit=args.limit, settings=settings, output_dir=folder
+                    )
+                except DataError as error:  # nothing is left that this model can have
+                    print(name, label, error, flush=True)
+                    continue
                 print(name, label, ", ".join(record.part for record in found.records), *found.notes, flush=True)
 
 

@@ -58,11 +58,14 @@ LABELS = [
 ]
 """Families and the heads that transformers has for them."""
 
+_NAMED = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+"""Named, since transformers doesn't write two labels without names, and BART's own default is three."""
+
 
 def tiny_model(family: str, head: str = "text-to-text", attention: str = "sdpa", seed: int = 0, **changes):
     """A random model in eval mode; weights are large enough for differences to show."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **FAMILIES[family], num_labels=2, **changes)
+    config = AutoConfig.for_model(family, **FAMILIES[family], **_NAMED, **changes)
     model = HEADS[head].from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
