@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from regtune.errors import CheckpointError
+from regtune.errors import CheckpointError, shown
 from regtune.locks import locked
 from regtune.progress import begin_stage, duration, stages
 from regtune.records import read_typed, set_name, write_json
@@ -150,6 +150,9 @@ def read_sweep_file(folder: Path) -> SweepFile:
             f"{folder / SWEEP_FILE} has schema_version={found.schema_version}; this regtune reads {SCHEMA_VERSION}. "
             "Choose another --folder."
         )
+    sets = found.sweep.get("training_sets", {})
+    if not isinstance(sets, dict) or not all(isinstance(files, list) for files in sets.values()):
+        raise CheckpointError(f"{folder / SWEEP_FILE}: training_sets is {shown(sets)}, not lists by name. {remedy}")
     return found
 
 
