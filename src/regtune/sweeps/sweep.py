@@ -28,6 +28,9 @@ _POLL_SECONDS = 2.0
 _NOT_FAILED = ("finished", "running")
 
 
+_ELSEWHERE = "Choose another folder (--folder of a sweep, --output-dir of the demo)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepOutcome:
     """How the cells of a sweep stand when `run_sweep` returns."""
@@ -118,8 +121,7 @@ def check_folder(sweep: SweepConfig, folder: Path) -> None:
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if strangers:
         raise CheckpointError(
-            f"{folder} is not empty and holds no {SWEEP_FILE} (but {', '.join(strangers[:3])}). "
-            "Choose another --folder."
+            f"{folder} is not empty and holds no {SWEEP_FILE} (but {', '.join(strangers[:3])}). {_ELSEWHERE}."
         )
 
 
@@ -143,12 +145,12 @@ class SweepFile:
 
 def read_sweep_file(folder: Path) -> SweepFile:
     """Reads `sweep.json`."""
-    remedy = f"Choose another --folder, or remove that file: the cells in {folder} stay."
+    remedy = f"{_ELSEWHERE}, or remove that file: the cells in {folder} stay."
     found: SweepFile = read_typed(folder / SWEEP_FILE, SweepFile, remedy=remedy, wrong=CheckpointError)
     if found.schema_version != SCHEMA_VERSION:
         raise CheckpointError(
             f"{folder / SWEEP_FILE} has schema_version={found.schema_version}; this regtune reads {SCHEMA_VERSION}. "
-            "Choose another --folder."
+            f"{_ELSEWHERE}."
         )
     sets = found.sweep.get("training_sets", {})
     if not isinstance(sets, dict) or not all(isinstance(files, list) for files in sets.values()):
@@ -168,7 +170,7 @@ def _refuse_another(found: SweepFile, sweep: SweepConfig, folder: Path) -> None:
     if different:
         raise CheckpointError(
             f"{folder} holds another sweep; different: {', '.join(different)}. Arms, num_registers, seeds and "
-            "training_sets may be added, but what the cells share may not change. Choose another --folder."
+            f"training_sets may be added, but what the cells share may not change. {_ELSEWHERE}."
         )
 
 

@@ -22,7 +22,8 @@ from regtune.rows.targets import LabelLogit
 from regtune.rows.texts import RECORDS, TextRow, pad_tokens, require_fast, text_roles
 from regtune.tasks.files import cell, decoded, hub_records, read_bytes, read_examples, records_of
 from regtune.tasks.qa.data.sources import load_questions
-from regtune.typed import Checked, Range
+from regtune.tasks.text_settings import TextSettings
+from regtune.typed import Range
 
 if TYPE_CHECKING:
     from regtune.session import Session
@@ -51,7 +52,7 @@ WORD_PERPLEXITY = Metric(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmSettings(Checked, section="settings"):
+class LmSettings(TextSettings):
     """What a document is, and how it is cut into blocks."""
 
     documents: Literal["headings", "paragraphs", "lines"] = "headings"
@@ -59,8 +60,6 @@ class LmSettings(Checked, section="settings"):
     paragraph between blank lines, or a line."""
     text_column: str | None = None
     """Column of the text, in files and sets of records; the first of the usual names by default."""
-    encoding: str = "auto"
-    """Of text files: UTF-8 or, where it isn't valid, latin-1; or a name that Python knows."""
     stride: Annotated[int, Range(1, 2**20)] = 128
     """Tokens that a block of a document shares with the one before it in evaluation: they are its context, and are
     scored there. In training blocks share one token."""
@@ -70,8 +69,6 @@ class LmSettings(Checked, section="settings"):
     """Longest block in tokens, registers not counted."""
     batch_size: Count = 8
     """Blocks in a batch at inference; each has logits over the whole vocabulary for every token."""
-    on_bad_record: Literal["raise", "skip", "mend"] = "raise"
-    """Stop at the first bad record, or leave it out, count it and list it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,8 @@ from regtune.tasks.lm import (
     scored_tokens,
     token_row,
 )
-from regtune.typed import Checked, Range
+from regtune.tasks.text_settings import TextSettings
+from regtune.typed import Range
 
 if TYPE_CHECKING:
     from regtune.session import Session
@@ -49,7 +50,7 @@ MASKED_ACCURACY = Metric(name="masked_accuracy", title="masked accuracy", column
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlmSettings(Checked, section="settings"):
+class MlmSettings(TextSettings):
     """What a document is, and what is masked in it."""
 
     mask_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.15
@@ -60,14 +61,10 @@ class MlmSettings(Checked, section="settings"):
     """What a document in a text file is, as in the task `lm`."""
     text_column: str | None = None
     """Column of the text, in files and sets of records; the first of the usual names by default."""
-    encoding: str = "auto"
-    """Of text files: UTF-8 or, where it isn't valid, latin-1; or a name that Python knows."""
     max_length: Tokens = DataConfig.max_length
     """Longest block of a document in tokens, special tokens included, registers not."""
     batch_size: Count = 16
     """Blocks in a batch at inference."""
-    on_bad_record: Literal["raise", "skip", "mend"] = "raise"
-    """Stop at the first bad record, or leave it out, count it and list it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
