@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of, find_family, known_families
-from regtune.families.bert import BERT
+from regtune.families.encoders.bert import BERT
 from regtune.registers.surgery import add_registers, find_registers
 from regtune.registry import FAMILIES
 

@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from regtune.config import RegisterConfig
-from regtune.families.bert import BERT
+from regtune.families.encoders.bert import BERT
 from regtune.registers.decoders import _InFront, _Step
 from regtune.registers.surgery import add_registers
 from regtune.testing import BrokenInvariantError, check_family

@@ -5,7 +5,7 @@ Word embeddings are scaled by the root of the width; registers join behind that 
 
 import dataclasses
 
-from regtune.families.llama import LLAMA
+from regtune.families.decoders.llama import LLAMA
 
 GEMMA2 = dataclasses.replace(
     LLAMA,

@@ -2,6 +2,6 @@
 
 import dataclasses
 
-from regtune.families.llama import LLAMA
+from regtune.families.decoders.llama import LLAMA
 
 MISTRAL = dataclasses.replace(LLAMA, name="Mistral", model_types=("mistral",))

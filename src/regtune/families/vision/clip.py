@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from regtune.families.siglip import SIGLIP
+from regtune.families.vision.siglip import SIGLIP
 
 CLIP = replace(
     SIGLIP,

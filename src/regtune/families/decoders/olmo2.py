@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from regtune.families.llama import LLAMA
+from regtune.families.decoders.llama import LLAMA
 
 OLMO2 = dataclasses.replace(
     LLAMA,

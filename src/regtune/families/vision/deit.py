@@ -2,6 +2,6 @@
 
 from dataclasses import replace
 
-from regtune.families.vit import VIT
+from regtune.families.vision.vit import VIT
 
 DEIT = replace(VIT, name="DeiT", model_types=("deit",), leading=2)

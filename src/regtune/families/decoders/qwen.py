@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from regtune.families.llama import LLAMA
+from regtune.families.decoders.llama import LLAMA
 
 QWEN2 = dataclasses.replace(LLAMA, name="Qwen2", model_types=("qwen2",))
 QWEN3 = dataclasses.replace(

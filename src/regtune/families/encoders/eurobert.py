@@ -2,6 +2,6 @@
 
 import dataclasses
 
-from regtune.families.llama import LLAMA
+from regtune.families.decoders.llama import LLAMA
 
 EUROBERT = dataclasses.replace(LLAMA, name="EuroBERT", model_types=("eurobert",), causal=False)

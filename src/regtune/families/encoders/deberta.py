@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from regtune.families.deberta_v2 import DEBERTA_V2
+from regtune.families.encoders.deberta_v2 import DEBERTA_V2
 
 DEBERTA = dataclasses.replace(
     DEBERTA_V2,

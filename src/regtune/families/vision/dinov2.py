@@ -6,7 +6,7 @@ positions for other image sizes differently (with antialiasing).
 
 from dataclasses import replace
 
-from regtune.families.vit import VIT
+from regtune.families.vision.vit import VIT
 
 DINOV2 = replace(
     VIT,
