@@ -68,10 +68,38 @@ def test_seeds_that_agree_leave_the_question_bootstrap():
     assert result.interval == pytest.approx(tuple(expected.confidence_interval), abs=0.03 * width)
 
 
-def test_identical_arms_are_equivalent_with_p_one():
-    scores = noisy_runs(5, 40, 0.6, rng=np.random.default_rng(0))
-    result = verdict(scores, scores)
-    assert (result.verdict, result.p_value, result.interval) == ("equivalent", 1.0, (0.0, 0.0))
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_arms_that_never_differ_are_equivalent_only_where_the_examples_are_many_enough(seeds):
+    # None of n differs: a true difference of d or more has the probability (1 - d)^n (Clopper and Pearson 1934).
+    for examples, expected in ((40, "cannot tell"), (1000, "equivalent")):
+        scores = noisy_runs(seeds, examples, 0.6, rng=np.random.default_rng(0))
+        result = verdict(scores, scores, delta=0.01)
+        limit = 1 - 0.025 ** (1 / examples)
+        assert (result.verdict, result.p_value, result.difference) == (expected, 1.0, 0.0)
+        assert result.interval == pytest.approx((-limit, limit))
+        assert result.equivalence_p == pytest.approx(max(0.99**examples, 1 / 10_001))  # no draw can show less
+        assert result.seeds_needed == (None if expected == "cannot tell" else 0)  # more seeds show no more examples
+
+
+def test_one_changed_example_of_400_does_not_show_equivalence_within_a_point():
+    scores = np.zeros((3, 400))
+    changed = scores.copy()
+    changed[1, 7] = 1.0
+    result = verdict(scores, changed, delta=0.01)
+    assert result.verdict == "cannot tell"
+    assert result.equivalence_p == pytest.approx(stats.binom.cdf(1, 400, 0.01))
+    assert stats.binom.cdf(1, 400, result.interval[1]) == pytest.approx(0.025)  # its equation, solved again
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.003])
+def test_rare_changes_are_called_equivalent_by_mistake_in_5_percent_at_most(rate):
+    rng, wrong, tries = np.random.default_rng(3), 0, 400
+    for _ in range(tries):
+        base = np.zeros((2, 300))
+        base[:, 0] = 1.0
+        arm = base + (rng.random(300) < rate) * (base == 0)
+        wrong += verdict(base, arm, delta=rate * 299 / 300, resamples=200).verdict == "equivalent"
+    assert wrong <= stats.binom.ppf(0.999, tries, 0.05)
 
 
 def test_seed_spread_is_the_chi_square_interval():
@@ -254,7 +282,7 @@ def test_a_missing_seed_is_named_when_pairing_is_asked_for():
     baseline, arm = ArmScores(scores=GOOD, seeds=(1, 2, 3)), ArmScores(scores=GOOD, seeds=(1, 2, 7), name="frozen")
     with pytest.raises(DataError, match=r"only one of them has 3, 7\. Run the missing seeds"):
         verdict(baseline, arm)
-    assert verdict(baseline, arm, paired=False).verdict == "equivalent"
+    assert verdict(baseline, arm, paired=False).difference == 0
 
 
 def test_different_question_ids_are_named():

@@ -48,6 +48,8 @@ _CHUNK = 500_000
 """Resampling weights held at a time (4 MB, so that they stay in the cache)."""
 FEW = 25
 """Two single runs that differ on fewer examples are compared by exact sign flips."""
+HARDLY_ANY = 5
+"""Where fewer examples differ, in any seed, the examples not seen decide: see `FewChanges`."""
 _NOTHING = 1e-12
 """Standard errors below this are rounding noise of scores that don't vary."""
 
@@ -101,6 +103,56 @@ class ErrorParts:
         return dataclasses.replace(self, seeds=tuple(n + more for n in self.seeds))
 
 
+@dataclass(frozen=True, kw_only=True)
+class FewChanges:
+    """How many examples an arm changed, where that is next to none: what other examples may still show.
+
+    Resampled, examples that never differ give a difference of 0 with an interval of no width, as if no example ever
+    could. But if the true difference is d or more, each example rises with probability d / span at least, and so few
+    among so many have the probability of the binomial's tail (Clopper and Pearson 1934; with none, "the rule of three":
+    Hanley and Lippman-Hand 1983: 3 / examples at 95 %).
+    """
+
+    examples: int
+    risen: int
+    """Examples whose score rose, in any seed."""
+    fallen: int
+    span: float
+    """The most by which one example can change the metric times the number of examples: its range."""
+
+    def share(self, value: float, sign: float) -> float:
+        """Probability of so few changes when the true difference is `value` or beyond (`sign` -1: or more; 1: or less).
+
+        It is 1 where the value lies on the other side of 0.
+        """
+        rate = min(1.0, max(0.0, -sign * value / self.span))
+        return float(special.bdtr(self.risen if sign < 0 else self.fallen, self.examples, rate))
+
+    def limit(self, share: float, *, up: bool) -> float:
+        """The largest true difference, in one direction, that is not excluded at this share."""
+        count = self.risen if up else self.fallen
+        return self.span * float(special.bdtri(count, self.examples, share)) * (1 if up else -1)
+
+
+def few_changes(arm: Floats, baseline: Floats, metric: Metric, *, paired: bool) -> FewChanges | None:
+    """`FewChanges` of two arms' scores, each [seeds, examples, columns].
+
+    None if more examples differ, or the metric has no bounds. Of a metric that is no plain mean, a changed example may
+    have moved it either way, and the bound holds to first order.
+    """
+    span = metric.bounds[1] - metric.bounds[0]
+    if paired:
+        most, least = (arm - baseline).max(axis=0), (arm - baseline).min(axis=0)
+    else:
+        most, least = arm.max(axis=0) - baseline.min(axis=0), arm.min(axis=0) - baseline.max(axis=0)
+    rose, fell = (most > _NOTHING).any(axis=-1), (least < -_NOTHING).any(axis=-1)
+    changed = int((rose | fell).sum())
+    if changed >= HARDLY_ANY or not math.isfinite(span):
+        return None
+    risen, fallen = (int(rose.sum()), int(fell.sum())) if is_mean(metric) else (changed, changed)
+    return FewChanges(examples=arm.shape[1], risen=risen, fallen=fallen, span=span)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Difference:
     """A difference of mean scores with its bootstrap distribution; p-values and intervals are read off the same one."""
@@ -111,6 +163,8 @@ class Difference:
     """Example part of every draw, centred and shrunk, shape [resamples]."""
     exact_p: float | None = None
     """p-value of "there is no difference" by exact sign flips, where too few examples differ for a bootstrap."""
+    few: FewChanges | None = None
+    """Set where hardly any example differs: shares and intervals then allow for those that were not seen."""
 
     def share_below(self, value: float) -> float:
         """Share of the corrected draws at or below `value`.
@@ -124,6 +178,10 @@ class Difference:
         return self._share(value, sign=-1.0)
 
     def _share(self, value: float, sign: float) -> float:
+        drawn = self._drawn_share(value, sign)
+        return drawn if self.few is None else max(drawn, self.few.share(value, sign))
+
+    def _drawn_share(self, value: float, sign: float) -> float:
         gaps = sign * (value - self.estimate - self.example_draws)
         scale = math.sqrt(self.parts.seed_variance)
         least = 1 / (len(gaps) + 1)
@@ -142,7 +200,10 @@ class Difference:
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Interval that leaves (1 - level) / 2 of the corrected draws out on either side."""
         tail = (1 - level) / 2
-        return self._quantile(tail), self._quantile(1 - tail)
+        low, high = self._quantile(tail), self._quantile(1 - tail)
+        if self.few is None:
+            return low, high
+        return min(low, self.few.limit(tail, up=False)), max(high, self.few.limit(tail, up=True))
 
     def _quantile(self, share: float) -> float:
         scale = math.sqrt(self.parts.seed_variance)

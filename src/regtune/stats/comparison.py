@@ -9,6 +9,7 @@ What is compared is a `Metric`: a function of the means of columns (exact match,
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from regtune.interfaces import Metric
 from regtune.stats.bootstrap import (
     FEW,
     Difference,
+    few_changes,
     paired_difference,
     resampled_values,
     single_run_difference,
@@ -386,9 +388,15 @@ def _pairs(baseline: Scores, arms: Mapping[str, Scores], settings: _Settings) ->
             base, found, resamples=settings.resamples, seed=settings.seed, paired=settings.paired
         )
     return [
-        _Pair(name=name, arm=arm, base=own, difference=difference, left_out=left_out)
+        _Pair(name=name, arm=arm, base=own, difference=_allowing(difference, arm, own, settings), left_out=left_out)
         for name, (arm, own), difference in zip(arms, matched, differences, strict=True)
     ]
+
+
+def _allowing(difference: Difference, arm: ArmScores, base: ArmScores, settings: _Settings) -> Difference:
+    """The difference, allowing for examples that were not seen where hardly any that were differ."""
+    paired = settings.paired and arm.num_seeds == base.num_seeds
+    return dataclasses.replace(difference, few=few_changes(arm.scores, base.scores, base.metric, paired=paired))
 
 
 def _single(arm: ArmScores, base: ArmScores, settings: _Settings) -> Difference:
@@ -417,8 +425,12 @@ def _comparison(
     gain = difference.estimate if base.metric.higher_is_better else -difference.estimate
     decision = decide(gain, p_adjusted=adjusted[0], equivalence_p_adjusted=adjusted[1], alpha=alpha)
     plans = (difference.parts, difference.parts.planned)  # the larger: a floor can lend Welch's test degrees of freedom
+    found = max(minimal_detectable_difference(p, alpha=strictest, power=settings.power) for p in plans)
     needed: int | None = 0
-    if decision == "cannot tell":
+    if difference.few is not None:
+        found = max(found, difference.few.limit(strictest / 2, up=True))
+        needed = None if decision == "cannot tell" else 0  # more seeds show no more examples
+    elif decision == "cannot tell":
         needs = [more_seeds_needed(delta, plan, alpha=strictest, power=settings.power) for plan in plans]
         needed = None if None in needs else max([1, *filter(None, needs)])
     sides = [arm_values - base_values] if settings.paired and covers_seeds else [arm_values, base_values]
@@ -451,7 +463,7 @@ def _comparison(
         delta=delta,
         alpha=alpha,
         power=settings.power,
-        minimal_detectable=max(minimal_detectable_difference(p, alpha=strictest, power=settings.power) for p in plans),
+        minimal_detectable=found,
         seeds_needed=needed,
     )
 
