@@ -42,6 +42,7 @@ benchmarks: $(STAMP)  ## measure the speed figures again (half an hour, on a mac
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/register_overhead.py
 	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/neuron_words.py
 	$(BIN)/python benchmarks/training_memory.py
 
 $(STAMP): pyproject.toml constraints.txt

@@ -45,7 +45,16 @@ def _decoding() -> Rows:
             f"{found['prefill_ratio']:.3f} × ({found['prefill_kept_ratio']:.3f} ×)",
             "≤ 1.06 ×",
         ),
+        ("places more in each layer of the cache with N = 8", str(found["more_places"]), "8"),
     ]
+
+
+def _neuron_words() -> Rows:
+    path = BENCHMARKS / "neuron_words.json"
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    return [(f"{found['neurons']:,} neurons in words (SmolLM2-135M's shape)", f"{found['seconds']:.0f} s", "≤ 60 s")]
 
 
 def _span_extraction() -> Rows:
@@ -142,6 +151,7 @@ SPEED: tuple[Callable[[], Rows], ...] = (
     _training_speed,
     _register_overhead,
     _decoding,
+    _neuron_words,
     _span_extraction,
     _training_memory,
     _statistics,

@@ -54,6 +54,7 @@ PUBLIC = [
     "load_questions",
     "load_registers",
     "mask_registers",
+    "neurons",
     "num_registers",
     "open",
     "predict",

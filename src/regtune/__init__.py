@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from regtune.analyses.attribution.explain import explain
     from regtune.analyses.inspection import inspect
     from regtune.analyses.monitor import RegisterMonitor
+    from regtune.analyses.neurons.neurons import neurons
     from regtune.app.demo import run_demo as demo
     from regtune.app.serve import explore
     from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
@@ -103,6 +104,7 @@ _HOME = {
     "load_questions": "regtune.tasks.qa.data.sources",
     "load_registers": "regtune.registers.saving",
     "mask_registers": "regtune.registers.surgery",
+    "neurons": "regtune.analyses.neurons.neurons",
     "num_registers": "regtune.registers.surgery",
     "open": "regtune.session",
     "predict": "regtune.sweeps.predict",
@@ -165,6 +167,7 @@ __all__ = [
     "load_questions",
     "load_registers",
     "mask_registers",
+    "neurons",
     "num_registers",
     "open",
     "predict",

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regtune.config import DataConfig, RunConfig
-from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
+from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError, shown
 from regtune.families import family_of
 from regtune.families._family import Family
 from regtune.interfaces import Attached, Batch, Examples, Modality, Rows, Task
@@ -305,6 +305,25 @@ def around(model: Any, reader: Any) -> Session:
     session = Session(name=kind, model=with_one_option(model), reader=reader, task=task)
     session.task_settings = fitted(session.reads.settings(), session)
     return session
+
+
+def session_of(model: object) -> Session:
+    """A session on whatever names a model: itself, a folder, a hub name, or a pair of a model and its tokenizer.
+
+    Raises:
+        ConfigError: it is none of these.
+        CheckpointError: no such model.
+    """
+    if isinstance(model, Session):
+        return model
+    if isinstance(model, (str, Path)):
+        return open(model)
+    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
+        return around(*model)
+    raise ConfigError(
+        f"The model is {type(model).__name__} {shown(model)}; give a folder, a hub name, a Session, or a pair of a "
+        "model and its tokenizer."
+    )
 
 
 def modality_of(model: Any) -> Modality:

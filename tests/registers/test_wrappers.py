@@ -339,12 +339,11 @@ def test_two_processes_train_save_and_load_like_one(tmp_path, families):
             assert "distributed over several processes" in add
 
 
-@one_always
-@pytest.mark.slow
-def test_a_compiled_model_gives_what_the_model_gives(tmp_path, families):
-    program = [str(Path(__file__).with_name("compiled.py")), str(tmp_path / "found.json"), *families]
+def compiled(program, folder, families):
+    """What a program that compiles models of these families found."""
+    command = [str(Path(__file__).with_name(program)), str(folder / "found.json"), *families]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", *program],
+        [sys.executable, "-W", "ignore", *command],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])},
         capture_output=True,
         text=True,
@@ -352,8 +351,24 @@ def test_a_compiled_model_gives_what_the_model_gives(tmp_path, families):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = json.loads((folder / "found.json").read_text())
     assert list(found) == list(families)
-    for family, differences in found.items():
+    return found
+
+
+@one_always
+@pytest.mark.slow
+def test_a_compiled_model_gives_what_the_model_gives(tmp_path, families):
+    for family, differences in compiled("compiled.py", tmp_path, families).items():
         assert differences.pop("effect") > 1e-3, family
         assert max(differences.values()) < 1e-4, (family, differences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
+def test_a_compiled_step_writes_the_same_tokens_and_is_compiled_once(tmp_path, family):
+    """With a static cache there is no break in the graph and no second graph, however long the text has become."""
+    found = compiled("compiled_decoding.py", tmp_path, [family])[family]
+    assert found["effect"] > 1e-3
+    assert (found["same"], found["graphs"]) == (True, 1)
+    assert found["difference"] < 1e-4

@@ -265,20 +265,10 @@ def lacks(session: Session, examples: Examples, need: Need) -> str:
 def _record(
     session: Session, examples: Examples, analysis: Analysis, settings: Any, content: dict[str, Any]
 ) -> PartRecord:
-    run, count, made = session.record, num_registers(session.model), versions()
-    bare = f"registers, N = {count}" if count else "no registers"
+    made = versions()
     return PartRecord(
         part=analysis.name,
-        subject={
-            "name": session.name,
-            "architecture": type(session.model).__name__,
-            "base": session.config.model,
-            "label": label_of(session.config) if run is not None else bare,
-            "num_registers": count,
-            "seed": None if run is None else session.config.training.seed,
-            "run": None if run is None else run.config_hash,
-            "code": made["regtune_source"],
-        },
+        subject=subject_of(session, made),
         data={"names": list(examples.names), "ids": list(examples.ids)},
         settings=plain(settings),
         measures=aligned(content.pop("measures", {}), len(examples)),
@@ -286,6 +276,22 @@ def _record(
         content=content,
         made={"versions": made, "machine": machine(), "time": now()},
     )
+
+
+def subject_of(session: Session, made: Mapping[str, str]) -> dict[str, Any]:
+    """What a record says of the model that was looked at (`PartRecord.subject`); `made` are the versions."""
+    run, count = session.record, num_registers(session.model)
+    bare = f"registers, N = {count}" if count else "no registers"
+    return {
+        "name": session.name,
+        "architecture": type(session.model).__name__,
+        "base": session.config.model,
+        "label": label_of(session.config) if run is not None else bare,
+        "num_registers": count,
+        "seed": None if run is None else session.config.training.seed,
+        "run": None if run is None else run.config_hash,
+        "code": made["regtune_source"],
+    }
 
 
 def aligned(measures: Mapping[str, Any], count: int) -> dict[str, list[float | None]]:

@@ -15,8 +15,7 @@ from regtune.analyses.artefacts.sites import BlockStates, watch_blocks
 from regtune.analyses.attention.tap import attention_tap, registers_first
 from regtune.analyses.batches import run_backbone
 from regtune.analyses.pictures import heat_map, numbered, over_picture, percent
-from regtune.analyses.registers.knock_out import layer_inputs, require_active_registers
-from regtune.analyses.registers.lens import Nearest, register_lens
+from regtune.analyses.registers.lens import lens_of_batch
 from regtune.interfaces import Batch, Block
 from regtune.registers.surgery import active_registers, find_registers
 from regtune.rows.token_classes import TokenClass, is_content, patch_names
@@ -223,30 +222,4 @@ def lens_blocks(session: Session, batch: Batch) -> list[Block]:
     Raises:
         UnsupportedModelError: the model has no registers, or they are switched off.
     """
-    registers = require_active_registers(session.model)
-    states: list[Tensor] = []
-
-    def see(_depth: int, values: Tensor) -> None:
-        states.append(registers.registers_of(values)[0].float().clone())
-
-    with torch.no_grad(), layer_inputs(session.model, see):
-        run_backbone(session.model, batch)
-    lens = register_lens(session.model, torch.stack(states), session.reader, top=3)
-    found = [_words("Nearest input embeddings of each register (cosine)", lens.embedding)]
-    if lens.head is not None:
-        found.append(_words(f"What the language-model head of {lens.head_from} makes of them", lens.head))
-    return found
-
-
-def _words(title: str, nearest: Nearest) -> Block:
-    return Block(
-        kind="table",
-        title=title,
-        columns=("register", *(Column(f"depth {depth}", align="left") for depth in range(len(nearest[0])))),
-        rows=tuple(
-            (str(n), *(", ".join(f"{token} {score:.2f}" for token, score in words) for words in depths))
-            for n, depths in enumerate(nearest)
-        ),
-        text="Depth 0 is what the first layer reads, the last one what the last layer wrote. A reading, not a "
-        "measurement: nobody trained these states to be words.",
-    )
+    return lens_of_batch(session.model, batch, session.reader, top=3).blocks()

@@ -26,6 +26,7 @@ from regtune.cli import (
     info,
     inspect,
     listing,
+    neurons,
     predict,
     report,
     sweep,
@@ -44,9 +45,24 @@ class Command(NamedTuple):
     examples: tuple[str, ...]
 
 
+_MODULES = (
+    demo,
+    train,
+    sweep,
+    report,
+    compare,
+    evaluate,
+    predict,
+    ask,
+    info,
+    doctor,
+    explain,
+    explore,
+    inspect,
+    neurons,
+)
 COMMANDS = {
-    module.HELP.name: Command(module.run, module.HELP.sentence, module.HELP.examples)
-    for module in (demo, train, sweep, report, compare, evaluate, predict, ask, info, doctor, explain, explore, inspect)
+    module.HELP.name: Command(module.run, module.HELP.sentence, module.HELP.examples) for module in _MODULES
 } | {
     help_.name: Command(run, help_.sentence, help_.examples)
     for help_, run in (

@@ -85,6 +85,8 @@ class Family:
     feed_forward_in: str | None = "intermediate.dense"
     """The projection whose rows are what the feed-forward neurons read (of gated units the linear branch); None where
     its name depends on the version."""
+    gate_in_front: bool = False
+    """`feed_forward_in` makes both branches of a gated unit: the gate's rows, then as many of the linear one."""
     feed_forward_out: str = "output.dense"
     """The projection whose columns are what the neurons write; its inputs are their activations."""
     norms: tuple[str, ...] = ("attention.output.LayerNorm", "output.LayerNorm")

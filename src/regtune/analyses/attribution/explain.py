@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +35,7 @@ from regtune.records import plain
 from regtune.registers.surgery import backbone_of, num_registers
 from regtune.rows.targets import Target
 from regtune.rows.texts import PlainText, text_rows
-from regtune.session import Session, around
-from regtune.session import open as open_session
+from regtune.session import Session, session_of
 
 METHODS_SHOWN = ("attnlrp", "chefer", "integrated-gradients")
 """What is drawn unless other methods are named; those that a model has no rules for are left out, and it is said."""
@@ -156,7 +154,7 @@ def explain(
     if write < 1:
         raise ConfigError(f"write={write} must be at least 1.")
     records = _records(given, context)
-    sessions = [_session(one) for one in ([model] if compare is None else [model, compare])]
+    sessions = [session_of(one) for one in ([model] if compare is None else [model, compare])]
     examples = [
         _example(sessions[0], {"id": str(number), **one}) if isinstance(one, Mapping) else one
         for number, one in enumerate(records, start=1)
@@ -218,19 +216,6 @@ def _text(what: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"The {what} is {shown(value)}; give it as text with at least one word.")
     return value
-
-
-def _session(model: object) -> Session:
-    if isinstance(model, Session):
-        return model
-    if isinstance(model, (str, Path)):
-        return open_session(model)
-    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
-        return around(*model)
-    raise ConfigError(
-        f"The model is {type(model).__name__} {shown(model)}; give a folder, a hub name, a Session, or a pair of a "
-        "model and its tokenizer."
-    )
 
 
 # What is read

@@ -9,9 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regtune.analyses.batches import run_backbone
+from regtune.analyses.registers.knock_out import layer_inputs, require_active_registers
 from regtune.errors import UnsupportedModelError
 from regtune.families import family_of
+from regtune.interfaces import Batch, Block
 from regtune.registers.surgery import backbone_of
+from regtune.tables import Column
 
 
 class NearToken(NamedTuple):
@@ -38,6 +42,44 @@ class RegisterLens:
     """The class of the model, whose own head it is."""
     norms: tuple[str, ...] = ()
     """The normalisation layers that the head applies to the states (its final norm)."""
+
+    def blocks(self) -> list[Block]:
+        """A table of words by register and depth for each way of reading."""
+        found = [_words("Nearest input embeddings of each register (cosine)", self.embedding)]
+        if self.head is not None:
+            found.append(_words(f"What the language-model head of {self.head_from} makes of them", self.head))
+        return found
+
+
+def _words(title: str, nearest: Nearest) -> Block:
+    return Block(
+        kind="table",
+        title=title,
+        columns=("register", *(Column(f"depth {depth}", align="left") for depth in range(len(nearest[0])))),
+        rows=tuple(
+            (str(n), *(", ".join(f"{token} {score:.2f}" for token, score in words) for words in depths))
+            for n, depths in enumerate(nearest)
+        ),
+        text="Depth 0 is what the first layer reads, the last one what the last layer wrote. A reading, not a "
+        "measurement: nobody trained these states to be words.",
+    )
+
+
+def lens_of_batch(model: nn.Module, batch: Batch, tokenizer: Any = None, *, top: int = 5) -> RegisterLens:
+    """The words of the registers' states while the model reads the first row of a batch.
+
+    Raises:
+        UnsupportedModelError: the model has no registers, or they are switched off.
+    """
+    registers = require_active_registers(model)
+    states: list[Tensor] = []
+
+    def see(_depth: int, values: Tensor) -> None:
+        states.append(registers.registers_of(values)[0].float().clone())
+
+    with torch.no_grad(), layer_inputs(model, see):
+        run_backbone(model, batch)
+    return register_lens(model, torch.stack(states), tokenizer, top=top)
 
 
 @torch.no_grad()
@@ -118,6 +160,8 @@ def language_head(model: nn.Module) -> LanguageHead | None:
     """The model's language-model head; None if it has none (a question-answering model, a bare encoder)."""
     config = backbone_of(model).config
     family = family_of(config, "parts")
+    if hasattr(model, "get_base_model"):  # peft's: paths start at the model inside
+        model = model.get_base_model()  # type: ignore[operator]
     try:
         modules = {path: model.get_submodule(path) for path in family.lm_head}
     except AttributeError:

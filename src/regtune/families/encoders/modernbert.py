@@ -23,6 +23,7 @@ MODERNBERT = Family(
     values=None,
     attention_out="attn.Wo",
     feed_forward_in="mlp.Wi",
+    gate_in_front=True,
     feed_forward_out="mlp.Wo",
     norms=("attn_norm", "mlp_norm"),
     lm_head=("model.final_norm", "head", "decoder"),
