@@ -200,6 +200,17 @@ def _origin(hint: Any) -> Any:
     return get_origin(hint)
 
 
+def _named_tuple(kind: Any) -> Callable[[Any, Any], Any]:
+    hints = get_type_hints(kind, include_extras=True)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, list) or len(value) != len(hints):
+            raise _WrongError(value, f"a list of {len(hints)}: {', '.join(hints)}")
+        return kind(*(_CONVERTER.structure(one, hint) for one, hint in zip(value, hints.values(), strict=True)))
+
+    return structure
+
+
 _CONVERTER = Converter(detailed_validation=True, forbid_extra_keys=True)
 for _kind in _WORDS:
     _CONVERTER.register_structure_hook(_kind, _scalar)
@@ -214,6 +225,7 @@ for _match, _hook in (
         lambda hint: _origin(hint) in (dict, Mapping),
         _only(dict, "a mapping with settings of its own", mapping_structure_factory),
     ),
+    (lambda hint: isinstance(hint, type) and hasattr(hint, "_fields"), _named_tuple),
     (
         lambda hint: isinstance(hint, type) and dataclasses.is_dataclass(hint),
         _only(dict, "a mapping with settings of its own", _dataclass),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from regtune.analyses.attribution.attribute import attribute
+from regtune.analyses.neurons.weights import neuron_weights
 from regtune.config import RegisterConfig
 from regtune.families import family_of
 from regtune.families._family import Family, modules_at, submodule
@@ -45,6 +46,9 @@ def check_family(model: nn.Module, registers: Iterable[RegisterConfig] = ()) -> 
         where = f"placement={config.placement}, depth={config.depth}"
         for finding in prove(subject):
             broken.require(finding.passed is not False, f"{where}: {finding.name}: {finding.text}")
+    if not family.reads_images and family.encoder is None and family.feed_forward_in is not None and not broken.found:
+        with broken.trying("a row for each feed-forward neuron"):
+            neuron_weights(model, 0)
     if model is not backbone and not broken.found:
         exact: Any = copy.deepcopy(model).double()
         inputs = make_inputs(model)[0]

@@ -152,7 +152,8 @@ def neurons(
             without a language-model head.
     """
     clamps = [Clamp.read(one) for one in ([clamp] if isinstance(clamp, (str, Clamp)) else clamp)]
-    _check_arguments(side, top, clamps, prompt, write)
+    require_side(side)
+    _check_arguments(top, clamps, prompt, write)
     words = [find] if isinstance(find, str) else list(find)
     if clamps and _is_record(model):
         raise ConfigError(f"{model} is a record, and a clamp needs the model. Name the model instead.")
@@ -178,9 +179,13 @@ def neurons(
     return Neurons(record=record, path=path, found=found, shared=shared, clamped=effect)
 
 
-def _check_arguments(side: str, top: int, clamps: Sequence[Clamp], prompt: str | None, write: int) -> None:
+def require_side(side: str) -> None:
+    """Refuses weights that a neuron hasn't got."""
     if side not in SIDES:
         raise unknown_name("side of a neuron", side, SIDES)
+
+
+def _check_arguments(top: int, clamps: Sequence[Clamp], prompt: str | None, write: int) -> None:
     if top < 1:
         raise ConfigError(f"top={top} must be at least 1.")
     if write < 0:

@@ -90,12 +90,10 @@ def share_words(record: NeuronRecord, other: NeuronRecord) -> Shared:
     names = record.subject["name"], other.subject["name"]
     shapes = [{layer.layer: len(layer.ids) for layer in one.layers} for one in (record, other)]
     if shapes[0] != shapes[1]:
-        sizes = [
-            f"{one.count:,} in layers {', '.join(str(each.layer) for each in one.layers)}" for one in (record, other)
-        ]
+        sizes = [f"{one.count:,} neurons in {len(one.layers)} layers" for one in (record, other)]
         raise DataError(
-            f"{names[0]} has {sizes[0]} neurons and {names[1]} {sizes[1]}; only neuron by neuron can they be compared. "
-            "Compare models of one architecture, on the same layers."
+            f"{names[0]} has {sizes[0]} and {names[1]} has {sizes[1]}; they are compared neuron by neuron. Compare "
+            "models of one architecture, on the same layers."
         )
     if record.side != other.side:
         raise DataError(
