@@ -188,5 +188,5 @@ def top_words(
     Never more than 2²⁴ products are held at once (one row's, where there are more tokens than that).
     """
     exact = vectors if vectors.dtype == torch.float64 else vectors.float()
-    best = [(chunk.to(exact) @ exact.T).topk(top) for chunk in rows.split(max(1, _SCORES // len(exact)))]
+    best = [(chunk.to(exact) @ exact.T).topk(top) for chunk in torch.split(rows, max(1, _SCORES // len(exact)))]
     return torch.cat([part.indices for part in best]), torch.cat([part.values for part in best])
