@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import (
     AutoConfig,
@@ -139,6 +140,11 @@ def inputs(family: str, *, batch: int = 3, seq: int = 20, pad: int = 0, seed: in
         mask[1, -pad:] = 0
     del family
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def few(families, *always: str) -> list:
+    """Parameters for a test: these families always, all others in the slow runs."""
+    return [pytest.param(each, marks=() if each in always else pytest.mark.slow) for each in families]
 
 
 def attentions_of(family: str) -> list[str]:

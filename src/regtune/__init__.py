@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from regtune.registers.kept import registers_cache
     from regtune.registers.reg_bert import RegBertForQuestionAnswering, RegBertModel
     from regtune.registers.saving import from_pretrained, load_registers, save_registers
+    from regtune.registers.sinks import add_sink_logits, disable_sink_logits, remove_sink_logits
     from regtune.registers.surgery import (
         add_registers,
         disable_registers,
@@ -85,11 +86,13 @@ _HOME = {
     "Task": "regtune.interfaces",
     "TrainConfig": "regtune.config",
     "add_registers": "regtune.registers.surgery",
+    "add_sink_logits": "regtune.registers.sinks",
     "ask": "regtune.tasks.qa.question_answerer",
     "attribute": "regtune.analyses.attribution.attribute",
     "compare": "regtune.report.compare:compare_two",
     "demo": "regtune.app.demo:run_demo",
     "disable_registers": "regtune.registers.surgery",
+    "disable_sink_logits": "regtune.registers.sinks",
     "doctor": "regtune.testing.doctor:examine",
     "evaluate": "regtune.sweeps.evaluate",
     "explain": "regtune.analyses.attribution.explain",
@@ -112,6 +115,7 @@ _HOME = {
     "register_parameters": "regtune.registers.surgery",
     "registers_cache": "regtune.registers.kept",
     "remove_registers": "regtune.registers.surgery",
+    "remove_sink_logits": "regtune.registers.sinks",
     "save_registers": "regtune.registers.saving",
     "split_attention": "regtune.registers.surgery",
     "sweep": "regtune.sweeps.sweep_actions:carry_out",
@@ -148,11 +152,13 @@ __all__ = [
     "Task",
     "TrainConfig",
     "add_registers",
+    "add_sink_logits",
     "ask",
     "attribute",
     "compare",
     "demo",
     "disable_registers",
+    "disable_sink_logits",
     "doctor",
     "evaluate",
     "explain",
@@ -175,6 +181,7 @@ __all__ = [
     "register_parameters",
     "registers_cache",
     "remove_registers",
+    "remove_sink_logits",
     "save_registers",
     "split_attention",
     "sweep",

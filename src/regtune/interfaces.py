@@ -429,9 +429,10 @@ class Method:
     """When to use it, for lists."""
     settings: ClassVar[type]
     """A frozen dataclass; flags, YAML and the label in tables come from it."""
-    base: ClassVar[Literal["learns", "later", "frozen", "kept", "moved"]] = "learns"
+    base: ClassVar[Literal["learns", "later", "frozen", "kept", "moved", "changed"]] = "learns"
     """What becomes of the base model's weights: they learn; they learn after a first stage; they are frozen; they are
-    kept, with an adapter beside them that is saved alone; or they move before the training that all arms share."""
+    kept, with an adapter beside them that is saved alone; they move before the training that all arms share; or what is
+    computed with them changes, so that the model must be saved whole."""
     dropped: ClassVar[bool] = False
     """Whether it acts in training steps alone: it is detached before the model is saved; inference is as without it."""
 

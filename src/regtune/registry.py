@@ -206,6 +206,8 @@ METHODS: Final = Registry(
         "warm_up": "regtune.methods.warm_up:WarmUp",
         "self_distil": "regtune.methods.self_distil:SelfDistil",
         "mutor": "regtune.methods.mutor:Mutor",
+        "sink_logits": "regtune.methods.sink_logits:SinkLogits",
+        "test_time_registers": "regtune.methods.test_time_registers:TestTimeRegisters",
     }
     | {name: f"regtune.methods.peft:{name}" for name in _OF_PEFT},
 )

@@ -68,7 +68,7 @@ def run_together():
 
 def test_methods_that_would_undo_each_other_exclude_each_other_and_no_others_do():
     base = {name: METHODS.get(name).base for name in tried()}
-    excluded = [{"kept"}, {"kept", "frozen"}, {"kept", "moved"}, {"frozen", "later"}]
+    excluded = [{"kept"}, {"kept", "frozen"}, {"kept", "moved"}, {"kept", "changed"}, {"frozen", "later"}]
     pairs = set(itertools.combinations([name for name in tried() if name != "registers"], 2))
     together = run_together()
     assert together == {pair for pair in pairs if {base[name] for name in pair} not in excluded}
@@ -82,7 +82,13 @@ def test_methods_that_would_undo_each_other_exclude_each_other_and_no_others_do(
 def assert_together(pair, folder, inputs):
     """Two methods on the tiny BERT do what one alone can't do there, or work."""
     refused = [said for name in pair if (said := SAID[name]["BERT"]["classify"]) != WORKS]
-    assert outcome(Cell("+".join(pair), "BERT", "classify", registers=False), folder, inputs) in (refused or [WORKS])
+    said = outcome(Cell("+".join(pair), "BERT", "classify", registers=False), folder, inputs)
+    assert numberless(said) in map(numberless, refused or [WORKS])
+
+
+def numberless(said):
+    """A refusal may count what the other method has added."""
+    return re.sub(r"\d+", "N", said)
 
 
 @pytest.mark.parametrize("pair", [("lp_ft", "lora"), ("lp_ft", "warm_up"), ("linear_probe", "warm_up")], ids="+".join)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from regtune.errors import UnsupportedModelError
 from regtune.families._family import Family, modules_at
+from regtune.registers.sinks import sink_of, with_sink
 
 _MARK = "_regtune_reading"
 
@@ -65,9 +66,9 @@ def replace_forward(
     stack.callback(restore)
 
 
-Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, "Tensor | None", float], tuple[Tensor, Tensor]]
-"""`attend(module, query, key, value, mask, scale)`: `[batch, heads, total, head_dim]`, grouped keys repeated, causality
-in the mask; gives the output in the same shape and the weights."""
+Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, "Tensor | None", float, "Tensor | None"], tuple[Tensor, Tensor]]
+"""`attend(module, query, key, value, mask, scale, sink)`: `[batch, heads, total, head_dim]`, grouped keys repeated,
+causality in the mask, the heads' sink logits or None; gives the output in the same shape and the weights."""
 
 
 def route_attention(backbone: Any, family: Family, attend: Attend, stack: ExitStack) -> None:
@@ -98,7 +99,7 @@ def route_attention(backbone: Any, family: Family, attend: Attend, stack: ExitSt
         if mask is None and causal:
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        output, weights = attend(module, query, key, value, mask, scale)
+        output, weights = attend(module, query, key, value, mask, scale, sink_of(module))
         return output.transpose(1, 2).contiguous(), weights
 
     name = f"regtune_{id(stack)}"
@@ -120,3 +121,8 @@ def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores + mask
+
+
+def attention_weights(scores: Tensor, sink: Tensor | None, softmax: Callable[[Tensor], Tensor]) -> Tensor:
+    """The softmax of masked scores `[batch, heads, query, key]`; with sinks, rows sum to 1 less what those take."""
+    return softmax(scores) if sink is None else softmax(with_sink(scores, sink))[..., :-1]

@@ -191,6 +191,15 @@ def submodule(backbone: nn.Module, path: str | None) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
+def first_readers(layer: nn.Module, family: Family) -> list[nn.Module]:
+    """Modules inside a layer of which one reads what the layer is given, and does so first.
+
+    Gradient checkpointing runs a layer's `forward` again without the layer's own hooks, and theirs with it.
+    """
+    found = (submodule(layer, path) for path in (family.norms[0], family.attention))
+    return [module for module in found if module is not None]
+
+
 def modules_at(backbone: nn.Module, *patterns: str) -> Iterator[nn.Module]:
     """The modules whose path matches one of the patterns, in the order of `named_modules`; each once."""
     wanted = [pattern.split(".") for pattern in patterns]

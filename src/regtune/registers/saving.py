@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,7 +33,16 @@ from regtune.models.safety import (
 )
 from regtune.records import read_typed, write_bytes, write_json
 from regtune.registers.hooks import MODULE_NAME
-from regtune.registers.surgery import CONFIG_KEY, backbone_of, join_registers, require_registers, write_config
+from regtune.registers.moved_neurons import move_neurons, read_neurons
+from regtune.registers.sinks import SINKS_KEY, add_sink_logits
+from regtune.registers.surgery import (
+    CONFIG_KEY,
+    NEURONS_KEY,
+    backbone_of,
+    join_registers,
+    require_registers,
+    write_config,
+)
 from regtune.typed import typed
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -41,6 +50,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 WEIGHTS = "registers.safetensors"
 SETTINGS = "registers.json"
 _KEYS = re.compile(rf"(?:^|\.){MODULE_NAME}\.(?:tokens|positions|deep)$")
+_SINKS = re.compile(rf"\.{SINKS_KEY}\.logits$")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -98,10 +108,10 @@ def from_pretrained(
     may_differ = options.get("ignore_mismatched_sizes", False)
     options["ignore_mismatched_sizes"] = True  # so that what differs can be named
     try:
-        if registers is None and not any(_spoken(settings)):
+        if registers is None and not any(spoken(settings, key) for key in _JOINING):
             model, report = auto_class.from_pretrained(name, output_loading_info=True, **options)
         else:
-            model, report = _load_with_registers(auto_class, name, registers, options)
+            model, report = _load_with_registers(auto_class, name, registers, settings, options)
     except RegtuneError:
         raise
     except (SafetensorError, OSError, EOFError, ValueError, RuntimeError) as error:
@@ -111,17 +121,18 @@ def from_pretrained(
     return (model, report) if wants_report else model
 
 
-def _spoken(settings: Mapping[str, Any]) -> Iterator[Any]:
-    """What a config and the configs inside it (an encoder's, a decoder's) say of registers."""
-    if settings.get(CONFIG_KEY):
-        yield settings[CONFIG_KEY]
-    for value in settings.values():
-        if isinstance(value, dict) and "model_type" in value:
-            yield from _spoken(value)
+def spoken(settings: Mapping[str, Any], key: str = CONFIG_KEY) -> bool:
+    """Whether a config, or one inside it (an encoder's, a decoder's), says that the model has this."""
+    inner = (value for value in settings.values() if isinstance(value, dict) and "model_type" in value)
+    return bool(settings.get(key)) or any(spoken(value, key) for value in inner)
 
 
 def _load_with_registers(
-    auto_class: Any, name: str | Path, registers: RegisterConfig | None, options: dict[str, Any]
+    auto_class: Any,
+    name: str | Path,
+    registers: RegisterConfig | None,
+    settings: Mapping[str, Any],
+    options: dict[str, Any],
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     model_class = _concrete_class(auto_class, name, options)
 
@@ -132,8 +143,9 @@ def _load_with_registers(
             super().__init__(*args, **kwargs)
             if registers is not None:
                 _add(self, registers)
-            else:
-                _add_where_spoken(self, name)
+            for key, add in _JOINING.items():
+                if spoken(settings, key) and (registers is None or key != CONFIG_KEY):
+                    _add_where_spoken(self, key, add, f"config.json of {name}")
 
     WithRegisters.__name__ = model_class.__name__
     WithRegisters.__module__ = model_class.__module__  # transformers renames no keys for classes that aren't its own
@@ -155,21 +167,21 @@ def _concrete_class(auto_class: Any, name: str | Path, options: Mapping[str, Any
         return type(auto_class.from_config(config, trust_remote_code=trust))
 
 
-def _add_where_spoken(model: PreTrainedModel, name: str | Path) -> None:
-    """Adds registers to every model inside this one whose own config has them, the outermost that takes them."""
+def _add_where_spoken(model: PreTrainedModel, key: str, add: Callable[[Any, Any, str], object], where: str) -> None:
+    """Adds what configs speak of to every model inside this one whose own does, the outermost that takes it."""
     refused: UnsupportedModelError | None = None
     done: list[str] = []
     for path, part in list(model.named_modules()):
-        settings = getattr(part.config, CONFIG_KEY, None) if isinstance(part, PreTrainedModel) else None
+        settings = getattr(part.config, key, None) if isinstance(part, PreTrainedModel) else None
         if not settings or any(not above or path.startswith(f"{above}.") for above in done):
             continue
         try:
-            _add(part, read_settings(settings, f"config.json of {name}"))
+            add(part, settings, where)
             done.append(path)
         except UnsupportedModelError as error:  # a frame of the user's own around the encoder: look inside
             refused = refused or error
     if not done:
-        raise refused or CheckpointError(f"{name}: its config has registers, and no part of the model can have any.")
+        raise refused or CheckpointError(f"{where} has {key}, and no part of the model can have any.")
 
 
 def _add(model: Any, config: RegisterConfig) -> None:
@@ -179,9 +191,34 @@ def _add(model: Any, config: RegisterConfig) -> None:
     write_config(model, config)
 
 
+def _add_sinks(model: Any, said: Any, where: str) -> None:
+    if said is not True:
+        raise CheckpointError(f"{where}: {SINKS_KEY} is {shown(said)}, and true is what regtune writes.")
+    add_sink_logits(model)
+
+
+_JOINING: Mapping[str, Callable[[Any, Any, str], object]] = {
+    CONFIG_KEY: lambda model, said, where: _add(model, read_settings(said, where)),
+    SINKS_KEY: _add_sinks,
+    NEURONS_KEY: lambda model, said, where: move_neurons(model, read_neurons(said, where)),
+}
+"""What a config can speak of, in the order in which it is put onto the model before its weights are read."""
+
+
 def _require_restored(name: str | Path, model: Any, report: Mapping[str, Any]) -> None:
     """Refuses a model whose registers are not all those of its checkpoint."""
     config = getattr(model, "config", None)
+    missing, left = (sorted(filter(_SINKS.search, report[kind])) for kind in ("missing_keys", "unexpected_keys"))
+    if missing:
+        raise CheckpointError(
+            f"{name}: config.json has sink logits, but the weights lack {', '.join(missing)}. "
+            "Save the model with model.save_pretrained while they are on it."
+        )
+    if left:
+        raise CheckpointError(
+            f"{name}: the weights hold sink logits ({', '.join(left)}) that the config of {type(config).__name__} "
+            f"doesn't mention, and without them this is another model. Set {SINKS_KEY} to true in its config.json."
+        )
     missing = _register_keys(report["missing_keys"])
     left = _register_keys(report["unexpected_keys"])
     if missing:

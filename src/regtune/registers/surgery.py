@@ -24,6 +24,8 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 CONFIG_KEY = "registers"
 """Name of the entry that `add_registers` writes into the model's `config.json`."""
+NEURONS_KEY = "register_neurons"
+"""Name of the module, and of the entry, of neurons that act at registers (`regtune.registers.moved_neurons`)."""
 _SAMPLE = 256
 _SHARED_OUT = ("torch.distributed.fsdp", "torch.nn.parallel.distributed")
 """Where the classes of FSDP (1 and 2) and DDP are."""
@@ -81,6 +83,8 @@ def join_registers(model: ModelT, config: RegisterConfig, ids: dict[str, int | N
 def remove_registers(model: ModelT) -> ModelT:
     """Takes all registers and hooks away, in place: the state dict has the original model's keys again.
 
+    Neurons that act at registers (`test_time_registers`) act where they did.
+
     Raises:
         UnsupportedModelError: the model has no registers, another library has wrapped them, or it is
             distributed over several processes.
@@ -88,6 +92,9 @@ def remove_registers(model: ModelT) -> ModelT:
     require_registers(model)
     _refuse_shared_out(model)
     for backbone in _owners(model):
+        neurons: Any = backbone._modules.get(NEURONS_KEY)
+        if neurons is not None:
+            neurons.take_back(model)
         place = getattr(backbone, MODULE_NAME)
         if not isinstance(place, Registers):
             raise UnsupportedModelError(
@@ -229,20 +236,36 @@ def _saved_parts(model: nn.Module, backbone: Any) -> list[Any]:
 
 def write_config(model: nn.Module, config: RegisterConfig) -> None:
     """Writes what registers a model has into the configs, and model cards, that are saved with it."""
+    write_entry(model, CONFIG_KEY, dataclasses.asdict(config))
     for part in _saved_parts(model, backbone_of(model)):
-        setattr(part.config, CONFIG_KEY, dataclasses.asdict(config))
         for name in HOOKED:
             setattr(part, name, WithCard(part, name))
 
 
 def forget_config(model: nn.Module) -> None:
     """Takes out of a model's configs what they say of registers; no card is written any more."""
-    copies = filter(_is_pretrained, base_of(model).modules())  # T5's decoder keeps a config of its own
-    for part in (*_saved_parts(model, backbone_of(model)), *copies):
-        if hasattr(part.config, CONFIG_KEY):
-            delattr(part.config, CONFIG_KEY)
+    forget_entry(model, CONFIG_KEY)
+    for part in _parts_with_configs(model):
         for name in HOOKED:
             part.__dict__.pop(name, None)
+
+
+def write_entry(model: nn.Module, key: str, value: Any) -> None:
+    """Writes what a model has into the configs that are saved with it."""
+    for part in _saved_parts(model, backbone_of(model)):
+        setattr(part.config, key, value)
+
+
+def forget_entry(model: nn.Module, key: str) -> None:
+    """Takes an entry out of a model's configs."""
+    for part in _parts_with_configs(model):
+        if hasattr(part.config, key):
+            delattr(part.config, key)
+
+
+def _parts_with_configs(model: nn.Module) -> list[Any]:
+    copies = filter(_is_pretrained, base_of(model).modules())  # T5's decoder keeps a config of its own
+    return [*_saved_parts(model, backbone_of(model)), *copies]
 
 
 def find_registers(model: nn.Module) -> Registers | None:

@@ -56,6 +56,8 @@ ARMS: Mapping[str, Arm] = {
     "every_layer": _arm("fresh registers in every layer", registers={"depth": "every_layer"}),
     "registers_only": _arm("registers, backbone frozen", registers={}, linear_probe={}),
     "prompt_tuning": _arm("prompt tuning (Lester 2021)", registers=_PROMPT, linear_probe={}),
+    "sink_logits": _arm("a learned sink logit a head", sink_logits={}),
+    "test_time_registers": _arm("register neurons moved to untrained registers", test_time_registers={}),
     "linear_probe": _arm("the head alone, backbone frozen", linear_probe={}),
     "warm_up_all": _arm(
         "registers after a masked-LM warm-up of all weights", registers={}, warm_up={"trainable": "all"}

@@ -4,7 +4,8 @@ The weights are `A[i, k]`, how much query i attends to key k; each row sums to 1
 window's *queries*: its text tokens (no padding, no registers), or those with content if asked for. What registers
 themselves attend to is reported apart. `T` is the number of keys: text tokens and visible registers, no padding.
 
-- mass of a class: the attention that queries give to its tokens. The classes' masses sum to 1.
+- mass of a class: the attention that queries give to its tokens. The classes' masses sum to 1; with sink logits
+  (`regtune.registers.sinks`) to 1 less what those take.
 - text mass: the same with `A` renormalised over text, `A[i, k] / sum over text of A[i, :]`, so that models with and
   without registers can be compared: N more keys take mass from the others by being there.
 - entropy: `-sum_k A[i, k] ln A[i, k]` over `ln T`: 1 is uniform attention, 0 a single key. Text entropy: of the

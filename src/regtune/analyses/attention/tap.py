@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from regtune.analyses.reversible import masked, only_reader, replace_forward, require_eval_mode, route_attention
+from regtune.analyses.reversible import (
+    attention_weights,
+    masked,
+    only_reader,
+    replace_forward,
+    require_eval_mode,
+    route_attention,
+)
 from regtune.families import family_of
 from regtune.families._family import modules_at
 from regtune.registers.registers import Registers
@@ -32,7 +39,7 @@ def attention_tap(model: nn.Module, callback: Callback) -> Iterator[None]:
     `[batch, heads, total, total]` (query, key), the value states `[batch, heads, total, head_dim]`, and the attending
     module. `total` is text and registers *in the order inside the model*; `registers_first` puts both axes in the
     order `[registers, text]`. Keys that the mask hides (padding) have weight 0 up to rounding; rows of padding
-    queries mean nothing.
+    queries mean nothing. Sink logits are no key: what they take is missing in the rows' sums.
 
     The weights are those that the output is computed from, so with gradients enabled their gradients can be asked
     for; with `torch.no_grad()` nothing is kept that the callback doesn't keep. Outputs equal those outside the
@@ -83,12 +90,19 @@ class _Tap:
         self.layer += 1
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        sink: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """See `regtune.analyses.reversible.Attend`."""
         scores = masked(torch.matmul(query, key.transpose(-1, -2)) * scale, mask)
         wide = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.softmax(-1, dtype=wide).to(query.dtype)
+        weights = attention_weights(scores, sink, lambda joined: joined.softmax(-1, dtype=wide)).to(query.dtype)
         self.tell(weights, value, module)
         return torch.matmul(weights, value), weights
 

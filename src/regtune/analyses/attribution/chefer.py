@@ -30,7 +30,7 @@ from regtune.analyses.attribution.batch import Batch
 from regtune.analyses.attribution.lrp import STATES, relevance_rules
 from regtune.analyses.attribution.rollout import fresh_rows, read_from, registers_of
 from regtune.analyses.attribution.rules import Ledger, Rules, Unary, given
-from regtune.analyses.reversible import masked
+from regtune.analyses.reversible import attention_weights, masked
 from regtune.errors import ConfigError
 from regtune.rows.targets import Resolved, values_of
 
@@ -118,9 +118,11 @@ class _Weights(Rules):
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
 
-    def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    def attention_weights(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, sink: Tensor | None = None
+    ) -> Tensor:
         """Keeps them."""
-        self.weights.append(super().attention_weights(query, key, mask, scaling))
+        self.weights.append(super().attention_weights(query, key, mask, scaling, sink))
         return self.weights[-1]
 
 
@@ -129,12 +131,14 @@ class CheferRules(_Weights):
 
     whole_model = True
 
-    def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """Product rule for the scores; the mask gets none."""
+    def attention_weights(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, sink: Tensor | None = None
+    ) -> Tensor:
+        """Product rule for the scores; mask and sinks get none."""
         raw = self.product(torch.matmul, query, key.transpose(-1, -2))
-        self.weights.append(
-            given(masked(raw.detach() * scaling, mask).softmax(-1), lambda relevance: (relevance,), raw)
-        )
+        scores = masked(raw.detach() * scaling, mask)
+        weights = attention_weights(scores, sink, lambda joined: joined.softmax(-1))
+        self.weights.append(given(weights, lambda relevance: (relevance,), raw))
         return self.weights[-1]
 
     def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:

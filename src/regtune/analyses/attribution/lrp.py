@@ -43,6 +43,7 @@ from regtune.analyses.reversible import freeze, only_reader, replace_forward, ro
 from regtune.errors import unknown_name
 from regtune.families import family_of
 from regtune.families._family import Family, modules_at
+from regtune.registers.moved_neurons import RegisterNeurons
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import active_registers, backbone_of, find_registers
 from regtune.rows.targets import Resolved, values_of
@@ -246,10 +247,17 @@ class _Changes:
             replace_forward(module, self._scoped, self.stack)
 
     def attend(
-        self, _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+        self,
+        _module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        sink: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """See `regtune.analyses.reversible.Attend`."""
-        weights = self.rules.attention_weights(query, key, mask, scale)
+        weights = self.rules.attention_weights(query, key, mask, scale, sink)
         return self.rules.product(torch.matmul, weights, value), weights
 
     # Layers of a known type
@@ -329,7 +337,9 @@ class _Changes:
                 first = len(args) == 1  # already a leaf, where the states behind the embeddings are
                 return None if first and inputs == STATES else self.ledger.leaf(REGISTERS, output)
 
-            self.stack.callback(registers.register_forward_hook(joining).remove)
+            held = (module for module in self.backbone.modules() if isinstance(module, RegisterNeurons))
+            for module in (registers, *held):
+                self.stack.callback(module.register_forward_hook(joining).remove)
 
     def _on_output(self, path: str | None, change: Callable[[Tensor], Tensor]) -> None:
         try:

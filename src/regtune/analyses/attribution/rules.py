@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from regtune.analyses.reversible import masked
+from regtune.analyses.reversible import attention_weights, masked
 
 BIASES = "biases"
 SOFTMAX = "softmax"
@@ -54,11 +54,12 @@ class Ledger:
         self.depths.setdefault(kind, []).append(self.depth)
         return leaf
 
-    def watch(self, kind: str, value: Tensor, sign: float = 1.0) -> None:
-        """Books sign · value·g of every row when the backward pass reaches `value`."""
+    def watch(self, kind: str, value: Tensor, sign: float = 1.0, *, column: int | None = None) -> None:
+        """Books sign · value·g of every row, or of one column alone, when the backward pass reaches `value`."""
         if value.requires_grad:
-            kept = value.detach()
-            self._book(value, kind, lambda gradient: sign * relevance_of(kept, gradient).sum(1))
+            part = slice(None) if column is None else slice(column, column + 1)
+            kept = value.detach()[..., part]
+            self._book(value, kind, lambda gradient: sign * relevance_of(kept, gradient[..., part]).sum(1))
 
     def watch_bias(self, output: Tensor, bias: Tensor, axis: int = -1) -> None:
         """Books b·g of a layer's bias, `[channels]`, which was added along `axis` of its output."""
@@ -115,10 +116,21 @@ class Rules:
     whole_model = False
     """Whether operations outside the declared modules count as well (sums at skip connections)."""
 
-    def attention_weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    def attention_weights(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, sink: Tensor | None = None
+    ) -> Tensor:
         """Softmax of the scaled and masked scores, `[batch, heads, query, key]`; the mask carries no relevance."""
         raw = self.product(torch.matmul, query, key.transpose(-1, -2))
-        return self.softmax(masked(raw * scaling, mask), lambda scores: scores.softmax(-1))
+
+        def softmax(joined: Tensor) -> Tensor:
+            if sink is not None:
+                self.constant(joined, joined.shape[-1] - 1)
+            return self.softmax(joined, lambda scores: scores.softmax(-1))
+
+        return attention_weights(masked(raw * scaling, mask), sink, softmax)
+
+    def constant(self, x: Tensor, column: int) -> None:
+        """A column of `x` that is a weight of the model, and no state."""
 
     def product(self, function: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
         """A product (elementwise or of matrices) of two tensors that both carry relevance."""
@@ -170,6 +182,11 @@ class AttnLRP(Rules):
         self.ledger.watch(SOFTMAX, weights)
         self.ledger.watch(SOFTMAX, x, -1.0)
         return weights
+
+    def constant(self, x: Tensor, column: int) -> None:
+        """What it is given goes to the ledger, as a bias's. CP-LRP gives it nothing."""
+        if not self.constant_attention:
+            self.ledger.watch(BIASES, x, column=column)
 
     def activation(self, x: Tensor, function: Unary) -> Tensor:
         """Identity rule: all relevance passes, the slope is f(x)/x."""
