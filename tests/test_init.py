@@ -46,6 +46,7 @@ PUBLIC = [
     "evaluate",
     "explain",
     "explore",
+    "export",
     "fit",
     "from_pretrained",
     "info",

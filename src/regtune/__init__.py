@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from regtune.report.compare import compare_two as compare
     from regtune.report.page import write_report
     from regtune.rows.texts import text_rows
+    from regtune.serving.export import export
     from regtune.session import Session, open  # noqa: A004
     from regtune.sweeps.describe import describe as info
     from regtune.sweeps.evaluate import evaluate
@@ -97,6 +98,7 @@ _HOME = {
     "evaluate": "regtune.sweeps.evaluate",
     "explain": "regtune.analyses.attribution.explain",
     "explore": "regtune.app.serve",
+    "export": "regtune.serving.export",
     "fit": "regtune.sweeps.fit",
     "from_pretrained": "regtune.registers.saving",
     "info": "regtune.sweeps.describe:describe",
@@ -163,6 +165,7 @@ __all__ = [
     "evaluate",
     "explain",
     "explore",
+    "export",
     "fit",
     "from_pretrained",
     "info",

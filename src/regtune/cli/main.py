@@ -23,6 +23,7 @@ from regtune.cli import (
     evaluate,
     explain,
     explore,
+    export,
     info,
     inspect,
     listing,
@@ -66,6 +67,7 @@ COMMANDS = {
 } | {
     help_.name: Command(run, help_.sentence, help_.examples)
     for help_, run in (
+        (export.HELP, export.run),
         (inspect.FAITHFULNESS_HELP, inspect.run_faithfulness),
         (listing.METHODS_HELP, listing.run_methods),
         (listing.TASKS_HELP, listing.run_tasks),

@@ -273,7 +273,9 @@ class _Step:
         if self.is_causal is False:
             raise InputError("is_causal=False would let registers see the text. Leave it out, or disable_registers.")
         given = self.position_ids
-        if given is not None and (given.dim() != 2 or given.shape[1] != self.seq or len(given) not in (1, self.batch)):
+        if given is not None and (
+            given.dim() != 2 or given.shape[1] != self.seq or given.shape[0] not in (1, self.batch)
+        ):
             raise InputError(
                 f"position_ids has shape {tuple(given.shape)}, which doesn't fit {self.batch} x {self.seq} tokens. "
                 "Give one to each token of this call; registers have their own."
@@ -353,7 +355,7 @@ class _Step:
             if not (explicit or self.hides or leaves or (self.ahead and self.seq > 1)):
                 return None
             keys, queries = (torch.arange(size, device=self.device) for size in (self._keys(window), self.seq))
-            mask = (keys <= queries.unsqueeze(1) + (len(keys) - self.seq))[None, None]
+            mask = (keys <= queries.unsqueeze(1) + (keys.shape[0] - self.seq))[None, None]
         seen = self.visible.expand(1, 1, self.seq, -1)
         if self.joins:
             own = torch.ones(self.n, self.n, dtype=torch.bool, device=self.device).tril() & self.visible
@@ -368,7 +370,7 @@ class _Step:
         )
         if self.joins:
             mask = torch.nn.functional.pad(mask, (0, 0, self.n, 0), value=hidden)
-        rows = max(len(mask), len(columns))
+        rows = max(mask.shape[0], columns.shape[0])  # not len, which would fix the number while a program is traced
         return torch.cat([columns.expand(rows, *mask.shape[1:3], -1), mask.expand(rows, -1, -1, -1)], dim=3)
 
     def _keys(self, window: int | None) -> int:
@@ -392,7 +394,7 @@ class _Step:
                 kept = before[:1] if bool((before == before[:1]).all()) else before
                 self.cache.registers = self.cache.registers._replace(places=kept)
         own = before if self.settings.rotary == "before" else start.expand(-1, self.n)
-        rows = max(len(own), len(text))
+        rows = max(own.shape[0], text.shape[0])
         return torch.cat([own.expand(rows, -1), text.expand(rows, -1)], dim=1)
 
     def _text_positions(self) -> Int[Tensor, "batch seq"]:
@@ -421,11 +423,11 @@ class _Step:
         own, queries = self.places, self._text_positions()
         assert own is not None
         if self.joins:
-            rows = max(len(own), len(queries))
+            rows = max(own.shape[0], queries.shape[0])
             queries = torch.cat([own.expand(rows, -1), queries.expand(rows, -1)], dim=1)
-        if len(own) not in (1, self.batch):
+        if own.shape[0] not in (1, self.batch):
             raise InputError(
-                f"past_key_values was filled with {len(own)} texts padded differently, and this call has {self.batch}. "
-                "Give position_ids in which each text starts at 0."
+                f"past_key_values was filled with {own.shape[0]} texts padded differently, and this call has "
+                f"{self.batch}. Give position_ids in which each text starts at 0."
             )
         return (queries.unsqueeze(2) - own.unsqueeze(1) < window).unsqueeze(1)

@@ -222,8 +222,8 @@ class RegisterHooks:
         words = named.get("inputs_embeds")
         words = embed_words(now.backbone, self.family, source) if words is None else words
         now.joined = self.family.joins_words
-        shape = (len(words), now.layout.num_registers, words.shape[-1])
-        vectors = now.registers(len(words)) if now.joined else words.new_zeros(shape)
+        shape = (words.shape[0], now.layout.num_registers, words.shape[-1])
+        vectors = now.registers(words.shape[0]) if now.joined else words.new_zeros(shape)
         named["input_ids"], named["inputs_embeds"] = None, now.layout.insert(vectors, words)
 
     def _same_setting(self, now: Pass, source: Tensor) -> None:
@@ -305,7 +305,7 @@ class RegisterHooks:
         """The text keeps its positions; registers count down from its first or up from its last."""
         assert now.layout is not None
         n = now.registers.num_registers
-        if given is not None and (given.dim() != 2 or given.shape[1] != seq or len(given) not in (1, batch)):
+        if given is not None and (given.dim() != 2 or given.shape[1] != seq or given.shape[0] not in (1, batch)):
             raise InputError(
                 f"position_ids has shape {tuple(given.shape)}, which doesn't fit {batch} x {seq} tokens. Give one to "
                 "each token of this call; registers have their own."
@@ -418,7 +418,7 @@ class RegisterHooks:
         layout, text = self._numbered(), args[0]
         if layout is None:
             return None
-        batch = len(text) if isinstance(text, Tensor) else text[0]
+        batch = text.shape[0] if isinstance(text, Tensor) else text[0]
         positions = output.expand(batch, -1, -1)
         return layout.insert(positions.new_zeros(batch, layout.num_registers, positions.shape[-1]), positions)
 

@@ -29,6 +29,7 @@ _EXTRAS = {
     "analysis": "captum",
     "peft": "peft",
     "cluster": "ray",
+    "onnx": "onnxruntime",
 }
 _TEXTS = (
     (
