@@ -39,6 +39,9 @@ from regtune.session import Session, load_model
 
 PREFIX = "prefix"
 """Folder of peft's adapter, inside that of the model."""
+_READ = ("input_ids", "attention_mask", "token_type_ids")
+_AUDITED = 8
+"""Rows of a batch on which an encoder is audited and compared; few, so that there are batches of many lengths."""
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -68,8 +71,11 @@ def write_plain(session: Session, folder: Path, *, data: Sequence[str] = (), lim
         raise UnsupportedModelError("Registers are switched off or masked here; export outside of that context.")
     if not family.causal:
         _check_takes_prefix(session)
-        batches = tuple(session.batches(session.rows(session.sample(data, limit))))
-        return _with_prefix(session, folder, _constant(session, batches), tuple(map(_inputs_of(session), batches)))
+        batches = session.batches(session.rows(session.sample(data, limit)), batch_size=_AUDITED)
+        read = tuple(
+            {name: batch[name] for name in _READ if name in batch and name in session.accepted} for batch in batches
+        )
+        return _with_prefix(session, folder, _constant(session, batches), read)
     _check_windows(session)
     if registers.deep is None and (family.positions == "absolute" or registers.config.rotary == "before"):
         return _with_words(session, folder)
@@ -137,6 +143,8 @@ def _with_words(session: Session, folder: Path) -> Written:
         plain.generation_config.suppress_tokens = ids.tolist()
     names = [f"<|register_{index}|>" for index in range(n)]
     reader, notes = _reader_with(session.reader, names, first)
+    if session.family.positions == "absolute":
+        reader.model_max_length += n
     plain.save_pretrained(folder)
     reader.save_pretrained(folder)
     loaded = load_model(type(plain).__name__, folder).to(session.device).eval()
@@ -184,7 +192,6 @@ def _reader_with(reader: Any, names: Sequence[str], first: int) -> tuple[Any, tu
             single=f"{before} $A", pair=f"{before} $A $B:1", special_tokens=list(zip(names, ids, strict=True))
         )
         reader.backend_tokenizer.post_processor = added if own is None else processors.Sequence([own, added])
-    reader.model_max_length += len(names)
     if reader("a").input_ids == ids + expected:
         return reader, ()
     return reader, (f"This tokenizer can't put registers in front by itself: begin every text with {text}",)
@@ -231,14 +238,6 @@ def _constant(session: Session, batches: Sequence[Batch]) -> Prefix:
         made = [attention.get_submodule(path)(mean).detach() for path in (family.keys, family.values)]
         found.append(torch.stack([one.view(len(mean), heads, -1).transpose(0, 1) for one in made]))
     return torch.stack(found)
-
-
-def _inputs_of(session: Session) -> Any:
-    def only(batch: Batch) -> Batch:
-        wanted = ("input_ids", "attention_mask", "token_type_ids")
-        return {name: batch[name] for name in wanted if name in batch and name in session.accepted}
-
-    return only
 
 
 def _with_prefix(session: Session, folder: Path, prefix: Prefix, inputs: tuple[Batch, ...]) -> Written:
