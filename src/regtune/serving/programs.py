@@ -60,7 +60,7 @@ def write_onnx(session: Session, folder: Path) -> Written:
             dynamo=True,
             input_names=list(inputs[0]),
             output_names=outputs,
-            dynamic_shapes={"inputs": _free(inputs[0], "batch", "seq")},
+            dynamic_shapes=_free(inputs[0], "batch", "seq"),
             verbose=False,
         )
         assert made is not None
@@ -92,8 +92,8 @@ def _trace(session: Session, inputs: Batch) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _quiet():
             any_size = torch.export.Dim.DYNAMIC  # a named one asks for proofs of sizes that torch can't find
-            free = {"inputs": _free(inputs, any_size, any_size)}
-            return torch.export.export(Traced(session).eval(), (), given, dynamic_shapes=free, strict=False)
+            free = _free(inputs, any_size, any_size)
+            return torch.export.export(Traced(session, inputs).eval(), (), given, dynamic_shapes=free, strict=False)
     except Exception as error:  # whatever a model's code does that can't be traced
         reason = next(iter(str(error).strip().splitlines()), "")
         raise UnsupportedModelError(
@@ -109,7 +109,9 @@ def _free(inputs: Batch, batch: Any, seq: Any) -> dict[str, dict[int, Any]]:
 
 def _names(session: Session, inputs: Batch) -> list[str]:
     with torch.inference_mode():
-        return list(Traced(session).eval()(**{name: value.to(session.device) for name, value in inputs.items()}))
+        return list(
+            Traced(session, inputs).eval()(**{name: value.to(session.device) for name, value in inputs.items()})
+        )
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,19 +47,27 @@ class Check:
 
 
 class Traced(nn.Module):
-    """A model as a function of named tensors: no labels, no cache, no gradients."""
+    """A model as a function of named tensors: no labels, no cache.
 
-    def __init__(self, session: Session) -> None:
+    Attributes:
+        forward: takes the inputs by name; torch.export reads the names from its signature.
+    """
+
+    def __init__(self, session: Session, inputs: Iterable[str]) -> None:
         super().__init__()
         self.model = session.model
         self.options: dict[str, Any] = {"return_dict": True}
         if "use_cache" in session.accepted:
             self.options["use_cache"] = False
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature([inspect.Parameter(name, kind) for name in inputs])
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """The model's outputs that are tensors, by name."""
-        output = self.model(**inputs, **self.options)
-        return {name: value for name, value in output.items() if isinstance(value, Tensor)}
+        def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+            output = self.model(**signature.bind(*args, **kwargs).arguments, **self.options)
+            return {name: value for name, value in output.items() if isinstance(value, Tensor)}
+
+        forward.__signature__ = signature  # type: ignore[attr-defined]
+        self.forward = forward
 
 
 def trial_inputs(session: Session) -> tuple[Batch, ...]:
@@ -95,7 +104,7 @@ def _text(session: Session, batch: int, seq: int, generator: torch.Generator) ->
 
 def prove(session: Session, written: Written) -> tuple[Check, ...]:
     """Runs every input through the model and through what was written."""
-    model = Traced(session).eval()
+    model = Traced(session, written.inputs[0]).eval()
     checks = []
     for inputs in written.inputs:
         with torch.inference_mode():
