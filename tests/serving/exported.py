@@ -47,7 +47,8 @@ def measure(case: str, folder: Path) -> dict[str, object]:
     else:
         logits = next(iter(torch.export.load(folder / "model.pt2").module()(**given).values()))
         axes = {}
-    seen = given["attention_mask"].bool() if logits.shape[:2] == given.get("attention_mask", logits).shape[:2] else ...
+    mask = given.get("attention_mask")
+    seen = mask.bool() if mask is not None and logits.shape[:2] == mask.shape else ...
     return {
         "largest": found.largest,
         "again": (logits - expected)[seen].abs().max().item(),
