@@ -117,7 +117,7 @@ def export(
     return found
 
 
-def _writer(name: Format) -> Any:
+def _writer(name: str) -> Any:
     """The function that writes a format. Raises as it does where a package is missing."""
     if name == "plain":
         from regtune.serving.plain import write_plain
