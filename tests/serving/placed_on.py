@@ -15,14 +15,17 @@ from tiny_tokenizer import tiny_tokenizer
 N = 3
 
 
-def session_on(family: str, head: str | None = None, *, n: int = N, reader=None, **settings) -> Session:
+def session_on(family: str, head: str | None = None, *, n: int = N, **settings) -> Session:
     """A tiny model with registers that matter."""
     model = tiny_model(family, head)
     if family in DECODERS and model.can_generate():
         model.generation_config.eos_token_id = None  # random models would stop anywhere
     torch.manual_seed(3)
     add_registers(model, RegisterConfig(**{"num_registers": n, "init_std": 0.5} | settings))
-    return around(model.eval(), tiny_tokenizer() if reader is None else reader)
+    reader = tiny_tokenizer()
+    if family == "bert":
+        reader.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return around(model.eval(), reader)
 
 
 def texts(folder: Path, head: str = "question-answering", count: int = 8) -> str:

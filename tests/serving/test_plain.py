@@ -142,7 +142,8 @@ def test_an_encoders_constant_registers_become_biases_that_change_no_output(fami
     found = export(session, tmp_path / "out", format="plain", tolerance=EXACT, data=[data], progress=False)
     assert found.largest <= EXACT
     batch = session.batches(session.rows(session.sample([data])))[0]
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs = {name: batch[name] for name in found.inputs}
+    assert ("token_type_ids" in inputs) == (family == "bert")
     with torch.no_grad():
         expected = session.model(**inputs)[0]
         alone = load_model(type(session.model).__name__, tmp_path / "out").eval()(**inputs)[0]
@@ -235,6 +236,7 @@ print(json.dumps([said.tolist(), started.tolist()]))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_process_that_never_imports_regtune_opens_both_kinds(tmp_path):
     decoder, encoder = session_on("llama", "causal-lm"), session_on("bert", depth="every_layer")
     export(decoder, tmp_path / "words", format="plain", progress=False)

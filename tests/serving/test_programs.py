@@ -45,7 +45,7 @@ def check(found: dict) -> None:
     for case, measured in found.items():
         assert measured["largest"] <= 2e-5, case
         assert measured["again"] <= 2e-5, case
-        assert measured["effect"] > 1e-2, case  # the registers matter
+        assert measured["effect"] > 100 * 2e-5, case  # the registers matter
         assert len(measured["tried"]) >= 3, case
         assert measured["padded"] or "vit" in case
         assert "registers" not in measured["config"]
@@ -60,7 +60,8 @@ def test_onnxruntime_gives_the_outputs_of_the_model(tmp_path):
     for case, measured in found.items():
         assert "model.onnx" in measured["files"], case
         assert all(axes == ["batch", "seq"] for axes in measured["axes"].values()), case
-        assert {"input_ids", "attention_mask"} <= measured["axes"].keys(), case
+        segments = {"token_type_ids"} if "bert:question" in case else set()
+        assert measured["axes"].keys() == {"input_ids", "attention_mask"} | segments, case
 
 
 @pytest.mark.slow
