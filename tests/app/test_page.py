@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import socket
@@ -10,9 +11,13 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from browser import BROWSER, Page, choose, click, fill
+import regtune
+import tiny_images
+from browser import BROWSER, Page, choose, click, fill, give
 from regtune.app.serve import explore
 from regtune.cli.main import main
 from regtune.errors import ConfigError
@@ -21,17 +26,35 @@ pytest.importorskip("gradio", reason="the extra `app` isn't installed")
 pytestmark = pytest.mark.filterwarnings("ignore:::(gradio|starlette|fastapi|uvicorn|websockets)")
 
 
+@contextlib.contextmanager
+def served(*arguments):
+    """The address of an explorer in another process, as a person starts it."""
+    command = [sys.executable, "-m", "regtune", "explore", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line + process.stderr.read()
+        yield found[0]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
 @pytest.fixture(scope="module")
 def address(runs):
-    """The explorer of both runs, served by another process as a person starts it."""
-    command = [sys.executable, "-m", "regtune", "explore", str(runs[0]), "--compare", str(runs[1]), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    line = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:\d+", line)
-    assert found, line + process.stderr.read()
-    yield found[0]
-    process.terminate()
-    process.communicate(timeout=60)
+    """The explorer of both runs."""
+    with served(runs[0], "--compare", runs[1]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The folder of a model with registers that reads images."""
+    folder = tiny_images.save_tiny(tmp_path_factory.mktemp("vit"))
+    model = regtune.add_registers(tiny_images.tiny_model("vit"), regtune.RegisterConfig(num_registers=2))
+    model.save_pretrained(folder)
+    return folder
 
 
 # What is refused
@@ -54,17 +77,30 @@ def test_a_public_address_needs_share(capsys, tmp_path):
         explore(tmp_path, port=70_000)
 
 
-def test_a_folder_without_a_run_and_one_that_is_not_there_are_refused(capsys, tmp_path):
-    assert main(["explore", str(tmp_path), "--port", "0"]) == 1
-    assert "neither a run directory nor a model" in capsys.readouterr().err
-    assert main(["explore", "./nowhere"]) == 1
-    assert "not a folder with a model in it" in capsys.readouterr().err
+def test_what_is_shared_needs_a_password(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("REGTUNE_PASSWORD", raising=False)
+    for host in ("0.0.0.0", "127.0.0.1"):
+        assert main(["explore", str(tmp_path), "--host", host, "--share", "--port", "0"]) == 2
+        assert "put a password into the environment variable REGTUNE_PASSWORD" in capsys.readouterr().err
 
 
-def test_without_the_extra_the_sentence_names_it(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    assert main(["explore", str(tmp_path), "--port", "0"]) == 1
-    assert "pip install 'regtune[app]'" in capsys.readouterr().err
+@pytest.mark.slow
+def test_nothing_is_given_to_whoever_has_not_logged_in(runs, monkeypatch):
+    import httpx
+
+    monkeypatch.setenv("REGTUNE_PASSWORD", "bridge of stone")
+    look, file = {"data": []}, {"files": ("noise.png", b"x" * 100_000, "image/png")}
+    with served(runs[0], "--share") as found, httpx.Client(base_url=found) as visitor:
+        assert "The user name is regtune." in visitor.get("/").text
+        asked = [lambda: visitor.get("/config"), lambda: visitor.post("/gradio_api/call/show", json=look)]
+        assert [ask().status_code for ask in asked] == [401, 401]
+        for name, password in (("regtune", "bridge"), ("other", "bridge of stone")):
+            assert visitor.post("/login", data={"username": name, "password": password}).status_code == 400
+        assert [ask().status_code for ask in asked] == [401, 401]
+        assert visitor.post("/gradio_api/upload", files=file).status_code == 401
+        assert visitor.post("/login", data={"username": "regtune", "password": "bridge of stone"}).status_code == 200
+        assert visitor.get("/config").status_code == 200
+        assert visitor.post("/gradio_api/upload", files=file).status_code == 413, "a model that reads texts takes none"
 
 
 # What is saved
@@ -185,3 +221,27 @@ def test_two_people_at_once_are_not_disturbed_by_each_other(address):
         thread.join()
     assert alone[0] != alone[1]
     assert found == [[alone[0]] * 3, [alone[1]] * 3]
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_person_gives_a_picture_and_sees_its_attention(images, tmp_path):
+    file = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)).save(file)
+    assert file.stat().st_size > 1024, "more than a page that reads texts lets in"
+    page = Page(tmp_path / "profile")
+    try:
+        with served(images) as found:
+            page.open(found)
+            give(page, "image", file)
+            page.wait(f"{SHOWN}.includes('LABEL_2') && {SHOWN}.includes('2 registers')")
+            choose(page, "#registers-on", "registers on")
+            page.wait(f"{SHOWN}.includes('LABEL_2') && !{SHOWN}.includes('2 registers')")
+            choose(page, "#view", "attention")
+            page.wait(f"{SHOWN}.includes('[CLS] attends to') && document.querySelector('#shown svg')")
+            choose(page, "#view", "relevance")
+            page.wait("document.querySelector('#shown .patches')")
+            assert {url.split("/")[2] for url in page.asked_for if url.startswith("http")} == {found.split("/")[2]}
+    finally:
+        page.close()

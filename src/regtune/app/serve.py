@@ -15,6 +15,11 @@ from regtune.report.rendering import environment
 if TYPE_CHECKING:
     from regtune.app.explorer import Explorer
 
+USER = "regtune"
+"""The name with which visitors of a shared page log in."""
+PASSWORD = "REGTUNE_PASSWORD"
+"""The environment variable with their password: others on the machine see a command's flags."""
+_LARGEST_IMAGE = "20mb"
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:"
@@ -29,6 +34,7 @@ def explore(
     host: str = "127.0.0.1",
     port: int = 7860,
     share: bool = False,
+    password: str = "",
     ready: Callable[[str], None] = print,
 ) -> None:
     """Serves a page that explores one model, or two of one task, until it is interrupted.
@@ -43,10 +49,12 @@ def explore(
         host: address of this machine to serve on; others than its own are refused without `share`.
         port: 0 takes any that is free.
         share: let other machines in, where `host` is an address that they reach (a Space: `host="0.0.0.0"`).
+        password: what a visitor has to type, the user name being `regtune`; `share` needs one.
         ready: gets the page's address when it can be opened.
 
     Raises:
-        ConfigError: an address that other machines reach without `share`, or a port in use.
+        ConfigError: an address that other machines reach without `share`, `share` without a password, or a port in
+            use.
         CheckpointError: no such run or model, or an adapter without its base.
         DataError: two models of different tasks.
         MissingExtraError: the `app` extra isn't installed.
@@ -56,6 +64,11 @@ def explore(
         raise ConfigError(
             f"{host} lets other machines reach the page, and whoever opens it can use the model and read the run's "
             "examples. If you want that, add --share; otherwise leave --host out."
+        )
+    if share and not password:
+        raise ConfigError(
+            f"--share lets other machines use the model and read the run's examples. Say who may: put a password into "
+            f"the environment variable {PASSWORD} (in Python: password=...); visitors log in as {USER} with it."
         )
     listening = _listen(host, port)
     with listening:
@@ -68,18 +81,20 @@ def explore(
         environment()
         from regtune.app.explorer import open_explorer
 
-        app = make_app(open_explorer(folder, compare), hosts=["127.0.0.1", "localhost", host] if local else ["*"])
+        hosts = ["127.0.0.1", "localhost", host] if local else ["*"]
+        app = make_app(open_explorer(folder, compare), hosts=hosts, password=password)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         ready(f"http://{host}:{listening.getsockname()[1]}")
         server.run(sockets=[listening])
 
 
-def make_app(explorer: Explorer, *, hosts: list[str]) -> Any:
+def make_app(explorer: Explorer, *, hosts: list[str], password: str = "") -> Any:
     """The web application: the page, and headers that keep browsers from loading anything from elsewhere.
 
     Args:
         explorer: what is shown.
         hosts: names under which the page may be asked for, so that no other site's name can be turned to it.
+        password: what `USER` has to log in with; empty lets everybody in.
     """
     import gradio as gr
     from fastapi import FastAPI
@@ -100,7 +115,9 @@ def make_app(explorer: Explorer, *, hosts: list[str]) -> Any:
         footer_links=[],
         run_history=False,
         ssr_mode=False,
-        max_file_size="1kb",
+        max_file_size=_LARGEST_IMAGE if explorer.reads_images else "1kb",  # texts are no files
+        auth=(USER, password) if password else None,
+        auth_message=f"The user name is {USER}.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,7 +15,11 @@ from regtune.cli.parsing import CommandHelp, parse, quiet, require_there, say
 HELP = CommandHelp(
     name="explore",
     sentence="Explore a model, or two, in the browser: predictions, relevance, attention, registers, examples.",
-    examples=("regtune explore runs/n8", "regtune explore runs/n8 --compare runs/n0 --port 8000"),
+    examples=(
+        "regtune explore runs/n8",
+        "regtune explore runs/n8 --compare runs/n0 --port 8000",
+        "REGTUNE_PASSWORD=... regtune explore runs/n8 --host 0.0.0.0 --share",
+    ),
 )
 
 
@@ -34,7 +39,8 @@ class ExploreArgs:
     port: int = 7860
     """Port; 0 takes any that is free."""
     share: bool = False
-    """Let other machines in, where --host is an address that they reach."""
+    """Let other machines in, where --host is an address that they reach; they log in with the password that the
+    environment variable REGTUNE_PASSWORD holds."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,10 +49,23 @@ def run(argv: Sequence[str]) -> int:
     for name in filter(None, (args.folder, args.compare)):
         require_there(name)
     quiet()
-    from regtune.app.serve import explore
+    from regtune.app.serve import PASSWORD, USER, explore
 
     def ready(address: str) -> None:
         say(f"Open {address} in a browser; Ctrl-C ends it.")
+        if args.share:
+            say(
+                f"Other machines that reach it can use the model and read the run's examples, once they log in as "
+                f"{USER} with the password. What they send isn't encrypted."
+            )
 
-    explore(args.folder, compare=args.compare, host=args.host, port=args.port, share=args.share, ready=ready)
+    explore(
+        args.folder,
+        compare=args.compare,
+        host=args.host,
+        port=args.port,
+        share=args.share,
+        password=os.environ.get(PASSWORD, ""),
+        ready=ready,
+    )
     return 0
