@@ -22,7 +22,15 @@ from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError, 
 from regtune.families import family_of
 from regtune.families._family import Family
 from regtune.interfaces import Attached, Batch, Examples, Modality, Rows, Task
-from regtune.models.loading import load_config, load_image_processor, load_tokenizer, quiet_transformers, resolve_model
+from regtune.models.loading import (
+    adapter_settings,
+    base_of_adapter,
+    load_config,
+    load_image_processor,
+    load_tokenizer,
+    quiet_transformers,
+    resolve_model,
+)
 from regtune.models.precision import Precision, autocast, best_device, device_of
 from regtune.models.safety import read_model_config
 from regtune.progress import each
@@ -46,6 +54,7 @@ from regtune.rows.texts import PlainText, is_text_file, read_paragraphs, text_ro
 from regtune.typed import hints_of
 
 MODEL_DIR = "model"
+_READER_FILES = ("tokenizer*", "vocab*", "*processor_config.json")
 _BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 Attention = Literal["auto", "sdpa", "eager"]
 DataType = Literal["float32", "bfloat16", "float16", "float64", "auto"]
@@ -480,7 +489,7 @@ def load_model(
     options["trust_remote_code"] = trust_remote_code
     folder = resolve_model(name)
     with quiet_transformers():  # the report on the new head's weights is expected, not news
-        if (Path(folder) / "adapter_config.json").is_file():
+        if adapter_settings(folder) is not None:
             from regtune.registers.in_peft import load_adapted
 
             return with_one_option(load_adapted(getattr(transformers, head), folder, **options))
@@ -553,11 +562,13 @@ def _architectures(model: str) -> list[str]:
 
 
 def _reader_source(model: str) -> str:
-    """Where a model's tokenizer is: a run's checkpoints have none of their own."""
-    folder = Path(model)
+    """Where a model's tokenizer is: checkpoints of a run have none of their own, and adapters may have none."""
+    folder = Path(resolve_model(model))
     run_dir = folder.parent.parent
-    if not folder.name.startswith("checkpoint-") or any(folder.glob("tokenizer*")):
+    if any(any(folder.glob(files)) for files in _READER_FILES):
         return model
+    if not folder.name.startswith("checkpoint-"):
+        return model if adapter_settings(folder) is None else base_of_adapter(folder)
     if (run_dir / MODEL_DIR).is_dir():
         return str(run_dir / MODEL_DIR)
     if (run_dir / CONFIG_FILE).is_file():

@@ -12,9 +12,14 @@ from regtune.models.e5_multilingual import e5_multilingual_folder
 from regtune.models.minilm import minilm_folder
 from regtune.models.safety import needs_code, read_model_config
 from regtune.models.smollm2 import smollm2_folder
+from regtune.records import read_typed
 
 MINILM = "minilm"
 """The name of the model that comes with the `demo` extra."""
+ADAPTER_FILE = "adapter_config.json"
+"""What makes a folder an adapter's."""
+READY = Path(__file__).parent / "ready"
+"""Adapters that come with regtune, trained, each in a folder that is its name."""
 
 
 def resolve_model(name: str | Path) -> str:
@@ -27,11 +32,44 @@ def resolve_model(name: str | Path) -> str:
     packaged = {MINILM: minilm_folder, "smollm2": smollm2_folder, "e5-multilingual": e5_multilingual_folder}
     if str(name) in packaged:
         return str(packaged[str(name)]())
+    if str(name) in ready_adapters():
+        return str(READY / name)
     path = Path(name)
     looks_local = isinstance(name, Path) or path.is_absolute() or str(name).startswith((".", "~")) or path.exists()
     if looks_local and not path.expanduser().is_dir():
         raise CheckpointError(f"{name} is not a folder with a model in it.")
     return str(path.expanduser()) if looks_local else str(name)
+
+
+def ready_adapters() -> list[str]:
+    """Names of the trained adapters that come with regtune."""
+    return sorted(file.parent.name for file in READY.glob(f"*/{ADAPTER_FILE}"))
+
+
+def adapter_settings(folder: str | Path) -> dict[str, Any] | None:
+    """What an adapter's folder says of it; None where a folder or a hub name isn't one.
+
+    Raises:
+        DataError: a file that holds no settings.
+    """
+    file = Path(folder) / ADAPTER_FILE
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = read_typed(file, dict[str, Any], remedy="Copy or download it again.")
+    return found
+
+
+def base_of_adapter(folder: str | Path) -> str:
+    """The model that an adapter in a folder was made for.
+
+    Raises:
+        CheckpointError: it names none.
+        DataError: a file that holds no settings.
+    """
+    name = (adapter_settings(folder) or {}).get("base_model_name_or_path")
+    if not name:
+        raise CheckpointError(f"{folder}: {ADAPTER_FILE} names no base model (base_model_name_or_path).")
+    return str(name)
 
 
 @contextlib.contextmanager

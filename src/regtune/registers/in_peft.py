@@ -39,9 +39,8 @@ from torch import Tensor, nn
 from regtune.config import RegisterConfig
 from regtune.families import family_of
 from regtune.families._family import modules_at
-from regtune.models.loading import resolve_model
+from regtune.models.loading import ADAPTER_FILE, base_of_adapter, resolve_model
 from regtune.models.safety import check_model_files
-from regtune.records import read_typed
 from regtune.registers.card import CARD, write_card, write_uploaded_card
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks
 from regtune.registers.registers import Registers
@@ -135,7 +134,7 @@ class _RegisterTuner:
         config = self.peft_config[adapter_name]
         if "facts" not in self.__dict__:
             self.facts = base_facts(model)
-        config.base_facts = config.base_facts or self.facts
+        config.base_facts = config.base_facts or _noted(self.facts, config)
         require_same_base(config.base_facts, self.facts, f"The adapter {adapter_name!r}")
         named = MODULE_NAME in (config.modules_to_save or ())
         if named and not (config.registers or MODULE_NAME in backbone_of(model)._modules):
@@ -254,6 +253,11 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def _noted(facts: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The facts under the name that an adapter has for its base: `minilm` is found on every machine, a folder isn't."""
+    return facts | {"name": config.base_model_name_or_path or facts["name"]}
+
+
 def require_same_base(saved: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
     """Refuses an adapter on another base model. Where data types differ (a smaller copy), the shape must do.
 
@@ -337,7 +341,7 @@ class AdaptedModel(PeftModel):  # type: ignore[misc]
 
     def _complete(self, adapter_name: str, config: Any, facts: dict[str, Any]) -> None:
         """What tuners do: registers, and the base that the adapter was made for."""
-        config.base_facts = config.base_facts or facts
+        config.base_facts = config.base_facts or _noted(facts, config)
         require_same_base(config.base_facts, facts, f"The adapter {adapter_name!r}")
         _give_registers(self.get_base_model(), adapter_name, config, active=adapter_name == self.active_adapter)
 
@@ -452,7 +456,7 @@ class AdaptedModel(PeftModel):  # type: ignore[misc]
         super().save_pretrained(str(save_directory), **options)
         model = self.get_base_model()
         model.config.architectures = [type(model).__name__]
-        model.config.base_facts = self.facts
+        model.config.base_facts = _noted(self.facts, self.active_peft_config)
         model.config.save_pretrained(save_directory)
         del model.config.base_facts
 
@@ -471,17 +475,15 @@ def load_adapted(auto_class: Any, folder: str | Path, **options: Any) -> Any:
     from transformers import AutoConfig
 
     check_model_files(folder)
-    file = Path(folder) / "adapter_config.json"
-    name = read_typed(file, dict[str, Any], remedy="Copy or download it again.").get("base_model_name_or_path")
-    if not name:
-        raise CheckpointError(f"{folder}: adapter_config.json names no base model (base_model_name_or_path).")
+    name = base_of_adapter(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     facts = config.__dict__.pop("base_facts", None)
     try:
         model = from_pretrained(auto_class, resolve_model(name), config=config, ignore_mismatched_sizes=True, **options)
     except CheckpointError as error:
         raise CheckpointError(
-            f"The adapter in {folder} needs its base model {name}, and that can't be opened: {error}"
+            f"The adapter in {folder} needs its base model {name}, and that can't be opened: {error} Bring it there, "
+            f"or name the place where it is: base_model_name_or_path in {Path(folder) / ADAPTER_FILE}."
         ) from error
     if facts:
         require_same_base(facts, base_facts(model) | {"name": name}, f"The adapter in {folder}")

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from regtune.errors import CheckpointError
-from regtune.records import RunRecord, read_typed
+from regtune.records import RunRecord
 from regtune.registry import TASKS
 from regtune.session import Target, open_target
 from regtune.stats.comparison import shown
 from regtune.sweeps.scored import faults
 from regtune.tables import Column, Table
-
-_COPY = "Copy or download the model again."
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -38,16 +36,12 @@ def describe(name: str) -> dict[str, Any]:
 
 def _model_facts(target: Target) -> dict[str, Any]:
     from regtune.families import family_of
-    from regtune.models.loading import load_config, resolve_model
+    from regtune.models.loading import adapter_settings, load_config, resolve_model
     from regtune.registers.surgery import CONFIG_KEY
 
     location = resolve_model(target.model)
     config = load_config(location)
-    adapter = (
-        read_typed(file, dict[str, Any], remedy=_COPY)
-        if (file := Path(location) / "adapter_config.json").is_file()
-        else {}
-    )
+    adapter = adapter_settings(location) or {}
     try:
         family = family_of(config).name
     except TypeError as error:  # UnsupportedModelError: telling what it is must work for any model
