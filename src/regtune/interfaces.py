@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from regtune.errors import ConfigError, MissingExtraError
+from regtune.errors import ConfigError, DataError, MissingExtraError
 from regtune.noise import Change, split_copy
 from regtune.tables import WIDTH, Column, Table
 
@@ -257,6 +257,8 @@ class Task:
     """The field of a prediction that says it in words."""
     gold: ClassVar[str | None] = None
     """The field of a JSON-lines record with what is to be learnt, where a list can hold that (`regtune.fit`)."""
+    guess: ClassVar[str] = ""
+    """The field of a prediction that is of the kind of `gold`, where that isn't the one that says it in words."""
     given: ClassVar[tuple[str, ...]] = ("text",)
     """What a person gives to be predicted: fields of the mapping that `example` reads."""
     perturbs: ClassVar[tuple[str, ...]] = ()
@@ -349,6 +351,26 @@ class Task:
             DataError: the fields that are missing, and which there are.
         """
         raise NotImplementedError
+
+    def listed(self, item: Any, folder: Path | None = None) -> dict[str, Any]:
+        """The record of one item of a list (`regtune.fit`): a mapping, a tuple of what is `given`, or the first of it.
+
+        Args:
+            item: of the list.
+            folder: of the file that the record goes into, in JSON types; None where `example` reads it at once.
+
+        Raises:
+            DataError: more parts than the task reads, or something that can't be kept.
+        """
+        del folder
+        if isinstance(item, Mapping):
+            return dict(item)
+        parts = item if isinstance(item, tuple) else (item,)
+        if len(parts) > len(self.given):
+            raise DataError(
+                f"An item of texts has {len(parts)} parts; the task {self.name} reads {', '.join(self.given)}."
+            )
+        return dict(zip(self.given, parts, strict=False))
 
     def records(self, path: Path) -> list[Mapping[str, Any]] | None:
         """What a file or folder holds to be predicted, each as `example` takes it; None: it is read as texts are."""

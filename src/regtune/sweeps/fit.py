@@ -1,4 +1,7 @@
-"""Five lines for two lists: `fit` writes them to a file and is `regtune train`; what comes back predicts."""
+"""Five lines for two lists: `fit` writes them to a file and is `regtune train`; what comes back predicts.
+
+Which fields of a record the lists are, and of a prediction the answer, a task says (`gold`, `guess`, `listed`).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from regtune.registry import TASKS
 from regtune.session import Session
 from regtune.session import open as open_session
 from regtune.sweeps.run import run_experiment
+from regtune.tasks.labels import names_of
 
 _TRAINING_TEXTS = "training_texts"
 """What the record calls the set: its scores are on what was learnt, and say nothing of other texts."""
@@ -37,7 +41,9 @@ class FittedModel(ShownByBlocks):
 
     session: Session
     labels: Mapping[str, Any] = field(default_factory=dict)
-    """Labels as they were given, by how they are written."""
+    """Labels as they were given, by how the model writes them; none where it learns numbers or words of its own."""
+    has_probabilities: bool = False
+    """Whether `predict_proba` has something to give."""
 
     @property
     def classes(self) -> list[Any]:
@@ -46,32 +52,35 @@ class FittedModel(ShownByBlocks):
         Raises:
             ConfigError: the task has no classes.
         """
-        self._require_probabilities()
-        table = self.session.model.config.id2label
-        return [self._given(str(table[index])) for index in range(len(table))]
+        if not self.labels:
+            raise ConfigError(f"The task {self.session.reads.name} has no classes; use predict.")
+        return [self._given(name) for name in names_of(self.session)]
 
     def predict(self, texts: Iterable[Any]) -> list[Any]:
-        """The label of each text, of the type in which labels were given.
+        """What the model says of each text, as labels were given: a label, a number, a list of labels, an answer.
+
+        A word that a tagger didn't read has the tag None.
 
         Raises:
             DataError: a text that is none.
         """
-        said = self.session.reads.said
-        return [self._given(one.to_json()[said]) for one in self._predictions(texts)]
+        task = self.session.reads
+        return [self._given(one.to_json()[task.guess or task.said]) for one in self._predictions(texts)]
 
     def predict_proba(self, texts: Iterable[Any]) -> Floats:
-        """Probabilities `[texts, classes]`, the columns in the order of `classes`.
+        """Probabilities `[texts, classes]`, the columns in the order of `classes`; with several labels, each by itself.
 
         Raises:
             ConfigError: the task gives no probabilities of classes.
             DataError: a text that is none.
         """
-        self._require_probabilities()
+        if not self.has_probabilities:
+            raise ConfigError(f"The task {self.session.reads.name} gives no probabilities of classes; use predict.")
         rows = [list(one.probabilities.values()) for one in self._predictions(texts)]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.classes))
 
     def score(self, texts: Iterable[Any], labels: Iterable[Any]) -> float:
-        """The task's first metric on labelled texts, for classes accuracy, a ratio in [0, 1].
+        """The task's first metric on labelled texts: of one label accuracy, of tags F1 … (`regtune tasks` names them).
 
         Raises:
             DataError: no texts, lists of different length, or a text or a label that is none.
@@ -79,7 +88,7 @@ class FittedModel(ShownByBlocks):
         task, session = self.session.reads, self.session
         with tempfile.TemporaryDirectory() as folder:
             examples = task.read([str(_written(Path(folder), texts, labels, task))], session.task_settings)
-        return task.metrics[0].of(task.score(session.predict(examples), examples))
+            return task.metrics[0].of(task.score(session.predict(examples), examples))
 
     def save(self, folder: str | Path) -> Path:
         """Writes the whole run: model, tokenizer, record. `regtune.open`, `predict`, `explain`, `inspect` … take it.
@@ -130,20 +139,16 @@ class FittedModel(ShownByBlocks):
         assert self.session.record is not None
         return self.session.record
 
-    def _given(self, label: Any) -> Any:
-        return self.labels.get(label, label) if isinstance(label, str) else label
+    def _given(self, said: Any) -> Any:
+        if isinstance(said, list):
+            return [self._given(one) for one in said]
+        return self.labels.get(said, said) if isinstance(said, str) else said
 
     def _predictions(self, texts: Iterable[Any]) -> list[Any]:
         task, settings = self.session.reads, self.session.task_settings
-        records = [_record_of(text, task) for text in _listed(texts, "texts")]
+        records = [task.listed(text) for text in _listed(texts, "texts")]
         items = tuple(task.example({"id": str(i), **one}, settings) for i, one in enumerate(records, 1))
         return self.session.predict(Examples(items=items, names=("texts",))) if items else []
-
-    def _require_probabilities(self) -> None:
-        if not self.labels:
-            raise ConfigError(
-                f"The task {self.session.reads.name} has no classes to give probabilities of; use predict."
-            )
 
 
 def fit(
@@ -164,12 +169,13 @@ def fit(
         ['good']
 
     Args:
-        texts: a list, an array or a table's column of what is read: texts; tuples of two for pairs of texts; for other
-            tasks what their records hold.
-        labels: what is to be learnt of each: words or whole numbers; `predict` gives them back as they are here.
+        texts: a list, an array or a table's column of what is read: texts; tuples of two for pairs of texts; for `tag`
+            lists of words; for `images` paths or images of Pillow's; or mappings of what the task's records hold.
+        labels: what is to be learnt of each: words or whole numbers; for `regress` numbers; for `multi-label` and `tag`
+            lists of labels; for `instruct` answers. `predict` gives them back as they are here.
         model: a hub name, a folder, or `minilm`.
         num_registers: N; 0 is the plain model.
-        task: `classify`, or another that learns from a list of labels.
+        task: `classify`, `multi-label`, `regress`, `tag`, `instruct`, `images`, or a plugin's that says its `gold`.
         training: rates, epochs, seed and the rest; by default five epochs.
         progress: say on standard error how far it is.
 
@@ -192,12 +198,14 @@ def fit(
         )
         run_experiment(config, progress=progress)
         session = open_session(config.output_dir)
-        classes = hasattr(session.predict(session.sample(limit=1))[0], "probabilities")
+        probable = hasattr(session.predict(session.sample(limit=1))[0], "probabilities")
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    written = {str(label).strip(): label for label in labels} if classes else {}
-    fitted = FittedModel(session=session, labels=written)
+    known = set(names_of(session))
+    every = (one for label in labels for one in (label if isinstance(label, (list, tuple)) else [label]))
+    written = {name: label for label in every if (name := str(label).strip()) in known}
+    fitted = FittedModel(session=session, labels=written, has_probabilities=probable)
     weakref.finalize(fitted, shutil.rmtree, place, ignore_errors=True)
     return fitted
 
@@ -216,7 +224,7 @@ def _written(folder: Path, texts: Iterable[Any], labels: Iterable[Any], task: Ta
         raise DataError(f"{len(given):,} texts and {len(wanted):,} labels; give a label for each text.")
     if not given:
         raise DataError("texts is empty; give at least one text.")
-    records = [_record_of(text, task) | {gold: label} for text, label in zip(given, wanted, strict=True)]
+    records = [task.listed(text, folder) | {gold: label} for text, label in zip(given, wanted, strict=True)]
     lines = [json.dumps(record, default=_refused) for record in records]
     path = folder / f"{_TRAINING_TEXTS}.jsonl"
     write_bytes(path, ("\n".join(lines) + "\n").encode())
@@ -230,19 +238,11 @@ def _listed(values: Iterable[Any], name: str) -> list[Any]:
 
 
 def _refused(value: Any) -> Any:
-    raise DataError(f"{shown(value)} is a {type(value).__name__}; texts are words and labels words or whole numbers.")
+    raise DataError(
+        f"{shown(value)} is a {type(value).__name__}; texts are words, and labels words or numbers, or lists of them."
+    )
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy's as Python's own."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _record_of(text: Any, task: Task) -> dict[str, Any]:
-    """The record of one item: a text, a tuple of what the task is given, or a mapping of it."""
-    if isinstance(text, Mapping):
-        return dict(text)
-    parts = text if isinstance(text, tuple) else (text,)
-    if len(parts) > len(task.given):
-        raise DataError(f"An item of texts has {len(parts)} parts; the task {task.name} reads {', '.join(task.given)}.")
-    return dict(zip(task.given, parts, strict=False))
+    """A number or an array of numpy's as Python's own."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import io
 import warnings
@@ -184,6 +185,18 @@ class ImageClassification(Classification):
         source = _source(found, "the image given")
         name = str(source) if isinstance(source, Path) else str(record.get("id", "0"))
         return _labelled(str(record.get("id", name)), source, None, name)
+
+    def listed(self, item: Any, folder: Path | None = None) -> dict[str, Any]:
+        """See `Task.listed`; an image is a path, a file's bytes or an image of Pillow's, which are kept as files."""
+        record = super().listed(item, folder)
+        if folder is None or "image" not in record:
+            return record
+        source = _source(record["image"], "the image given")
+        if isinstance(source, bytes):
+            place = folder / hashlib.sha256(source).hexdigest()[:16]
+            place.write_bytes(source)
+            source = place
+        return {**record, "image": str(source.resolve())}
 
     def records(self, path: Path) -> list[Mapping[str, Any]] | None:
         """An image file, or all files of a folder; paths in a file that lists images are relative to it."""

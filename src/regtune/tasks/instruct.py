@@ -88,6 +88,7 @@ class InstructionTuning(LanguageModelling):
     settings: ClassVar[type] = InstructSettings
     reads_text: ClassVar[bool] = False
     examples: ClassVar[str] = "instructions"
+    gold: ClassVar[str | None] = "answer"
     given: ClassVar[tuple[str, ...]] = ("prompt",)
     perturbs: ClassVar[tuple[str, ...]] = ("prompt",)
 

@@ -60,6 +60,7 @@ class MultiLabelClassification(LabelledTexts):
     problem_type: ClassVar[str | None] = "multi_label_classification"
     settings: ClassVar[type] = MultiLabelSettings
     metrics: ClassVar[tuple[Metric, ...]] = (MICRO_F1, MACRO_F1, EXACT_MATCH)
+    guess: ClassVar[str] = "labels"
 
     def label(self, value: Any, place: str, settings: MultiLabelSettings) -> tuple[str, ...]:
         """Labels from a list, or from a text with separators; an empty one is no label."""

@@ -142,6 +142,8 @@ class Tagging(Task):
     titles: ClassVar[Mapping[str, str]] = {"precision": "precision", "recall": "recall"}
     examples: ClassVar[str] = "sentences"
     said: ClassVar[str] = "text"
+    gold: ClassVar[str | None] = "tags"
+    guess: ClassVar[str] = "tags"
 
     def read(
         self, names: Sequence[str], settings: TagSettings, *, limit: int | None = None, training: bool = False
@@ -256,6 +258,11 @@ class Tagging(Task):
             return Sentence(id=id_, text=given, words=tuple(word.span() for word in _WORD.finditer(given)))
         tokens = cell(record, settings.token_column, TOKENS, "token_column", "the text given")
         return _of_words(id_, _words(tokens, "the text given"), None)
+
+    def listed(self, item: Any, folder: Path | None = None) -> dict[str, Any]:
+        """See `Task.listed`; a sentence is a list of its words or, to be predicted, a text."""
+        words = isinstance(item, (list, tuple))
+        return {"tokens": list(item)} if words else super().listed(item, folder)
 
     def shown(self, rows: Rows[Any], examples: Examples, session: Session) -> Shown:
         """What it marks; explained are the first few tags that aren't O, each at its word's first piece."""
