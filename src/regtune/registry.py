@@ -14,6 +14,7 @@ overridden silently.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -59,6 +60,16 @@ class Registry:
             raise ConfigError(f"The {self.noun} {name!r} exists already ({self.origin(name)}). Choose another name.")
         self._added[name] = made
         return item
+
+    @contextlib.contextmanager
+    def lent(self, item: Any) -> Iterator[None]:
+        """Inside the context the entry is registered too. Raises as `add`."""
+        before = dict(self._added)
+        self.add(item)
+        try:
+            yield
+        finally:
+            self._added = before
 
     def get(self, name: str) -> Any:
         """The entry of that name.

@@ -62,6 +62,9 @@ class Family:
     """Attribute of the backbone by which it multiplies what its table of words gives."""
     masks_first: bool = False
     """The backbone makes its masks while it embeds, so registers have places among the words from the start."""
+    masks_always: bool = False
+    """A decoder makes a mask even where its attention needs none (Falcon). It would make it for the text alone, so it is
+    given one in every step."""
     norm: str | None = "embeddings.LayerNorm"
     """The last LayerNorm inside the embeddings (`RegisterConfig.layer_norm`)."""
     dropout: str | None = "embeddings.dropout"

@@ -228,7 +228,7 @@ def begin(now: Pass, family: Family, named: dict[str, Any], source: Tensor) -> N
         now.layout = Layout(n, None, step.seq)
         if family.positions == "rotary":
             named["position_ids"] = step.join_positions()
-    named["attention_mask"] = step.extend(masks)
+    named["attention_mask"] = step.extend(masks, explicit=family.masks_always)
     if named["attention_mask"] is None and joins:  # any mask keeps transformers from looking for packed sequences
         total = step.seq + n * family.joins_words
         named["attention_mask"] = torch.ones(step.batch, total, dtype=torch.bool, device=source.device)
@@ -339,15 +339,15 @@ class _Step:
             position_ids=self.position_ids,
         )
 
-    def extend(self, masks: Any) -> Any:
-        """The same with the registers' columns in front, and their rows where they join."""
+    def extend(self, masks: Any, *, explicit: bool = False) -> Any:
+        """The same with the registers' columns in front, and their rows where they join; `explicit`: never None."""
         if isinstance(masks, dict):
             windows = {"sliding_attention": getattr(self.config, "sliding_window", None)}
-            return {kind: self._extend(mask, windows.get(kind)) for kind, mask in masks.items()}
+            return {kind: self._extend(mask, windows.get(kind), explicit=explicit) for kind, mask in masks.items()}
         window = None if hasattr(self.config, "layer_types") else getattr(self.config, "sliding_window", None)
         # transformers makes masks again where it is given none, and would count registers among the window's tokens
         near_end = window is not None and self.joins and self.n + self.seq >= window
-        return self._extend(masks, window, explicit=near_end)
+        return self._extend(masks, window, explicit=explicit or near_end)
 
     def _extend(self, mask: Tensor | None, window: int | None, *, explicit: bool = False) -> Tensor | None:
         leaves = window is not None and self.settings.windows == "leave"

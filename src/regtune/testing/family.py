@@ -37,7 +37,7 @@ def check_family(model: nn.Module, registers: Iterable[RegisterConfig] = ()) -> 
     backbone = backbone_of(model)
     family = family_of(backbone.config, "parts")
     broken = Broken(f"The family {family.name!r} ({type(model).__name__})")
-    for path in _missing(family, model):
+    for path in missing_parts(family, model):
         broken.require(False, f"there is no {path}")
     configs = list(registers) or (list(_everywhere(family)) if family.refusal is None and not broken.found else [])
     for config in configs:
@@ -60,7 +60,7 @@ def check_family(model: nn.Module, registers: Iterable[RegisterConfig] = ()) -> 
     broken.tell()
 
 
-def _missing(family: Family, model: Any) -> Iterator[str]:
+def missing_parts(family: Family, model: Any) -> Iterator[str]:
     """Parts that every model of the family has, and this one hasn't."""
     within = (family.attention, family.attention_out, family.feed_forward_in, family.feed_forward_out, *family.norms)
     inside = [f"{family.attention}.{name}" for name in (family.keys, family.values) if name]

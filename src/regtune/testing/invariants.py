@@ -417,7 +417,11 @@ class Finding:
 
 def prove(subject: Subject) -> list[Finding]:
     """Checks every invariant; a check that breaks off is a finding too."""
-    findings = []
+    return list(proofs(subject))
+
+
+def proofs(subject: Subject) -> Iterator[Finding]:
+    """The same, one after the other."""
     for name, check in INVARIANTS:
         begin_stage(f"proving {name}")
         try:
@@ -428,8 +432,7 @@ def prove(subject: Subject) -> list[Finding]:
             passed, text = False, str(reason)
         except Exception as error:  # a broken model can break in any way
             passed, text = False, f"the check broke off with {type(error).__name__}: {error}"
-        findings.append(Finding(name=name, passed=passed, text=text))
-    return findings
+        yield Finding(name=name, passed=passed, text=text)
 
 
 @contextmanager

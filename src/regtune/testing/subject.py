@@ -171,7 +171,7 @@ def make_inputs(
         lengths = (limit, max(4, limit // 2), max(4, limit - 3))
         rows = [usable[torch.randint(len(usable), (length,), generator=generator)].tolist() for length in lengths]
     base = base_of(model)
-    writes = hasattr(base, "decoder")
+    writes = base is not backbone_of(model) and hasattr(base, "decoder")
     if writes and isinstance(end := model.config.eos_token_id, int):
         rows = [[*row[:-1], end] for row in rows]  # which heads look for
     pad = model.config.pad_token_id or 0
