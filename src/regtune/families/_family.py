@@ -63,8 +63,8 @@ class Family:
     masks_first: bool = False
     """The backbone makes its masks while it embeds, so registers have places among the words from the start."""
     masks_always: bool = False
-    """A decoder makes a mask even where its attention needs none (Falcon). It would make it for the text alone, so it is
-    given one in every step."""
+    """A decoder makes a mask even where its attention needs none (Falcon). It would make it for the text alone, so it
+    is given one in every step."""
     norm: str | None = "embeddings.LayerNorm"
     """The last LayerNorm inside the embeddings (`RegisterConfig.layer_norm`)."""
     dropout: str | None = "embeddings.dropout"
@@ -90,8 +90,9 @@ class Family:
     its name depends on the version."""
     gate_in_front: bool = False
     """`feed_forward_in` makes both branches of a gated unit: the gate's rows, then as many of the linear one."""
-    feed_forward_out: str = "output.dense"
-    """The projection whose columns are what the neurons write; its inputs are their activations."""
+    feed_forward_out: str | None = "output.dense"
+    """The projection whose columns are what the neurons write; its inputs are their activations. None where several
+    experts write."""
     norms: tuple[str, ...] = ("attention.output.LayerNorm", "output.LayerNorm")
     assembled: str | None = None
     """From the backbone: what patches go through once [CLS] and positions, which are plain parameters, have joined."""
@@ -150,8 +151,9 @@ class Family:
     @property
     def joined(self) -> str:
         """A module with a weight as wide as what registers join."""
-        found = self.final_norm if self.norm is None and self.reads_images else self.norm
-        return found or self.word_embeddings
+        if self.norm is None and self.reads_images:
+            return self.final_norm or f"{self.layers}.0.{self.norms[0]}"
+        return self.norm or self.word_embeddings
 
     def within_layers(self, *paths: str | None) -> tuple[str, ...]:
         """Patterns, from the backbone, of parts of a layer in all layers; of the layers themselves without any."""

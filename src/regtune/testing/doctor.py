@@ -93,10 +93,10 @@ def examine(
 
     Raises:
         CheckpointError: the model can't be loaded.
-        ConfigError: `registers` cannot work on this model, or has none to examine; or nothing can be written to `write`.
+        ConfigError: `registers` cannot work on this model, or has none to examine; or `write` can't be written.
         MissingExtraError: `minilm` without the `demo` extra.
-        UnsupportedModelError: the family isn't supported, or one of its paths leads nowhere, which is named; or there is
-            nothing in the model that registers could join.
+        UnsupportedModelError: the family isn't supported, or one of its paths leads nowhere, which is named; or there
+            is nothing in the model that registers could join.
     """
     registers, file = registers or RegisterConfig(), None if write is None else Path(write).expanduser()
     if file is not None:
@@ -112,9 +112,9 @@ def examine(
 
 def _check_free(file: Path) -> None:
     if file.suffix != ".py":
-        raise ConfigError(f"--write {file}: a family is a Python file, since --plugin runs it. Name one that ends in .py.")
+        raise ConfigError(f"--write {file}: a family is Python, which --plugin runs. Name a file that ends in .py.")
     if file.exists():
-        raise ConfigError(f"--write {file} exists already, and nothing is overwritten. Name another file, or remove it.")
+        raise ConfigError(f"--write {file} exists already, and nothing is overwritten. Name another, or remove it.")
     if not file.parent.is_dir():
         raise ConfigError(f"--write {file}: there is no folder {file.parent}. Make it first.")
 
@@ -235,12 +235,13 @@ def _environment() -> list[Finding]:
 def _summary(model: Any, added: int | None) -> str:
     """In a line; `added` is how many registers were added, None where the model has its own."""
     config = backbone_of(model).config
-    count = num_registers(model) if added is None else added
+    whose = f"no registers of its own; {added} added for the proofs"
+    if added is None:
+        whose = f"{num_registers(model)} registers of its own"
     total = sum(parameter.numel() for parameter in model.parameters())
     return (
         f"{family_of(config).name}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
-        f"{total:,} parameters, "
-        + (f"{count} registers of its own" if added is None else f"no registers of its own; {count} added for the proofs")
+        f"{total:,} parameters, {whose}"
     )
 
 

@@ -6,9 +6,10 @@ input does. Each part is named with what showed it. What is found is a guess unt
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -65,7 +66,8 @@ class Parts:
             self.evidence.append(Evidence(part, value, shown_by))
 
 
-class _Call(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Call:
     """One call of a module inside a forward pass; `began` and `ended` count all beginnings and endings."""
 
     path: str
@@ -96,9 +98,9 @@ def refused(model: Any, reason: str) -> UnsupportedModelError:
     """The error for an architecture that registers can't be put into."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return UnsupportedModelError(
-        f"No family can be found for {type(model).__name__} (model_type={kind!r}): {reason} Registers are not supported "
-        "there. Where that is mistaken, write the family by hand (docs/extending.md) and try it: regtune --plugin "
-        "family.py doctor MODEL."
+        f"No family can be found for {type(model).__name__} (model_type={kind!r}): {reason} Registers are not "
+        "supported there. Where that is mistaken, write the family by hand (docs/extending.md) and try it: "
+        "regtune --plugin family.py doctor MODEL."
     )
 
 
@@ -118,13 +120,15 @@ class _Reading:
         found = self.found
         self._inputs()
         self.layers = self._layers()
+        depth = len(self.backbone.get_submodule(self.layers))
+        self.start = f"{self.layers}.{min(1, depth - 1)}."  # the first layer of some models lacks a norm
         calls = _trace(self.backbone, self.batch, lambda path: not self._deeper(path))
         self.layer = self._first_layer(calls)
         self.outside = [call for call in calls if call.path and not self._within(call.path)]
-        self.inside = [call for call in calls if call.path.startswith(f"{self.layers}.0.")]
-        self.depths = sum(bool(re.fullmatch(re.escape(self.layers) + r"\.\d+", call.path)) for call in calls)
-        if self.depths > len(self.backbone.get_submodule(self.layers)):
-            found.settle("shared_layers", True, f"{self.depths} calls of them in one pass")
+        self.inside = [call for call in calls if call.path.startswith(self.start)]
+        depths = sum(self._within(call.path) and not self._deeper(call.path, all_of_them=True) for call in calls)
+        if depths > depth:
+            found.settle("shared_layers", True, f"{depth} layers are called {depths} times in one pass")
         self._attention()
         self._behind()
         self._joining()
@@ -148,8 +152,9 @@ class _Reading:
         if self.images:
             self.found.settle("inputs", ("pixel_values",), "main_input_name")
         elif "attention_mask" not in self.takes:
-            reason = "its forward takes no attention_mask, so that padding can't be hidden, and masked registers neither."
-            raise refused(self.model, reason)
+            raise refused(
+                self.model, "its forward takes no attention_mask, so that no token can be hidden from others."
+            )
 
     def _layers(self) -> str:
         """The list of modules of one class that holds the most parameters, of those as long as the model is deep."""
@@ -166,51 +171,57 @@ class _Reading:
         self.found.settle("layers", path, f"a list of {len(layers)} {type(layers[0]).__name__}")
         return path
 
-    def _deeper(self, path: str) -> bool:
-        """Whether a module is inside a layer other than the first."""
-        return self._within(path) and path.count(".") > self.layers.count(".") + 1 and not self._in_first(path)
-
     def _within(self, path: str) -> bool:
         return path.startswith(f"{self.layers}.")
 
-    def _in_first(self, path: str) -> bool:
-        return path.startswith(f"{self.layers}.0.")
+    def _deeper(self, path: str, *, all_of_them: bool = False) -> bool:
+        """Whether a module is inside a layer; one of those that are read aside, unless `all_of_them` are meant."""
+        first = path.startswith((f"{self.layers}.0.", self.start))
+        return self._within(path) and path.count(".") > self.layers.count(".") + 1 and (all_of_them or not first)
 
     def _first_layer(self, calls: list[_Call]) -> _Call:
+        """Its call; where a model calls the `forward` of its layers, which no hook sees, that of what is in it."""
         first = next((call for call in calls if call.path == f"{self.layers}.0"), None)
-        if first is None:
+        if first is not None:
+            return first
+        inner = [call for call in calls if call.path.startswith(f"{self.layers}.0.")]
+        if not inner:
             raise refused(self.model, f"a forward pass doesn't call the modules of {self.layers}.")
-        return first
+        layer = self.backbone.get_submodule(f"{self.layers}.0")
+        ended = max(call.ended for call in inner)
+        return dataclasses.replace(inner[0], path="", module=layer, output=None, ended=ended)
 
     # Inside a layer
 
     def _attention(self) -> None:
-        """The attending module, by its projections, and the rest of the first layer in the order of its calls."""
-        found, start = self.found, f"{self.layers}.0."
+        """The attending module, by its projections, and the rest of a layer in the order of its calls."""
+        found, start = self.found, self.start
         linear = [call for call in self.inside if isinstance(call.module, _PROJECTIONS)]
-        ends = {kind: [call for call in linear if kind.fullmatch(_last(call.path))] for kind in (_KEYS, _VALUES, _FUSED)}
-        attending = ends[_KEYS] if ends[_VALUES] else ends[_FUSED]
-        at = _parent(attending[0].path).removeprefix(start) if attending else ""
-        if not attending or _parent(attending[0].path) == start.rstrip("."):
-            kinds = ", ".join(type(child).__name__ for child in self.layer.module.children())
+        kinds = (_KEYS, _VALUES, _FUSED)
+        ends = {kind: [call for call in linear if kind.fullmatch(_last(call.path))] for kind in kinds}
+        apart = bool(ends[_KEYS] and ends[_VALUES])
+        attending = ends[_KEYS] if apart else ends[_FUSED]
+        if not attending or _parent(attending[0].path) == start[:-1]:
+            has = ", ".join(type(child).__name__ for child in self.layer.module.children())
             raise refused(
                 self.model,
-                f"no module of its layers has keys and values (a {type(self.layer.module).__name__} has {kinds}), and a "
-                "register acts as something that tokens attend to.",
+                f"no module of its layers has keys and values (a {type(self.layer.module).__name__} has {has}), and "
+                "a register acts as something that tokens attend to.",
             )
-        found.settle("attention", at, f"the {type(self._part(at)).__name__} with {_last(attending[0].path)}")
-        apart = bool(ends[_VALUES]) and attending is ends[_KEYS]
+        first = attending[0]
+        module = self.backbone.get_submodule(_parent(first.path))
+        at = _parent(first.path).removeprefix(start)
+        found.settle("attention", at, f"the {type(module).__name__} with {_last(first.path)}")
         for part, kind in (("keys", _KEYS), ("values", _VALUES)):
             found.settle(part, _last(ends[kind][0].path) if apart else None, "a projection of that name")
-        projections = {call.path for kind in ends for call in ends[kind]}
-        projections |= {call.path for call in linear if _parent(call.path) == _parent(attending[0].path)} - {
-            call.path for call in linear if re.search("out|o_proj|dense|c_proj", _last(call.path))
-        }
-        rest = [call for call in linear if call.began > attending[0].began and call.path not in projections]
-        if rest:
-            why = "the first projection behind keys and values"
-            found.settle("attention_out", rest[0].path.removeprefix(start), why)
-        self._feed_forward([call for call in rest[1:] if call.path != rest[0].path], start)
+        beside = [call for call in linear if call in (*ends[_KEYS], *ends[_VALUES]) or _same(call.given, first.given)]
+        rest = [call for call in linear if call.began > first.began and call not in beside]
+        rows = len(first.given) if first.given is not None else 0
+        out = next((call for call in rest if call.given is not None and len(call.given) == rows), None)
+        if out is None:
+            raise refused(self.model, f"no projection is called behind the keys and values of {at}.")
+        found.settle("attention_out", out.path.removeprefix(start), "the first projection behind keys and values")
+        self._feed_forward([call for call in linear if call is not out and call not in beside])
         norms = [call for call in self.inside if _is_norm(call.module)]
         paths = tuple(dict.fromkeys(call.path.removeprefix(start) for call in norms))
         found.settle("norms", paths, ", ".join(dict.fromkeys(type(call.module).__name__ for call in norms)))
@@ -223,31 +234,27 @@ class _Reading:
                 found.settle("position_bias", bias, f"given to {call.path.removeprefix(start)}")
                 break
 
-    def _feed_forward(self, rest: list[_Call], start: str) -> None:
-        """The projections behind attention: the one that reads most writes, and what makes its inputs reads."""
-        wide = [call for call in rest if call.given is not None and call.given.dim() == 3]
-        if len(wide) < 2:
-            return
-        out = max(wide, key=lambda call: (_width(call.given), call.began))
-        before = [call for call in wide if call.began < out.began and call is not out]
-        if not before:
+    def _feed_forward(self, rest: list[_Call]) -> None:
+        """The projections beside attention: the one that reads most writes, and what makes its inputs reads."""
+        out = max(rest, key=lambda call: (_reads(call.module), call.began), default=None)
+        before = [] if out is None else [call for call in rest if call.began < out.began and call is not out]
+        if out is None or not before:
+            self.found.settled |= {"feed_forward_in": None, "feed_forward_out": None}
             return
         last = before[-1]
-        self.found.settle("feed_forward_out", out.path.removeprefix(start), f"reads the widest states, {_width(out.given)}")
-        twins = [call for call in before if _same(call.given, last.given) and _width(call.output) == _width(last.output)]
-        fused = _width(last.output) == 2 * _width(out.given)
-        gates = [twin for twin in twins if any(_same(call.given, twin.output) for call in self.inside if call is not out)]
-        if len(twins) == 2 and len(gates) == 1:
-            (last,) = (twin for twin in twins if twin is not gates[0])
-        paired = len(twins) == 2 or fused
-        unclear = len(twins) == 2 and len(gates) != 1
-        value = None if unclear else last.path.removeprefix(start)
-        self.found.settle("feed_forward_in", value, "the linear one of two" if paired else "the projection before it")
-        if paired and _parent(last.path) != start.rstrip("."):
-            self.found.settle("gated", _parent(last.path).removeprefix(start), "it multiplies two streams")
-
-    def _part(self, path: str) -> nn.Module:
-        return self.backbone.get_submodule(f"{self.layers}.0.{path}")
+        width = _reads(out.module)
+        self.found.settle("feed_forward_out", out.path.removeprefix(self.start), f"reads the widest states, {width}")
+        twins = [one for one in before if _same(one.given, last.given) and _writes(one.module) == _writes(last.module)]
+        others = [call for call in self.inside if call is not out]
+        activated = [one for one in twins if any(_same(call.given, one.output) for call in others)]
+        if len(twins) == 2 and len(activated) == 1:
+            (last,) = (one for one in twins if one is not activated[0])
+        unclear = len(twins) == 2 and len(activated) != 1
+        paired = len(twins) == 2 or _writes(last.module) == 2 * width
+        why = "the linear one of two" if len(twins) == 2 else "the projection before it"
+        self.found.settle("feed_forward_in", None if unclear else last.path.removeprefix(self.start), why)
+        if paired and _parent(last.path) != self.start[:-1]:
+            self.found.settle("gated", _parent(last.path).removeprefix(self.start), "it multiplies two streams")
 
     # Behind the layers
 
@@ -266,7 +273,7 @@ class _Reading:
         elif norm is not None:
             options.append(norm.path)
             why = "the norm behind the last layer"
-        if "shared_layers" not in self.found.settled:
+        if "shared_layers" not in self.found.settled and self.layer.path:
             options.append(self.layers)
         if not options:
             raise refused(self.model, "its layers are shared, and no module is called behind the last one.")
@@ -303,9 +310,10 @@ class _Reading:
         states = self.layer.given
         length, rows = self._length, len(next(iter(self.batch.values())))
         front = self._calls_ended(behind=False)
+        once = [call for call in front if sum(other.path == call.path for other in self.outside) == 1]
         on_the_way = [
             call
-            for call in front
+            for call in once
             if _is_states(call.output, length)
             and len(call.output) == rows
             and (_holds(call.path, words) or (_is_states(call.given, length) and len(call.given) == rows))
@@ -328,7 +336,7 @@ class _Reading:
                 if not self.images and call.path != words:
                     options.append(choice | {"masks_first": True})
         if not options:
-            raise refused(self.model, f"no module behind {words} is as wide as a norm or a table that registers could copy.")
+            raise refused(self.model, f"no module behind {words} is as wide as a norm or table beside it.")
         first = on_the_way[0]
         reached = "what it gives is what the first layer reads" if _same(first.output, states) else "the last in front"
         self.found.choose(
@@ -359,7 +367,8 @@ class _Reading:
         width = _width(call.output)
         norms = [one for one in within if _is_norm(one.module) and _width(one.output) == width]
         norm = max(norms, key=lambda one: one.ended, default=None)
-        drops = [one for one in within if isinstance(one.module, nn.Dropout) and (norm is None or one.began > norm.ended)]
+        later = (one for one in within if norm is None or one.began > norm.ended)
+        drops = [one for one in later if isinstance(one.module, nn.Dropout)]
         words = self.found.settled["word_embeddings"]
         if norm is None and _width_of(self.backbone.get_submodule(words)) != width and not self.images:
             return None
@@ -385,7 +394,8 @@ class _Reading:
 
     def _scale(self, words: str) -> str | None:
         """The number on the backbone by which it multiplies words that it looked up itself."""
-        numbers = {name: value for name, value in vars(self.backbone).items() if isinstance(value, float) and value != 1}
+        of_its_own = vars(self.backbone).items()
+        numbers = {name: value for name, value in of_its_own if isinstance(value, float) and value != 1}
         if not numbers or self._embedded(words, 1.0):
             return None
         return next((name for name, value in numbers.items() if self._embedded(words, value)), None)
@@ -421,18 +431,21 @@ class _Reading:
         return torch.tensor(taken).view_as(ids)
 
     def _mask(self) -> None:
-        """Tokens that the mask hides must not act on others, or masked registers would."""
+        """Tokens that the mask hides must not act on others, or masked registers would.
+
+        The last of three is changed, since embeddings may read the neighbours of a token: registers join behind them.
+        """
         text = self._text()
         ids = text["input_ids"]
         hidden = text["attention_mask"].clone()
         hidden[:, -3:] = 0
-        changed = torch.cat([ids[:, :-3], self._other(ids[:, -3:])], dim=1)
+        changed = torch.cat([ids[:, :-1], self._other(ids[:, -1:])], dim=1)
         one, two = (self._states(input_ids=some, attention_mask=hidden)[:, :-3] for some in (ids, changed))
         if not _near(one, two):
             raise refused(
                 self.model,
-                f"other tokens behind its attention_mask change the states of the text by {_apart(one, two):.1e}, so that "
-                "masked registers would act, too.",
+                f"another token behind its attention_mask changes the states of the text by {_apart(one, two):.1e}, so "
+                "that masked registers would act, too.",
             )
 
     def _causal(self) -> None:
@@ -443,11 +456,13 @@ class _Reading:
         difference = _apart(before[:, :-1], after[:, :-1])
         causal = _near(before[:, :-1], after[:, :-1])
         self.found.settle("causal", causal, f"another last token changes earlier states by {difference:.1e}")
-        if causal and self.backbone.config._attn_implementation == "sdpa" and self._makes_mask(text):
+        kernel, window = self.backbone.config._attn_implementation, self._window("sliding_window")
+        if causal and kernel == "sdpa" and window is None and self._makes_mask(text):
             self.found.settle("masks_always", True, "its layers get a mask for a text without padding")
         window = next((name for name in ("sliding_window", "local_attention") if self._window(name)), None)
         if window is not None and not causal:
-            self.found.choose([{"local_window": window}, {}], {"local_window": f"its config says {self._window(window)}"})
+            why = f"its config says {self._window(window)}"
+            self.found.choose([{"local_window": window}, {}], {"local_window": why})
 
     def _makes_mask(self, text: dict[str, Tensor]) -> bool:
         """Whether layers get a mask where every token sees all earlier ones."""
@@ -471,7 +486,8 @@ class _Reading:
         plain = self._states(**text)
         places = torch.arange(text["input_ids"].shape[1]).unsqueeze(0)
         if "position_ids" in self.takes:
-            near, far, wide = (self._states(**text, position_ids=ids) for ids in (places + 2, places + 5, 2 * places + 2))
+            ways = (places + 2, places + 5, 2 * places + 2)
+            near, far, wide = (self._states(**text, position_ids=ids) for ids in ways)
             if not _near(near, wide):
                 moved = f"position_ids moved by 3 change states by {_apart(near, far):.1e}"
                 stretched = f"stretched ones by {_apart(near, wide):.1e}"
@@ -485,31 +501,34 @@ class _Reading:
         return ("relative" if _near(moved, plain) else "absolute"), why
 
     def _position_table(self) -> None:
-        """The tables of positions and of types, by name, and the first row that a token uses."""
+        """The tables of positions and of types, by the rows that they read, and the first row that a token uses."""
         found, words = self.found, self.found.settled["word_embeddings"]
+        wide = {_width_of(self.backbone.get_submodule(words)), self.backbone.config.hidden_size}
         tables: dict[str, _Call] = {}
         for call in self._calls_ended(behind=False):
-            name = _last(call.path).lower()
-            kind = next((one for one in ("position", "type", "segment") if one in name), None)
-            table = isinstance(call.output, Tensor) and _width(call.output) in (
-                _width_of(self.backbone.get_submodule(words)),
-                self.backbone.config.hidden_size,
-            )
-            if kind is not None and table and call.path != words:
-                tables.setdefault("position_embeddings" if kind == "position" else "type_embeddings", call)
-        for part in ("position_embeddings", "type_embeddings"):
-            call = tables.get(part)
-            path = None if call is None else call.path
-            found.settle(part, path, "" if call is None else f"a {type(call.module).__name__} of {_rows(call.module)}")
+            if call.path == words or _width(call.output) not in wide:
+                continue
+            steps = call.given[:1].diff() if _is_ids(call.given) else None  # type: ignore[union-attr]
+            counts, rests = (steps is not None and bool((steps == step).all()) for step in (1, 0))
+            if counts or (steps is None and "position" in _last(call.path).lower() and "embed" in _last(call.path)):
+                tables.setdefault("position_embeddings", call)
+            elif rests and isinstance(call.module, nn.Embedding):
+                tables.setdefault("type_embeddings", call)
+        why = {"position_embeddings": "its rows are read in order", "type_embeddings": "one row is read everywhere"}
+        for part, reason in why.items():
+            found.settle(part, tables[part].path if part in tables else None, reason)
         call = tables.get("position_embeddings")
         limit = getattr(self.backbone.config, "max_position_embeddings", None)
-        if call is None or limit is None or not isinstance(call.module, nn.Embedding) or not _is_ids(call.given):
+        if self.images or call is None or limit is None or not isinstance(call.module, nn.Embedding):
             return
         mask = self.batch["attention_mask"].bool()
-        used = call.given if len(call.given) == len(mask) else call.given[:1].expand(mask.shape)  # type: ignore[index]
-        first = int(used[mask].min()) - max(0, call.module.num_embeddings - int(limit))
-        if first > 0:
-            found.settle("position_offset", first, f"the first token reads row {int(used[mask].min())} of the table")
+        given = call.given
+        if given is None or not _is_ids(given):
+            return
+        first = int((given if len(given) == len(mask) else given[:1].expand(mask.shape))[mask].min())
+        offset = first - max(0, call.module.num_embeddings - int(limit))
+        if offset > 0:
+            found.settle("position_offset", offset, f"the first token reads row {first} of the table")
 
     def _image(self) -> None:
         """Tokens in front of the patches, and which tokens a class is read from."""
@@ -520,9 +539,15 @@ class _Reading:
             reason = f"its first layer reads {self._length} tokens where an image has {rows * columns} patches."
             raise refused(self.model, reason)
         self.found.settle("leading", leading, f"{self._length} tokens for {rows * columns} patches")
-        self.found.settled |= {"position_embeddings": None, "type_embeddings": None}
-        dropout = next(option["dropout"] for options in self.found.choices for option in options if "dropout" in option)
-        self.found.settle("assembled", dropout, "the last dropout of the embeddings")
+        self._position_table()
+        if leading or self.found.settled["position_embeddings"] is None:
+            words = self.found.settled["word_embeddings"]
+            front, images = self._calls_ended(behind=False), len(self.batch["pixel_values"])
+            whole = [call for call in front if _is_states(call.output, self._length) and len(call.output) == images]
+            parts = [call for call in whole if call.path != words]
+            drop = next((call for call in parts if isinstance(call.module, nn.Dropout)), None)
+            first = drop or min(parts, key=lambda call: call.ended, default=None)
+            self.found.settle("assembled", first and first.path, "patches, [CLS] and positions are together there")
         if self.model is self.backbone:
             return
         seen: list[Tensor] = []
@@ -551,17 +576,18 @@ class _Reading:
 
     def _vocabulary(self) -> None:
         """The modules between the last state and logits over the vocabulary, the final norm included."""
+        self.found.settled["lm_head"] = ()
         head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
-        if head is None or self.images or self.model is self.backbone:
-            self.found.settled["lm_head"] = ()
+        if head is None or self.images or self.model is self.backbone or self.model.config.is_encoder_decoder:
             return
-        named = {id(module): path for path, module in self.model.named_modules()}
-        at = named[id(self.backbone)]
+        at = next(path for path, module in self.model.named_modules() if module is self.backbone)
+        calls = _trace(self.model, self.batch, lambda path: path == at or not _holds(at, path) and bool(path))
+        ended = next(call.ended for call in calls if call.path == at)
+        behind = [call.path for call in calls if call.began > ended]
+        steps = [path for path in behind if not any(_holds(other, path) for other in behind if other != path)]
         norm = self.found.settled.get("final_norm")
-        steps = [] if norm is None else [f"{at}.{norm}" if at else norm]
-        path = named[id(head)]
-        outer = next((name for name in _ancestors(path) if not at.startswith(name)), path)
-        self.found.settle("lm_head", (*steps, outer), "get_output_embeddings(), and what is around it")
+        first = () if norm is None else (f"{at}.{norm}",)
+        self.found.settle("lm_head", (*first, *steps), "called behind the last layer")
 
     def _writer(self) -> None:
         """Of a model with a decoder beside this encoder: the module of its layers that attends to the encoder."""
@@ -627,12 +653,6 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _ancestors(path: str) -> Iterator[str]:
-    """The modules around a path, the outermost first, and itself."""
-    parts = path.split(".")
-    yield from (".".join(parts[: count + 1]) for count in range(len(parts)))
-
-
 def _holds(path: str, inner: str) -> bool:
     return inner == path or inner.startswith(f"{path}.")
 
@@ -677,8 +697,14 @@ def _width_of(module: nn.Module) -> int:
     return 0 if weight is None else int(weight.shape[-1])
 
 
-def _rows(module: nn.Module) -> str:
-    return f"{module.num_embeddings} rows" if isinstance(module, nn.Embedding) else "places"
+def _reads(module: Any) -> int:
+    """How wide the states are that a projection reads."""
+    return int(module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1])
+
+
+def _writes(module: Any) -> int:
+    """How wide the states are that a projection gives."""
+    return int(module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0])
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

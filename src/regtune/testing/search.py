@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from regtune.analyses.attribution.attribute import attribute
 from regtune.config import RegisterConfig
+from regtune.errors import RegtuneError
 from regtune.families._family import LEDGER, Family
 from regtune.progress import begin_stage, stages
 from regtune.records import versions
@@ -28,7 +29,7 @@ from regtune.rows.targets import TokenLogit
 from regtune.tables import Column, Table
 from regtune.testing.evidence import Choice, Evidence, Parts, read_parts, refused
 from regtune.testing.invariants import INVARIANTS, Finding, proofs
-from regtune.testing.subject import Subject, make_inputs
+from regtune.testing.subject import Subject
 
 _MOST = 12
 """Candidates that are tried; each costs some forward passes at least."""
@@ -108,7 +109,9 @@ def search_family(model: Any, make_batch: MakeBatch, registers: RegisterConfig, 
         batch, origin = make_batch(model)
         try:
             parts = read_parts(model, backbone, batch)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except RegtuneError:
+            raise
+        except Exception as error:  # somebody's model, which may refuse what is tried on it
             raise refused(model, f"it can't be read ({type(error).__name__}: {error}).") from error
     if encoder is not None:
         parts.evidence.insert(0, Evidence("encoder", encoder, "config.is_encoder_decoder, get_encoder()"))
@@ -158,8 +161,9 @@ def _encoder(base: Any) -> str | None:
 
 def _hidden_rows(base: nn.Module) -> int:
     """Rows of a table of positions that no token uses where it starts behind padding, as RoBERTa's does."""
-    tables = (module for path, module in base.named_modules() if "position" in path and isinstance(module, nn.Embedding))
-    return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
+    named = (module for path, module in base.named_modules() if "position" in path)
+    tables = (module for module in named if isinstance(module, nn.Embedding) and module.padding_idx is not None)
+    return max((table.padding_idx + 1 for table in tables), default=0)
 
 
 # Candidates
@@ -237,7 +241,7 @@ def _with_relevance(model: Any, family: Family, make_batch: MakeBatch) -> Family
                 target = TokenLogit(position=1) if logits is not None and logits.dim() == 3 else None
                 for method in LEDGER:
                     attribute(exact, inputs, method=method, target=target)
-            except Exception:  # noqa: S112 - rules that don't fit can break in any way; the family then has none
+            except Exception:  # rules that don't fit can break in any way; the family then has none
                 continue
         return tried
     return family
@@ -263,7 +267,8 @@ def _value(value: Any) -> str:
 
 
 def _changes(changes: Choice) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in changes.items()) or "the likeliest"
+    told = (f"{name}={_literal(value)}" for name, value in changes.items() if name != "unsupported")
+    return ", ".join(told) or "the likeliest"
 
 
 def _broken(trial: Trial) -> str:
