@@ -6,10 +6,9 @@ import hashlib
 
 import pytest
 import torch
-from transformers import OPTConfig, OPTModel
 
 from regtune.config import RegisterConfig
-from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
+from regtune.errors import CheckpointError, ConfigError
 from regtune.registers import hooks
 from regtune.registers.hooks import RegisterHooks
 from regtune.registers.registers import Registers
@@ -132,13 +131,6 @@ def test_a_slow_tokenizer_fails(tmp_path, monkeypatch):
     report = examine(str(save_tiny(tmp_path)), SMALL)
     assert failed(report) == {"tokenizer"}
     assert "slow" in report_text(report)
-
-
-def test_an_unsupported_family_lists_the_supported_ones(tmp_path):
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 8}
-    OPTModel(OPTConfig(**sizes, vocab_size=20)).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match=r"'opt'.*BERT.*ModernBERT"):
-        examine(str(tmp_path), SMALL)
 
 
 def test_no_registers_and_no_model_are_refused(tmp_path):

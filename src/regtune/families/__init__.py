@@ -55,7 +55,8 @@ def family_of(config: Any, need: Literal["registers", "relevance", "parts"] = "r
         known = ", ".join(f"{one.name} ({', '.join(one.model_types)})" for one in known_families() if _has(one, need))
         refusal = _REFUSALS[need].format(repr(getattr(config, "model_type", None)))
         reason = f" It is refused because {family.refusal}." if need == "registers" and family is not None else ""
-        raise UnsupportedModelError(f"{refusal}{reason} Supported: {known}.")
+        remedy = " `regtune doctor MODEL` looks for it in the model and writes a family file." if family is None else ""
+        raise UnsupportedModelError(f"{refusal}{reason}{remedy} Supported: {known}.")
     if need == "registers":
         _refuse_variants(family, config)
     return family

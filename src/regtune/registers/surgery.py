@@ -317,12 +317,13 @@ def register_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def register_positions(model: nn.Module) -> int:
-    """Places of the model's position range that its registers use up: N with rotary positions of their own, else 0."""
+    """Places of the model's position range that its registers use up: N where they have positions of their own."""
     registers = find_registers(model)
     if registers is None:  # the architecture may be an unknown one
         return 0
-    rotary = family_of(backbone_of(model).config).positions == "rotary"
-    return num_registers(model) if rotary and registers.config.rotary == "before" else 0
+    family = family_of(backbone_of(model).config)
+    own = family.positions_run_out or (family.positions == "rotary" and registers.config.rotary == "before")
+    return num_registers(model) if own else 0
 
 
 def max_text_length(model: nn.Module) -> int | None:
@@ -331,7 +332,7 @@ def max_text_length(model: nn.Module) -> int | None:
     family = family_of(config)
     limit = getattr(config, "max_position_embeddings", None)
     unlimited = family.positions == "relative" and not getattr(config, "position_biased_input", True)
-    if limit is None or unlimited or family.reads_images:
+    if limit is None or limit < 0 or unlimited or family.reads_images:  # XLNet says -1
         return None
     return int(limit) - family.position_offset - register_positions(model)
 

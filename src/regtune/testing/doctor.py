@@ -131,7 +131,8 @@ def _examine(name: str, registers: RegisterConfig, seed: int, file: Path | None)
     ids = {f"{token}_token_id": getattr(reader, f"{token}_token_id", None) for token in ("sep", "mask")}
 
     def make_batch(model: Any) -> tuple[dict[str, Tensor], str]:
-        return make_inputs(model, reader, _TEXTS, seed=seed)
+        room = registers.num_registers if own is None else 0
+        return make_inputs(model, reader, _TEXTS, room=room, seed=seed)
 
     unlisted = find_family(backbone_of(model).config) is None
     begin_stage("looking for its parts" if unlisted else "proving the invariants")

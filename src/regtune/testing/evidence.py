@@ -29,6 +29,8 @@ _FUSED = re.compile(r"c_attn|w?qkv(_?(proj|lin))?|query_key_value|kv_\w*proj", r
 _ACROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 _SAME = 1e-4
 """Largest difference, of states of size 1, that is rounding where another length or padding is computed."""
+_LONG = 4096
+"""Positions up to which it is tried whether one more is too many."""
 _SHORT = 12
 """Tokens of the text on which changes are tried; places left and right of it are needed."""
 
@@ -167,6 +169,7 @@ class _Reading:
         right = [pair for pair in lists if len(pair[1]) == depth] or lists
         if not right:
             raise refused(self.model, "it has no list of layers of one class.")
+        path: str
         path, layers = max(right, key=lambda pair: sum(parameter.numel() for parameter in pair[1].parameters()))
         self.found.settle("layers", path, f"a list of {len(layers)} {type(layers[0]).__name__}")
         return path
@@ -316,7 +319,7 @@ class _Reading:
             for call in once
             if _is_states(call.output, length)
             and len(call.output) == rows
-            and (_holds(call.path, words) or (_is_states(call.given, length) and len(call.given) == rows))
+            and (_holds(call.path, words) or (_is_states(call.given, length) and _rows(call.given) == rows))
         ]
         on_the_way.sort(key=lambda call: (not _same(call.output, states), -call.ended))
         if not on_the_way:
@@ -352,6 +355,7 @@ class _Reading:
 
     def _words(self) -> str:
         """The table of words, or what makes tokens of patches."""
+        path: str | None
         try:
             path = self.names.get(id(self.backbone.get_input_embeddings()))
         except (NotImplementedError, AttributeError):
@@ -456,8 +460,8 @@ class _Reading:
         difference = _apart(before[:, :-1], after[:, :-1])
         causal = _near(before[:, :-1], after[:, :-1])
         self.found.settle("causal", causal, f"another last token changes earlier states by {difference:.1e}")
-        kernel, window = self.backbone.config._attn_implementation, self._window("sliding_window")
-        if causal and kernel == "sdpa" and window is None and self._makes_mask(text):
+        whole = self.backbone.config._attn_implementation == "sdpa" and self._window("sliding_window") is None
+        if causal and whole and self._makes_mask(text):
             self.found.settle("masks_always", True, "its layers get a mask for a text without padding")
         window = next((name for name in ("sliding_window", "local_attention") if self._window(name)), None)
         if window is not None and not causal:
@@ -480,6 +484,17 @@ class _Reading:
         options: list[Choice] = [{"positions": kind}, {"positions": others[kind]}]
         self.found.choose(options, {"positions": why})
         self._position_table()
+        limit = getattr(self.backbone.config, "max_position_embeddings", None)
+        if kind == "relative" and limit is not None and 0 < limit <= _LONG and not self._reads(limit + 1):
+            self.found.settle("positions_run_out", True, f"a text of {limit + 1} tokens breaks off")
+
+    def _reads(self, length: int) -> bool:
+        ids = self.batch["input_ids"][:1, :1].expand(1, length)
+        try:
+            self._states(input_ids=ids, attention_mask=torch.ones_like(ids))
+        except Exception:  # somebody's model, which may look beyond a table in any way
+            return False
+        return True
 
     def _kind_of_positions(self) -> tuple[str, str]:
         text = self._text()
@@ -489,9 +504,9 @@ class _Reading:
             ways = (places + 2, places + 5, 2 * places + 2)
             near, far, wide = (self._states(**text, position_ids=ids) for ids in ways)
             if not _near(near, wide):
-                moved = f"position_ids moved by 3 change states by {_apart(near, far):.1e}"
-                stretched = f"stretched ones by {_apart(near, wide):.1e}"
-                return ("rotary" if _near(near, far) else "absolute"), f"{moved}, {stretched}"
+                why = f"position_ids moved by 3 change states by {_apart(near, far):.1e}"
+                why += f", stretched ones by {_apart(near, wide):.1e}"
+                return ("rotary" if _near(near, far) else "absolute"), why
         pad = torch.full((1, 3), self.model.config.pad_token_id or 0)
         moved = self._states(
             input_ids=torch.cat([pad, text["input_ids"]], dim=1),
@@ -508,7 +523,8 @@ class _Reading:
         for call in self._calls_ended(behind=False):
             if call.path == words or _width(call.output) not in wide:
                 continue
-            steps = call.given[:1].diff() if _is_ids(call.given) else None  # type: ignore[union-attr]
+            given = call.given
+            steps = given[:1].diff() if given is not None and _is_ids(given) else None
             counts, rests = (steps is not None and bool((steps == step).all()) for step in (1, 0))
             if counts or (steps is None and "position" in _last(call.path).lower() and "embed" in _last(call.path)):
                 tables.setdefault("position_embeddings", call)
@@ -517,16 +533,15 @@ class _Reading:
         why = {"position_embeddings": "its rows are read in order", "type_embeddings": "one row is read everywhere"}
         for part, reason in why.items():
             found.settle(part, tables[part].path if part in tables else None, reason)
-        call = tables.get("position_embeddings")
+        table = tables.get("position_embeddings")
         limit = getattr(self.backbone.config, "max_position_embeddings", None)
-        if self.images or call is None or limit is None or not isinstance(call.module, nn.Embedding):
+        if self.images or table is None or limit is None or not isinstance(table.module, nn.Embedding):
             return
-        mask = self.batch["attention_mask"].bool()
-        given = call.given
-        if given is None or not _is_ids(given):
+        mask, read = self.batch["attention_mask"].bool(), table.given
+        if read is None or not _is_ids(read):
             return
-        first = int((given if len(given) == len(mask) else given[:1].expand(mask.shape))[mask].min())
-        offset = first - max(0, call.module.num_embeddings - int(limit))
+        first = int((read if len(read) == len(mask) else read[:1].expand(mask.shape))[mask].min())
+        offset = first - max(0, table.module.num_embeddings - int(limit))
         if offset > 0:
             found.settle("position_offset", offset, f"the first token reads row {first} of the table")
 
@@ -567,9 +582,8 @@ class _Reading:
         if grad is None:
             return
         read = grad.abs().sum((0, 2)) > 0
-        patches = bool(read[leading:].any())
-        front = bool(read[:leading].any())
-        pooling = "both" if patches and front else "mean" if patches else "token"
+        behind, in_front = bool(read[leading:].any()), bool(read[:leading].any())
+        pooling = "both" if behind and in_front else "mean" if behind else "token"
         self.found.settle("pooling", pooling, "the tokens on which the logits depend")
 
     # Around the backbone
@@ -581,7 +595,7 @@ class _Reading:
         if head is None or self.images or self.model is self.backbone or self.model.config.is_encoder_decoder:
             return
         at = next(path for path, module in self.model.named_modules() if module is self.backbone)
-        calls = _trace(self.model, self.batch, lambda path: path == at or not _holds(at, path) and bool(path))
+        calls = _trace(self.model, self.batch, lambda path: path == at or (bool(path) and not _holds(at, path)))
         ended = next(call.ended for call in calls if call.path == at)
         behind = [call.path for call in calls if call.began > ended]
         steps = [path for path in behind if not any(_holds(other, path) for other in behind if other != path)]
@@ -685,6 +699,10 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two tensors are the same memory (views included)."""
     both = isinstance(one, Tensor) and isinstance(other, Tensor)
     return both and one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
+
+
+def _rows(value: Any) -> int:
+    return len(value)
 
 
 def _width(value: Any) -> int:

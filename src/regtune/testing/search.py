@@ -21,14 +21,14 @@ from regtune.analyses.attribution.attribute import attribute
 from regtune.config import RegisterConfig
 from regtune.errors import RegtuneError
 from regtune.families._family import LEDGER, Family
-from regtune.progress import begin_stage, stages
+from regtune.progress import each
 from regtune.records import versions
 from regtune.registers.surgery import backbone_of, find_registers, remove_registers
 from regtune.registry import FAMILIES
 from regtune.rows.targets import TokenLogit
 from regtune.tables import Column, Table
 from regtune.testing.evidence import Choice, Evidence, Parts, read_parts, refused
-from regtune.testing.invariants import INVARIANTS, Finding, proofs
+from regtune.testing.invariants import Finding, proofs
 from regtune.testing.subject import Subject
 
 _MOST = 12
@@ -119,17 +119,15 @@ def search_family(model: Any, make_batch: MakeBatch, registers: RegisterConfig, 
     candidates = list(_candidates(basis, parts))
     trials: list[Trial] = []
     best: tuple[Family, list[Finding]] | None = None
-    with stages(len(candidates)):
-        for number, family in enumerate(candidates, start=1):
-            begin_stage(f"trying candidate {number}")
-            findings = _try(model, family, make_batch, registers, ids)
-            broken = next((one for one in findings if one.passed is False), None)
-            held = len(findings) - (broken is not None)
-            trials.append(Trial(changes=_differences(candidates[0], family), held=held, broken=broken))
-            if best is None or held > len(best[1]) - 1 + (best[1][-1].passed is not False):
-                best = family, findings
-            if broken is None:
-                break
+    for family in each(candidates, "candidates"):
+        findings = _try(model, family, make_batch, registers, ids)
+        broken = next((one for one in findings if one.passed is False), None)
+        held = sum(one.passed is not False for one in findings)
+        trials.append(Trial(changes=_differences(candidates[0], family), held=held, broken=broken))
+        if best is None or held > max(trial.held for trial in trials[:-1]):
+            best = family, findings
+        if broken is None:
+            break
     assert best is not None
     family, findings = best
     if trials[-1].broken is None:
@@ -162,8 +160,8 @@ def _encoder(base: Any) -> str | None:
 def _hidden_rows(base: nn.Module) -> int:
     """Rows of a table of positions that no token uses where it starts behind padding, as RoBERTa's does."""
     named = (module for path, module in base.named_modules() if "position" in path)
-    tables = (module for module in named if isinstance(module, nn.Embedding) and module.padding_idx is not None)
-    return max((table.padding_idx + 1 for table in tables), default=0)
+    padding = (module.padding_idx for module in named if isinstance(module, nn.Embedding))
+    return max((row + 1 for row in padding if row is not None), default=0)
 
 
 # Candidates
@@ -208,7 +206,7 @@ def _try(
 ) -> list[Finding]:
     """What holds on one candidate, up to the first invariant that doesn't, or `whole`; the model is left as it was."""
     findings: list[Finding] = []
-    with FAMILIES.lent(family), stages(len(INVARIANTS)):
+    with FAMILIES.lent(family):
         subject = Subject(model=model, inputs=make_batch(model)[0])
         attention = model.config._attn_implementation
         try:
@@ -233,7 +231,7 @@ def _with_relevance(model: Any, family: Family, make_batch: MakeBatch) -> Family
         return family
     exact = copy.deepcopy(model).double()
     for way in ("interface", "scope"):
-        tried = dataclasses.replace(family, relevance=LEDGER, attention_by=way)  # type: ignore[arg-type]
+        tried = dataclasses.replace(family, relevance=LEDGER, attention_by=way)
         with FAMILIES.lent(tried):
             inputs = make_batch(exact)[0]
             try:

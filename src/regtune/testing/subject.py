@@ -144,18 +144,19 @@ def values_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def make_inputs(
-    model: Any, tokenizer: Any = None, texts: tuple[tuple[str, ...], ...] = (), *, seed: int = 0
+    model: Any, tokenizer: Any = None, texts: tuple[tuple[str, ...], ...] = (), *, room: int = 0, seed: int = 0
 ) -> tuple[dict[str, Tensor], str]:
     """A padded batch `[3, seq]` of real text, or of random tokens without a (fitting) tokenizer; and which it is.
 
-    For a model that reads images three of random pixels, in its own size.
+    For a model that reads images three of random pixels, in its own size. `room` are positions that are left free, for
+    registers that are still to join.
     """
     config = backbone_of(model).config
     family = find_family(config)
     if family is not None and family.reads_images:
         shape = (3, config.num_channels, *sides(config.image_size))
         return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}, "random pixels"
-    limit = min(_LONGEST, max_text_length(model) or _LONGEST)
+    limit = min(_LONGEST, max(1, (max_text_length(model) or _LONGEST + room) - room))
     vocabulary = model.get_input_embeddings().num_embeddings
     rows: list[list[int]] = []
     origin = "random token ids, because there is no tokenizer"
