@@ -143,6 +143,26 @@ def table_speed() -> str:
     return markdown(("question", "found", "aimed at"), rows)
 
 
+def table_unlisted() -> str:
+    """What the doctor found on architectures that no family describes (`tests/families/unlisted.py`)."""
+    rows = []
+    for kind, said in read_json(RESULTS / "unlisted.json")["models"].items():
+        why = said.get("reason") or "; ".join(said["broken"])
+        reads = {True: "earlier tokens", False: "the whole text"}.get(said.get("causal"))
+        joined, left = (said.get(part) for part in ("embeddings", "stack"))
+        rows.append((kind, said["result"], said.get("positions"), reads, joined, left, why))
+    columns = (
+        "`model_type`",
+        "registers",
+        "positions",
+        "a token sees",
+        "join behind",
+        "leave behind",
+        "what doesn't hold",
+    )
+    return markdown(columns, rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "runs": table_runs,
     "comparison": table_comparison,
@@ -159,6 +179,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "inside-registers": looks.table_registers,
     "inside-sentiment": looks.table_sentiment,
     "families": lambda: list_families().markdown().strip(),
+    "unlisted": table_unlisted,
     "methods": lambda: "\n".join(table.markdown() for table in list_methods()).strip(),
 }
 

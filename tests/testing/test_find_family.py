@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +11,16 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM
 
+import tiny_images
+import tiny_seq2seq
 from command_line import invoke
 from families.conformance import HEADS, heads_of, model_of
 from families.unlisted import tiny_model
+from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families._family import Family
 from regtune.registers.hooks import RegisterHooks
-from regtune.registers.surgery import add_registers, backbone_of, find_registers
+from regtune.registers.surgery import add_registers, backbone_of, find_registers, max_text_length
 from regtune.registry import FAMILIES, load_plugin
 from regtune.testing import search
 from regtune.testing.doctor import examine
@@ -25,6 +29,7 @@ from regtune.testing.search import search_family
 from regtune.testing.subject import make_inputs
 from tiny_tokenizer import save_tiny, tiny_tokenizer
 
+TWO = RegisterConfig(num_registers=2)
 THREE = ("--registers.num-registers", "3")
 NOT_READ = {
     *("name", "model_types", "inputs", "encoder", "unsupported", "refusal", "mixing"),
@@ -40,29 +45,16 @@ OTHERWISE = {
     "T5": {"feed_forward_in"},  # its name depends on the version
 }
 """Where a family's own file says something else than what is read, rightly."""
-LISTED = (
-    *("BART", "BERT", "CLIP (vision)", "DistilBERT", "DINOv2", "ELECTRA", "EuroBERT", "Gemma2", "GPT-2", "GPT-NeoX"),
-    *(
-        "Llama",
-        "Marian",
-        "ModernBERT",
-        "MPNet",
-        "NomicBERT",
-        "Phi-3",
-        "Qwen3",
-        "RoBERTa",
-        "SigLIP (vision)",
-        "T5",
-        "ViT",
-    ),
+QUICK = ("BART", "CLIP (vision)", "DistilBERT", "ELECTRA", "GPT-2", "Llama", "ModernBERT", "MPNet", "RoBERTa", "T5")
+SLOW = (
+    *("BERT", "DINOv2", "EuroBERT", "Gemma2", "GPT-NeoX", "Marian", "NomicBERT", "Phi-3", "Qwen3"),
+    *("SigLIP (vision)", "ViT"),
 )
 
 
 @pytest.fixture(autouse=True)
 def forget_families(monkeypatch):
     """Families that a test registers are forgotten afterwards, and their files run again."""
-    import sys
-
     monkeypatch.setattr(FAMILIES, "_added", dict(FAMILIES._added))
     for name in [name for name in sys.modules if name.startswith("regtune_plugin_")]:
         monkeypatch.delitem(sys.modules, name)
@@ -76,7 +68,7 @@ def save(folder: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
 def test_what_is_read_of_a_listed_architecture_is_what_its_file_says(name):
     family, heads = FAMILIES.get(name), heads_of(name)
     head = next(one for one in ("masked LM", "causal LM", "text to text", "image classification") if one in heads)
@@ -94,7 +86,8 @@ def test_what_is_read_of_a_listed_architecture_is_what_its_file_says(name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "task", "positions"), [("ernie", "mlm", "absolute"), ("falcon", "lm", "rotary")], ids=lambda one: one
+    ("kind", "task", "positions"),
+    [("ernie", "mlm", "absolute"), pytest.param("falcon", "lm", "rotary", marks=pytest.mark.slow)],
 )
 def test_an_unlisted_architecture_is_found_written_loaded_proved_and_trained(
     kind, task, positions, tmp_path, monkeypatch, capsys
@@ -142,7 +135,7 @@ def test_an_architecture_in_which_nothing_attends_gets_a_sentence(tmp_path):
 )
 def test_what_registers_can_t_join_is_refused_with_what_was_seen(kind, reason):
     with pytest.raises(UnsupportedModelError, match=reason):
-        search_family(tiny_model(kind), make_inputs, search.RegisterConfig(num_registers=2))
+        search_family(tiny_model(kind), make_inputs, TWO)
 
 
 def leave_them_in(self, module, args, kwargs, output):
@@ -164,7 +157,7 @@ def test_an_invariant_that_fails_is_named_with_the_best_family(tmp_path, monkeyp
 def test_the_model_is_left_as_it_was():
     model = tiny_model("ernie")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    search_family(model, make_inputs, search.RegisterConfig(num_registers=2))
+    search_family(model, make_inputs, TWO)
     assert find_registers(model) is None
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -202,20 +195,16 @@ def test_a_family_file_with_a_path_that_leads_nowhere_is_refused_and_the_path_na
         FAMILIES._added.pop(f"My {part}")
 
 
-def test_an_encoder_decoder_is_examined(tmp_path):
-    import tiny_seq2seq
-
-    for family in ("t5", "bart"):
-        tiny_seq2seq.tiny_model(family).save_pretrained(tmp_path / family)
-        report = examine(str(tmp_path / family), search.RegisterConfig(num_registers=2))
-        assert report.healthy, str(report)
-        assert "tokens are written alike" in str(report)
+@pytest.mark.parametrize("family", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
+def test_an_encoder_decoder_is_examined(family, tmp_path):
+    tiny_seq2seq.tiny_model(family).save_pretrained(tmp_path)
+    report = examine(str(tmp_path), TWO)
+    assert report.healthy, str(report)
+    assert "tokens are written alike" in str(report)
 
 
 def test_a_model_of_images_is_examined_without_a_tokenizer(tmp_path):
-    import tiny_images
-
-    report = examine(str(tiny_images.save_tiny(tmp_path / "vit")), search.RegisterConfig(num_registers=2))
+    report = examine(str(tiny_images.save_tiny(tmp_path / "vit")), TWO)
     assert report.healthy, str(report)
     assert "ViTImageProcessor" in str(report)
     assert "tokenizer" not in str(report)
@@ -228,6 +217,29 @@ def test_a_written_file_gives_the_family_again(tmp_path):
     (tmp_path / "mine.py").write_text(made.file)
     load_plugin(tmp_path / "mine.py")
     assert FAMILIES.get(family.name) == family
+
+
+def test_relative_positions_that_run_out_cost_registers_places():
+    """RoFormer has a row of angles for each of its positions, and takes no position_ids."""
+    model = tiny_model("roformer")
+    with FAMILIES.lent(Family(name="Mine", model_types=("roformer",), positions="relative")):
+        parts = read_parts(model, backbone_of(model), make_inputs(model)[0])
+    assert parts.settled["positions_run_out"] is True
+    with FAMILIES.lent(Family(name="Mine", model_types=("roformer",), positions="relative", positions_run_out=True)):
+        assert max_text_length(model) == 40
+        assert max_text_length(add_registers(model, TWO)) == 38
+
+
+def test_a_decoder_that_always_makes_masks_is_given_them():
+    """Falcon makes a mask where SDPA needs none, and would make it for the text alone: a step from the cache."""
+    model, ids = tiny_model("falcon"), torch.arange(4, 16).unsqueeze(0)
+    family = {"name": "Mine", "model_types": ("falcon",), "positions": "rotary", "causal": True, "norm": None}
+    family |= {"layers": "h", "stack": "ln_f", "embeddings": "word_embeddings", "word_embeddings": "word_embeddings"}
+    with FAMILIES.lent(Family(**family, masks_always=True)), torch.no_grad():
+        add_registers(model, TWO)
+        cache = model(ids[:, :-1], use_cache=True).past_key_values
+        step = model(ids[:, -1:], past_key_values=cache).logits
+        torch.testing.assert_close(step, model(ids).logits[:, -1:], atol=1e-4, rtol=1e-4)
 
 
 def test_an_unlisted_architecture_is_sent_to_the_doctor():

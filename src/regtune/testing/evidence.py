@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,7 @@ class _Reading:
         self.start = f"{self.layers}.{min(1, depth - 1)}."  # the first layer of some models lacks a norm
         calls = _trace(self.backbone, self.batch, lambda path: not self._deeper(path))
         self.layer = self._first_layer(calls)
+        self.over = max(call.ended for call in calls if self._within(call.path))
         self.outside = [call for call in calls if call.path and not self._within(call.path)]
         self.inside = [call for call in calls if call.path.startswith(self.start)]
         depths = sum(self._within(call.path) and not self._deeper(call.path, all_of_them=True) for call in calls)
@@ -293,8 +294,7 @@ class _Reading:
     def _calls_ended(self, *, behind: bool) -> list[_Call]:
         """Calls outside of the layers that were over before the first one, or that began behind the last one."""
         if behind:
-            inner = [call for call in self.outside if call.began > self.layer.ended]
-            return [call for call in inner if not call.path.startswith("pooler")]
+            return [call for call in self.outside if call.began > self.over and not call.path.startswith("pooler")]
         return [call for call in self.outside if call.ended < self.layer.began]
 
     @property
@@ -319,7 +319,7 @@ class _Reading:
             for call in once
             if _is_states(call.output, length)
             and len(call.output) == rows
-            and (_holds(call.path, words) or (_is_states(call.given, length) and _rows(call.given) == rows))
+            and (_holds(call.path, words) or (_is_states(call.given, length) and len(call.given) == rows))
         ]
         on_the_way.sort(key=lambda call: (not _same(call.output, states), -call.ended))
         if not on_the_way:
@@ -523,8 +523,7 @@ class _Reading:
         for call in self._calls_ended(behind=False):
             if call.path == words or _width(call.output) not in wide:
                 continue
-            given = call.given
-            steps = given[:1].diff() if given is not None and _is_ids(given) else None
+            steps = call.given[:1].diff() if _is_ids(call.given) else None
             counts, rests = (steps is not None and bool((steps == step).all()) for step in (1, 0))
             if counts or (steps is None and "position" in _last(call.path).lower() and "embed" in _last(call.path)):
                 tables.setdefault("position_embeddings", call)
@@ -538,7 +537,7 @@ class _Reading:
         if self.images or table is None or limit is None or not isinstance(table.module, nn.Embedding):
             return
         mask, read = self.batch["attention_mask"].bool(), table.given
-        if read is None or not _is_ids(read):
+        if not _is_ids(read):
             return
         first = int((read if len(read) == len(mask) else read[:1].expand(mask.shape))[mask].min())
         offset = first - max(0, table.module.num_embeddings - int(limit))
@@ -671,11 +670,11 @@ def _holds(path: str, inner: str) -> bool:
     return inner == path or inner.startswith(f"{path}.")
 
 
-def _is_states(value: Any, length: int) -> bool:
+def _is_states(value: Any, length: int) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] == length and value.is_floating_point()
 
 
-def _is_ids(value: Any) -> bool:
+def _is_ids(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and not value.is_floating_point() and value.dim() == 2
 
 
@@ -699,10 +698,6 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two tensors are the same memory (views included)."""
     both = isinstance(one, Tensor) and isinstance(other, Tensor)
     return both and one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
-
-
-def _rows(value: Any) -> int:
-    return len(value)
 
 
 def _width(value: Any) -> int:
