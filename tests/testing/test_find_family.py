@@ -219,13 +219,14 @@ def test_a_written_file_gives_the_family_again(tmp_path):
     assert FAMILIES.get(family.name) == family
 
 
-def test_relative_positions_that_run_out_cost_registers_places():
+def test_positions_that_run_out_cost_registers_places():
     """RoFormer has a row of angles for each of its positions, and takes no position_ids."""
     model = tiny_model("roformer")
-    with FAMILIES.lent(Family(name="Mine", model_types=("roformer",), positions="relative")):
-        parts = read_parts(model, backbone_of(model), make_inputs(model)[0])
-    assert parts.settled["positions_run_out"] is True
-    with FAMILIES.lent(Family(name="Mine", model_types=("roformer",), positions="relative", positions_run_out=True)):
+    family = Family(name="Mine", model_types=("roformer",), positions="relative")
+    assert not search._reads_longest(model, family, TWO, {})
+    kept = dataclasses.replace(family, positions_run_out=True)
+    assert search._reads_longest(model, kept, TWO, {})
+    with FAMILIES.lent(kept):
         assert max_text_length(model) == 40
         assert max_text_length(add_registers(model, TWO)) == 38
 

@@ -47,7 +47,7 @@ class Family:
     position_offset: int = 0
     """Rows of the position table that no token uses (RoBERTa starts at padding_idx + 1 = 2)."""
     positions_run_out: bool = False
-    """Relative positions are looked up in a table of `max_position_embeddings`, so that registers take places of it."""
+    """A table of `max_position_embeddings` is read for the whole sequence, so that registers take places of it."""
     local_window: str | None = None
     """Config attribute with the local attention window, if some layers see only a window of the sequence."""
     causal: bool = False

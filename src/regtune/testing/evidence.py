@@ -29,8 +29,6 @@ _FUSED = re.compile(r"c_attn|w?qkv(_?(proj|lin))?|query_key_value|kv_\w*proj", r
 _ACROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 _SAME = 1e-4
 """Largest difference, of states of size 1, that is rounding where another length or padding is computed."""
-_LONG = 4096
-"""Positions up to which it is tried whether one more is too many."""
 _SHORT = 12
 """Tokens of the text on which changes are tried; places left and right of it are needed."""
 
@@ -484,17 +482,6 @@ class _Reading:
         options: list[Choice] = [{"positions": kind}, {"positions": others[kind]}]
         self.found.choose(options, {"positions": why})
         self._position_table()
-        limit = getattr(self.backbone.config, "max_position_embeddings", None)
-        if kind == "relative" and limit is not None and 0 < limit <= _LONG and not self._reads(limit + 1):
-            self.found.settle("positions_run_out", True, f"a text of {limit + 1} tokens breaks off")
-
-    def _reads(self, length: int) -> bool:
-        ids = self.batch["input_ids"][:1, :1].expand(1, length)
-        try:
-            self._states(input_ids=ids, attention_mask=torch.ones_like(ids))
-        except Exception:  # somebody's model, which may look beyond a table in any way
-            return False
-        return True
 
     def _kind_of_positions(self) -> tuple[str, str]:
         text = self._text()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regtune.analyses.attribution.attribute import attribute
@@ -23,7 +24,7 @@ from regtune.errors import RegtuneError
 from regtune.families._family import LEDGER, Family
 from regtune.progress import each
 from regtune.records import versions
-from regtune.registers.surgery import backbone_of, find_registers, remove_registers
+from regtune.registers.surgery import add_registers, backbone_of, find_registers, max_text_length, remove_registers
 from regtune.registry import FAMILIES
 from regtune.rows.targets import TokenLogit
 from regtune.tables import Column, Table
@@ -33,6 +34,8 @@ from regtune.testing.subject import Subject
 
 _MOST = 12
 """Candidates that are tried; each costs some forward passes at least."""
+_LONG = 4096
+"""Tokens up to which the longest text is tried."""
 _SMALL = 1_000_000_000
 """Parameters up to which relevance rules are tried, on a copy in float64."""
 _WIDTH = 110
@@ -131,6 +134,9 @@ def search_family(model: Any, make_batch: MakeBatch, registers: RegisterConfig, 
     assert best is not None
     family, findings = best
     if trials[-1].broken is None:
+        if not _reads_longest(model, family, registers, ids):
+            family = dataclasses.replace(family, positions_run_out=True)
+            parts.evidence.append(Evidence("positions_run_out", True, "the longest text and registers break off"))
         family = _with_relevance(model, family, make_batch)
     elif findings[0].name != _JOIN:
         findings = _try(model, family, make_batch, registers, ids, whole=True)
@@ -223,6 +229,27 @@ def _try(
             if model.config._attn_implementation != attention:
                 model.set_attn_implementation(attention)
     return findings
+
+
+@torch.no_grad()
+def _reads_longest(model: Any, family: Family, registers: RegisterConfig, ids: dict[str, int | None]) -> bool:
+    """Whether the longest text for which the model has positions is still read with registers."""
+    with FAMILIES.lent(family):
+        add_registers(model, registers, **ids)
+        try:
+            backbone, length = backbone_of(model), max_text_length(model)
+            if length is not None and length <= _LONG:
+                backbone(input_ids=torch.zeros(1, length, dtype=torch.long).fill_(_usable(model)))
+        except Exception:  # somebody's model, which may look beyond a table in any way
+            return False
+        finally:
+            remove_registers(model)
+    return True
+
+
+def _usable(model: Any) -> int:
+    """A token that is no padding."""
+    return next(token for token in range(2) if token != model.config.pad_token_id)
 
 
 def _with_relevance(model: Any, family: Family, make_batch: MakeBatch) -> Family:
