@@ -239,7 +239,7 @@ def _reads_longest(model: Any, family: Family, registers: RegisterConfig, ids: d
         try:
             backbone, length = backbone_of(model), max_text_length(model)
             if length is not None and length <= _LONG:
-                backbone(input_ids=torch.zeros(1, length, dtype=torch.long).fill_(_usable(model)))
+                backbone(input_ids=torch.full((1, length), _usable(model)))
         except Exception:  # somebody's model, which may look beyond a table in any way
             return False
         finally:
