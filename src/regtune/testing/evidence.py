@@ -111,7 +111,7 @@ class _Reading:
         self.model, self.backbone = model, backbone
         self.batch = accepted(backbone, batch)
         self.images = "pixel_values" in batch
-        self.names = {id(module): path for path, module in backbone.named_modules()}
+        self.names: dict[int, str] = {id(module): path for path, module in backbone.named_modules()}
         self.takes = inspect.signature(backbone.forward).parameters
         self.found = Parts()
 
@@ -353,7 +353,6 @@ class _Reading:
 
     def _words(self) -> str:
         """The table of words, or what makes tokens of patches."""
-        path: str | None
         try:
             path = self.names.get(id(self.backbone.get_input_embeddings()))
         except (NotImplementedError, AttributeError):
