@@ -54,7 +54,7 @@ class Registry:
         name = getattr(made, "name", None)
         if not isinstance(name, str) or not name:
             raise ConfigError(f"A {self.noun} needs a `name`; {item!r} has {name!r}.")
-        if name in self._added and _origin(self._added[name]) == _origin(made):
+        if name in self._added and _again(self._added[name], made):
             return item  # the same file once more
         if name in self:
             raise ConfigError(f"The {self.noun} {name!r} exists already ({self.origin(name)}). Choose another name.")
@@ -116,6 +116,11 @@ def _load(place: str) -> Any:
     module, _, name = place.partition(":")
     found = getattr(importlib.import_module(module), name)
     return found() if isinstance(found, type) else found
+
+
+def _again(known: Any, made: Any) -> bool:
+    """Whether an entry is one that is there: plain data by what it says, others by the file of their class."""
+    return bool(known == made) if type(known) is type(made) else _origin(known) == _origin(made)
 
 
 def _origin(item: Any) -> str:

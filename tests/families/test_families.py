@@ -45,6 +45,21 @@ def test_a_family_from_outside_cannot_take_a_model_type_that_is_taken(outside):
         find_family(Config())
 
 
+def test_another_family_of_the_same_name_is_refused_and_the_same_once_more_is_not(outside):
+    mine = dataclasses.replace(BERT, name="Ernie", model_types=("ernie",))
+    outside.add(mine)
+    outside.add(dataclasses.replace(mine))
+    with pytest.raises(ConfigError, match="'Ernie' exists already"):
+        outside.add(dataclasses.replace(mine, layers="blocks"))
+
+
+def test_a_family_that_is_lent_is_gone_afterwards(outside):
+    with pytest.raises(RuntimeError), outside.lent(dataclasses.replace(BERT, name="Ernie", model_types=("ernie",))):
+        assert find_family(Config()).name == "Ernie"
+        raise RuntimeError
+    assert find_family(Config()) is None
+
+
 def test_a_path_that_does_not_exist_is_named(outside):
     model = AutoModel.from_config(AutoConfig.for_model("ernie", **SMALL))
     outside.add(dataclasses.replace(BERT, name="Ernie", model_types=("ernie",), layers="encoder.blocks"))
