@@ -15,6 +15,7 @@ overridden silently.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -120,7 +121,8 @@ def _load(place: str) -> Any:
 
 def _again(known: Any, made: Any) -> bool:
     """Whether an entry is one that is there: plain data by what it says, others by the file of their class."""
-    return bool(known == made) if type(known) is type(made) else _origin(known) == _origin(made)
+    plain = dataclasses.is_dataclass(made) and type(known) is type(made)
+    return bool(known == made) if plain else _origin(known) == _origin(made)
 
 
 def _origin(item: Any) -> str:
