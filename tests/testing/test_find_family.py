@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +24,7 @@ from regtune.registry import FAMILIES, load_plugin
 from regtune.testing import search
 from regtune.testing.doctor import examine
 from regtune.testing.evidence import read_parts
+from regtune.testing.invariants import Finding
 from regtune.testing.search import search_family
 from regtune.testing.subject import make_inputs
 from tiny_tokenizer import save_tiny, tiny_tokenizer
@@ -217,8 +217,8 @@ def test_a_model_of_images_is_examined_without_a_tokenizer(tmp_path):
 
 def test_a_written_file_gives_the_family_again(tmp_path):
     family = Family(name='A "quoted" one', model_types=("x",), positions="rotary", causal=True, norms=("a",), keys=None)
-    finding = SimpleNamespace(passed=True, name="1")
-    made = search.FamilySearch(family=family, evidence=(), trials=(), findings=(finding,), origin="")  # type: ignore[arg-type]
+    finding = Finding(name="1", passed=True, text="")
+    made = search.FamilySearch(family=family, evidence=(), trials=(), findings=(finding,), origin="")
     (tmp_path / "mine.py").write_text(made.file)
     load_plugin(tmp_path / "mine.py")
     assert FAMILIES.get(family.name) == family
