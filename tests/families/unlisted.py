@@ -25,7 +25,7 @@ RECORD = Path(__file__).parents[2] / "docs" / "results" / "unlisted.json"
 THREE = RegisterConfig(num_registers=3, init_std=0.5)
 _SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _WORDS = {"vocab_size": 120, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
-_TEXT = {**_SIZE, **_WORDS, "max_position_embeddings": 40}
+_TEXT = {**_SIZE, **_WORDS, "max_position_embeddings": 66}
 _IMAGE = {**_SIZE, "image_size": 24, "patch_size": 8, "num_labels": 3}
 _GROUPED = {**_TEXT, "num_key_value_heads": 2}
 _PARTS = ("q_groups", "k_groups", "v_groups", "post_attention_groups", "intermediate_groups", "output_groups")
@@ -38,7 +38,7 @@ _BOTH = {
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
-    "max_position_embeddings": 40,
+    "max_position_embeddings": 66,
     "decoder_start_token_id": 2,
     "forced_eos_token_id": None,
 }
@@ -66,7 +66,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("CausalLM", _TEXT),
     "mixtral": ("CausalLM", {**_GROUPED, "num_local_experts": 2}),
     "gpt_neo": ("CausalLM", {**_TEXT, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]}),
-    "gptj": ("CausalLM", {**_WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 40}),
+    "gptj": ("CausalLM", {**_WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 66}),
     "opt": ("CausalLM", {**_TEXT, "ffn_dim": 48, "word_embed_proj_dim": 32}),
     "bloom": ("CausalLM", {**_WORDS, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "mamba": ("CausalLM", {**_WORDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),

@@ -232,8 +232,8 @@ def test_positions_that_run_out_cost_registers_places():
     kept = dataclasses.replace(family, positions_run_out=True)
     assert search._reads_longest(model, kept, TWO, {})
     with FAMILIES.lent(kept):
-        assert max_text_length(model) == 40
-        assert max_text_length(add_registers(model, TWO)) == 38
+        assert max_text_length(model) == 66
+        assert max_text_length(add_registers(model, TWO)) == 64
 
 
 def test_a_decoder_that_always_makes_masks_is_given_them():
