@@ -129,6 +129,7 @@ def test_an_architecture_in_which_nothing_attends_gets_a_sentence(tmp_path):
     ("kind", "reason"),
     [
         ("fnet", "takes no attention_mask"),
+        ("opt", "calls parts of its OPTModel, and never that"),
         ("xlnet", r"layers read states of shape|no module of its layers has keys"),
         ("convbert", r"another token behind its attention_mask changes the states of the text by \d"),
     ],

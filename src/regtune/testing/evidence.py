@@ -119,6 +119,7 @@ class _Reading:
         """Everything, in the order in which a family states it."""
         found = self.found
         self._inputs()
+        self._called()
         self.layers = self._layers()
         depth = len(self.backbone.get_submodule(self.layers))
         self.start = f"{self.layers}.{min(1, depth - 1)}."  # the first layer of some models lacks a norm
@@ -155,6 +156,17 @@ class _Reading:
         elif "attention_mask" not in self.takes:
             raise refused(
                 self.model, "its forward takes no attention_mask, so that no token can be hidden from others."
+            )
+
+    def _called(self) -> None:
+        """A head that calls parts of the backbone, and not the backbone, would run without registers."""
+        if self.model is self.backbone or getattr(self.model.config, "is_encoder_decoder", False):
+            return
+        at = next(path for path, module in self.model.named_modules() if module is self.backbone)
+        if not _trace(self.model, self.batch, lambda path: path == at):
+            kind = type(self.backbone).__name__
+            raise refused(
+                self.model, f"its head calls parts of its {kind}, and never that, so registers would not run."
             )
 
     def _layers(self) -> str:
