@@ -264,7 +264,10 @@ class _Reading:
         if len(twins) == 2 and len(activated) == 1:
             (last,) = (one for one in twins if one is not activated[0])
         unclear = len(twins) == 2 and len(activated) != 1
-        paired = len(twins) == 2 or _writes(last.module) == 2 * width
+        fused = _writes(last.module) == 2 * width
+        if fused and any(_starts(call.given, last.output) and _width(call.given) == width for call in others):
+            self.found.settle("gate_in_front", True, "the first half of what it gives is activated")
+        paired = len(twins) == 2 or fused
         why = "the linear one of two" if len(twins) == 2 else "the projection before it"
         self.found.settle("feed_forward_in", None if unclear else last.path.removeprefix(self.start), why)
         if paired and _parent(last.path) != self.start[:-1]:
@@ -696,6 +699,11 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two tensors are the same memory (views included)."""
     both = isinstance(one, Tensor) and isinstance(other, Tensor)
     return both and one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
+
+
+def _starts(one: Any, other: Any) -> bool:
+    """Whether two tensors begin at the same place of memory."""
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and one.data_ptr() == other.data_ptr()
 
 
 def _width(value: Any) -> int:

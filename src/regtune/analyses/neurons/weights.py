@@ -145,8 +145,13 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return list(modules_at(backbone_of(model), *text_family(model).within_layers()))
 
 
-def projection(model: nn.Module, layer: int, path: str) -> nn.Module:
-    """A part of one of the layers."""
+def projection(model: nn.Module, layer: int, path: str | None) -> nn.Module:
+    """A part of one of the layers. Raises as `neuron_weights`."""
+    if path is None:
+        kind = type(model).__name__
+        raise UnsupportedModelError(
+            f"Several experts of each layer of this {kind} write, so no one projection has words."
+        )
     layers = _layers(model)
     require_index("layer", layer, len(layers))
     return layers[layer].get_submodule(path)
