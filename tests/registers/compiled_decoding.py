@@ -33,24 +33,30 @@ def written(model: Any, step: Callable[..., Any], prompt: torch.Tensor) -> tuple
     return torch.cat(tokens, 1), logits
 
 
+def compiled(model: Any, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The same with the step compiled, where a break in the graph is an error; and how many graphs there were."""
+    torch._dynamo.reset()
+    counters.clear()
+    step = torch.compile(model, fullgraph=True, backend="aot_eager")
+    return (*written(model, step, prompt), counters["stats"]["unique_graphs"])
+
+
 @torch.no_grad()
 def measure(family: str) -> dict[str, Any]:
     """Whether the tokens are the same, how far the logits are apart, and how often the step was compiled."""
-    torch._dynamo.reset()
-    counters.clear()
     attention = "eager" if family in tiny.EAGER_ONLY else "sdpa"
     model: Any = tiny.tiny_model(family, "causal-lm", attention)
     prompt = tiny.inputs(family, batch=2, seq=9)["input_ids"]
-    bare = written(model, model, prompt)[1]
+    _, plain, plain_graphs = compiled(model, prompt)
     add_registers(model, RegisterConfig(num_registers=3, init_std=0.5)).eval()
     tokens, logits = written(model, model, prompt)
-    step = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)  # a break is an error
-    compiled, near = written(model, step, prompt)
+    again, near, graphs = compiled(model, prompt)
     return {
-        "same": torch.equal(tokens, compiled),
+        "same": torch.equal(tokens, again),
         "difference": float((logits - near).abs().max()),
-        "effect": float((logits - bare).abs().max()),
-        "graphs": counters["stats"]["unique_graphs"],
+        "effect": float((logits - plain).abs().max()),
+        "graphs": graphs,
+        "plain_graphs": plain_graphs,
     }
 
 

@@ -366,9 +366,11 @@ def test_a_compiled_model_gives_what_the_model_gives(tmp_path, families):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
-def test_a_compiled_step_writes_the_same_tokens_and_is_compiled_once(tmp_path, family):
-    """With a static cache there is no break in the graph and no second graph, however long the text has become."""
+def test_a_compiled_step_writes_the_same_tokens_and_is_compiled_as_often_as_without_registers(tmp_path, family):
+    """With a static cache: once, however long the text has become; where windows are counted in Python, more often."""
     found = compiled("compiled_decoding.py", tmp_path, [family])[family]
     assert found["effect"] > 1e-3
-    assert (found["same"], found["graphs"]) == (True, 1)
+    assert found["same"]
+    assert found["graphs"] == found["plain_graphs"]
+    assert family == "mistral" or found["graphs"] == 1
     assert found["difference"] < 1e-4
