@@ -181,8 +181,8 @@ def test_a_word_is_found_in_any_case_and_with_any_mark_before_it(record, word):
 
 
 def test_neurons_that_rank_a_word_first_come_first_and_then_by_score():
-    made = by_hand([[1, 2], [2, 1], [2, 3], [3, 1]], [[5, 4], [7, 6], [9, 8], [3, 2]])
-    assert [(one.neuron, one.rank, one.score) for one in made.find("two")] == [(2, 1, 9), (1, 1, 7), (0, 2, 4)]
+    made = by_hand([[1, 2], [2, 1], [2, 3], [3, 1]], [[20, 19], [7, 6], [9, 8], [3, 2]])
+    assert [(one.neuron, one.rank, one.score) for one in made.find("two")] == [(2, 1, 9), (1, 1, 7), (0, 2, 19)]
     assert made.find("four") == []
     assert made.near("threes") == ["three"]
 
@@ -243,11 +243,11 @@ def test_a_model_shares_all_neurons_with_itself_and_with_itself_with_registers(p
 
 
 def test_the_share_counts_top_words_and_chance_what_any_order_would_give():
-    first, second = by_hand([[1], [1], [2], [3]], [[1], [2], [4], [3]]), by_hand([[1], [2], [2], [1]])
+    first, second = by_hand([[1], [1], [2], [3]], [[1], [2], [4], [3]]), by_hand([[1], [2], [2], [2]])
     shared = share_words(first, second)
     assert shared.share == 2 / 4
-    assert shared.chance == (2 * 2 + 1 * 2 + 1 * 0) / 16
-    assert [(one.neuron, one.word, one.other) for one in shared.changed] == [(3, "three", "▁one"), (1, "▁one", "two")]
+    assert shared.chance == (2 * 1 + 1 * 3 + 1 * 0) / 16
+    assert [(one.neuron, one.word, one.other) for one in shared.changed] == [(3, "three", "two"), (1, "▁one", "two")]
 
 
 @pytest.mark.parametrize(
