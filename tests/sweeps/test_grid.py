@@ -188,7 +188,7 @@ def test_the_controls_recipe_shares_its_cells_and_its_folder_with_the_grid(tmp_p
 def test_every_arm_that_the_question_needs_exists():
     assert set(ARMS) == {
         *("baseline", "registers", "frozen_random", "sep_copies", "mask_copies", "every_layer"),
-        *("registers_only", "prompt_tuning", "linear_probe"),
+        *("registers_only", "prompt_tuning", "sink_logits", "test_time_registers", "linear_probe"),
         *("warm_up_all", "warm_up_registers", "warm_up_control"),
     }
 
