@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import defaultdict
 
 import pytest
 import torch
@@ -10,6 +11,22 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 install_import_hook("regtune", "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a `grid`, the default suite runs cases until each value has been seen; `make test-slow` runs the others.
+
+    The last ones come first: there registers stand in every layer, or behind the text.
+    """
+    seen = defaultdict(set)
+    for item in reversed(items):
+        if item.get_closest_marker("grid"):
+            values = {(name, repr(value)) for name, value in item.callspec.params.items()}
+            known = seen[item.parent, item.originalname]
+            if values <= known:
+                item.add_marker(pytest.mark.slow)
+            known |= values
 
 
 def pytest_collection_finish():

@@ -62,6 +62,7 @@ def test_threads_give_what_each_gives_alone(family, placement, depth):
     assert in_threads(*[(job, job()) for job in jobs]) == []
 
 
+@pytest.mark.grid
 @placed_anywhere
 def test_nested_calls_give_what_each_gives_alone(family, placement, depth):
     model = registered(family, placement=placement, depth=depth)
@@ -116,6 +117,7 @@ def layers_of(model):
     return next(m for m in lists if isinstance(m, nn.ModuleList))
 
 
+@pytest.mark.grid
 @placed_anywhere
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_layers_run_again_after_another_pass_have_their_own_pass(family, placement, depth, reentrant):
@@ -144,6 +146,7 @@ def test_layers_run_again_after_another_pass_have_their_own_pass(family, placeme
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("family", EVERY)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_whole_model_run_again_keeps_its_settings(family, reentrant):
@@ -188,6 +191,7 @@ def test_nothing_is_remembered_of_passes_that_are_gone():
     assert len(passes._REMEMBERED) <= before
 
 
+@pytest.mark.grid
 @placed_anywhere
 def test_forward_called_directly_and_embeddings_called_alone(family, placement, depth):
     model = registered(family, head="none", placement=placement, depth=depth)
@@ -200,6 +204,7 @@ def test_forward_called_directly_and_embeddings_called_alone(family, placement, 
     assert "forward" not in model.__dict__
 
 
+@pytest.mark.grid
 @placed_anywhere
 def test_models_that_share_a_stack_leave_each_other_alone(family, placement, depth):
     one = registered(family, head="none", placement=placement, depth=depth)

@@ -32,6 +32,7 @@ def test_a_model_in_eval_mode_stays_in_eval_mode():
     assert all(module.training for module in add_registers(tiny_model("bert").train()).modules())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(
     "family", ["bert", "roberta", "distilbert", "electra", "albert", "deberta-v2", "mpnet", "modernbert"]

@@ -68,6 +68,7 @@ def replicas(module, count):
     return copies
 
 
+@pytest.mark.grid
 @placed_anywhere
 def test_replicas_copies_and_pickles_run_with_their_own_registers(family, placement, depth):
     model = registered(family, head="none", placement=placement, depth=depth)
@@ -143,6 +144,7 @@ def test_only_a_registers_module_is_taken_for_one():
     assert isinstance(find_registers(registered()), Registers)
 
 
+@pytest.mark.grid
 @placed_anywhere
 def test_peft_wrappers_are_seen_through_and_its_copies_train(family, placement, depth):
     if family == "deberta-v2-conv":

@@ -61,6 +61,7 @@ def maps_and_norms(model, batch):
     return torch.stack(maps), torch.stack(norms)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "count", "placement"), PLACED)
 def test_a_models_statistics_are_those_of_its_attention_maps_by_hand(family, count, placement):
     # Eager ModernBERT in float64 gives NaN where padding is longer than its local window (4 here).
@@ -96,6 +97,7 @@ def test_sdpa_gives_the_numbers_of_eager_attention(family, count):
     assert eager.means["entropy"].std() > 0.01
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "count", "placement"), PLACED)
 def test_padding_the_batch_size_and_the_order_change_nothing(family, count, placement):
     attention = "eager" if family in tiny.EAGER_ONLY else "sdpa"

@@ -19,6 +19,7 @@ def made(family, attention, registers):
     return add_registers(model, RegisterConfig(num_registers=registers, init_std=0.5)).eval()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("registers", [0, 4])

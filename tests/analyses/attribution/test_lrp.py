@@ -33,6 +33,7 @@ def logits_of(output):
     return torch.cat([output[name].flatten() for name in ("start_logits", "end_logits", "logits") if name in output])
 
 
+@pytest.mark.grid
 @EVERY
 def test_inside_the_context_the_model_computes_what_it_computed_before(family, registers):
     model, batch = shared_model(family, registers), tiny.inputs(family, pad=4)
@@ -55,6 +56,7 @@ def test_with_eager_attention_the_forward_pass_is_the_same_bit_for_bit(family):
         assert torch.equal(logits_of(model(**batch)), before)
 
 
+@pytest.mark.grid
 @EVERY
 @pytest.mark.parametrize("method", ["attnlrp", "cp-lrp"])
 def test_the_ledger_closes(family, registers, method):
@@ -112,6 +114,7 @@ def test_registers_that_are_switched_off_have_no_relevance():
         assert (one.relevance == other.relevance).all()
 
 
+@pytest.mark.grid
 @EVERY
 def test_cp_lrp_of_a_model_without_biases_sums_to_the_logit(family, registers):
     model = without_biases(any_model(family, registers))
@@ -121,6 +124,7 @@ def test_cp_lrp_of_a_model_without_biases_sums_to_the_logit(family, registers):
         assert embedded == pytest.approx(one.value, abs=tolerance(family))
 
 
+@pytest.mark.grid
 @EVERY
 def test_a_padded_row_gets_the_scores_that_it_gets_alone(family, registers):
     model, batch = shared_model(family, registers), tiny.inputs(family, pad=6)
@@ -143,6 +147,7 @@ def rules_that_matter():
             yield family, registers, "product"
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "registers", "rule"), list(rules_that_matter()))
 def test_leaving_out_a_rule_breaks_the_ledger(family, registers, rule, monkeypatch):
     model, batch = shared_model(family, registers), tiny.inputs(family)
@@ -171,6 +176,7 @@ def training_gradients(model, batch):
     return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("family", "registers", "method"),
     [(*case, "attnlrp") for case in CASES] + [(*case, "chefer") for case in CASES if case[0] in CHEFER],
@@ -267,6 +273,7 @@ def test_a_context_answer_is_the_best_span_inside_it():
         assert found[row].value == pytest.approx(max(spans), abs=1e-10)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "registers"), [*CASES, ("bert", 2)])
 @pytest.mark.parametrize("by", ["layer", "head", "neuron"])
 def test_relevance_inside_the_model_adds_up_at_every_depth(family, registers, by):
