@@ -22,6 +22,7 @@ from regtune.errors import CheckpointError, DataError, MissingExtraError, shown
 from regtune.families import family_of
 from regtune.families._family import patch_grid, sides
 from regtune.interfaces import Batch, Examples, Modality, Rows, Shown
+from regtune.records import write_bytes
 from regtune.registers.surgery import backbone_of
 from regtune.rows.token_classes import patch_classes
 from regtune.tasks.classify import Classification
@@ -194,8 +195,7 @@ class ImageClassification(Classification):
         source = _source(record["image"], "the image given")
         if isinstance(source, bytes):
             place = folder / hashlib.sha256(source).hexdigest()[:16]
-            place.write_bytes(source)
-            source = place
+            source = write_bytes(place, source)
         return {**record, "image": str(source.resolve())}
 
     def records(self, path: Path) -> list[Mapping[str, Any]] | None:

@@ -21,6 +21,7 @@ from regtune.families import family_of, find_family
 from regtune.models.loading import load_image_processor, load_tokenizer, quiet_transformers
 from regtune.models.precision import best_device, has_bfloat16
 from regtune.progress import begin_stage, stages
+from regtune.records import write_bytes
 from regtune.registers.surgery import backbone_of, find_registers, num_registers
 from regtune.registry import FAMILIES
 from regtune.session import load_model, modality_of, open_target, own_head
@@ -105,8 +106,8 @@ def examine(
         report = _examine(name, registers, seed, file)
     if report.search is None or file is None:
         return report
-    with file.open("x", encoding="utf-8") as out:
-        out.write(report.search.file)
+    _check_free(file)  # the proofs took minutes
+    write_bytes(file, report.search.file.encode())
     return dataclasses.replace(report, file=file)
 
 
