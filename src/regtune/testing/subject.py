@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import copy
 import inspect
 import tempfile
 from collections.abc import Callable, Iterator
@@ -93,11 +95,18 @@ class Subject:
         """Whether a caller can say where each token stands."""
         return "position_ids" in inspect.signature(backbone_of(self.model).forward).parameters
 
+    @torch.no_grad()
     def rounding(self) -> float:
-        """How far N columns of padding, which are as hidden, move the plain model's outputs; deep models round more."""
+        """How far N columns of padding, which are as hidden, move the plain model's outputs; deep models round more.
+
+        Images have no padding; there, how far the outputs are from those in float64.
+        """
         model, ids = self.model, self.inputs.get("input_ids")
         if ids is None:
-            return 0.0
+            exact = copy.deepcopy(model).double()
+            with disable_registers(exact):
+                values = values_of(exact, {name: value.double() for name, value in self.inputs.items()})
+            return distance(values.float(), self.without())
         n, limit = num_registers(model), max_text_length(model)
         if limit is not None and ids.shape[1] + n > limit:
             return 0.0
