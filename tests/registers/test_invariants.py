@@ -58,8 +58,8 @@ def count_registers(self):
     return DynamicLayer.get_seq_length(self)
 
 
-def see_all(self, masks):
-    extended = extend(self, masks)
+def see_all(self, masks, **_):
+    extended = extend(self, masks, explicit=True)
     if self.joins:
         extended[:, :, : self.n] = 0.0
     return extended
