@@ -77,6 +77,7 @@ def every_error(kind=RegtuneError):
     return [kind, *(below for each in kind.__subclasses__() for below in every_error(each))]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.text(), st.integers(0, 6_000))
 @example("\x1b]0;\u202e\ud800\r", 6_000)

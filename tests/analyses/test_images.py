@@ -86,6 +86,7 @@ def test_occlusion_is_the_value_less_that_of_the_image_with_a_patch_of_the_mean_
     assert found.relevance[found.tokens.index("1,2")] == pytest.approx(float(lost), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "siglip_vision_model"])
 def test_integrated_gradients_add_up_from_the_blank_image(family):
     model, pixels = double(family, TWO)

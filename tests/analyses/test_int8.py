@@ -62,6 +62,7 @@ def test_a_layer_computes_with_integers(family, weights):
         assert layer(x).numpy() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("registers", [0, 2])
 def test_every_family_is_quantised_and_left_bit_for_bit_as_it_was(family, registers):
@@ -166,6 +167,7 @@ def test_asymmetric_rounding_has_256_levels_and_keeps_zero(values, low, high):
     assert found[-1] == 0
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("registers", [0, 2])
 def test_the_published_scheme_rounds_every_site_and_leaves_the_model_as_it_was(family, registers):

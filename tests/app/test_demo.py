@@ -37,6 +37,7 @@ def small(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_the_demo_compares_three_seeds_of_each_and_writes_a_page_that_needs_nothing(small, capsys):
     result = run_demo(small)
     lines = capsys.readouterr().err.splitlines()

@@ -197,6 +197,7 @@ def test_a_person_clicks_through_every_view_with_no_network(address, tmp_path):
         page.close()
 
 
+@pytest.mark.slow
 def test_two_people_at_once_are_not_disturbed_by_each_other(address):
     from gradio_client import Client
 

@@ -21,6 +21,7 @@ BASE = {
 SWEEP = {"arms": ["baseline", "registers"], "num_registers": [2], "seeds": [0], "keep_models": "all"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["multi-label", "regress", "tag", "choose"])
 def test_a_task_from_a_file_to_a_report_by_commands_alone(capsys, tmp_path, monkeypatch, task):
     monkeypatch.chdir(tmp_path)

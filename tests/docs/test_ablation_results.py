@@ -50,6 +50,7 @@ def test_the_readme_block_has_the_verdict_and_a_row_for_every_n_that_was_found(a
     assert text.index("<details>") > text.index("docs/results/ablation/figures/f1-by-registers.svg")
 
 
+@pytest.mark.slow
 def test_cells_of_the_last_epoch_stand_above_those_whose_weights_were_chosen(ablation):
     """The same cells serve as both here; only the order and the places are looked at."""
     shutil.copytree(ablation.FOLDER, ablation.FOLDER.with_name("ablation-last"))

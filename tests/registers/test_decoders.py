@@ -35,6 +35,7 @@ def positions_of(batch):
     return (batch["attention_mask"].cumsum(1) - 1).masked_fill(batch["attention_mask"] == 0, 0)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "attention", "rotary", "windows"), SETTINGS)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_logits_are_those_of_registers_put_in_by_hand(family, attention, rotary, windows, use_cache):
@@ -68,6 +69,7 @@ def continued(model, batch, **settings):
     return model.generate(**batch, **{**GREEDY, **settings})[:, batch["input_ids"].shape[1] :]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "attention", "rotary", "windows"), SETTINGS)
 def test_every_cache_continues_with_the_tokens_found_by_hand(family, attention, rotary, windows):
     settings = {} if family == "gpt2" else {"rotary": rotary}
@@ -172,6 +174,7 @@ def test_an_assistant_and_prompt_lookup_say_the_same_in_no_more_steps_than_witho
     assert torch.equal(steps_of(model, prompt_lookup_num_tokens=3)[0], expected)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("windows", ["stay", "leave"])
 def test_a_second_turn_on_a_kept_cache_says_what_a_fresh_start_says(family, windows):
@@ -227,6 +230,7 @@ def test_copies_saved_models_and_models_without_registers_again_say_what_they_sh
     assert torch.equal(continued(remove_registers(loaded), batch), continued(plain, batch))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("depth", ["input", "every_layer"])
 def test_gradients_reach_every_register_and_checkpointing_changes_none(family, depth):
@@ -326,6 +330,7 @@ HEADED = [
 ]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "head"), HEADED)
 def test_every_head_gives_outputs_of_the_texts_length_and_reads_padded_texts_as_alone(family, head):
     model, plain = with_registers(family, attentions_of(family)[-1], head)

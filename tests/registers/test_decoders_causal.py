@@ -47,6 +47,7 @@ def masks(family: str, attention: str, config) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "attention"), CASES)
 @pytest.mark.parametrize("windows", ["stay", "leave"])
 @pytest.mark.parametrize("depth", ["input", "every_layer"])
@@ -71,6 +72,7 @@ def test_no_logit_changes_when_a_later_token_changes(family, attention, windows,
             assert not torch.equal(logits[:, place], before[:, place]), (shape, place)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "attention"), CASES)
 def test_no_gradient_flows_from_a_logit_to_a_later_token_or_from_registers_to_the_text(family, attention):
     model, _ = with_registers(family, attention)
@@ -90,6 +92,7 @@ def test_no_gradient_flows_from_a_logit_to_a_later_token_or_from_registers_to_th
     assert gradient is None or not gradient.any()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "attention"), CASES)
 @pytest.mark.parametrize("windows", ["stay", "leave"])
 def test_packed_texts_are_what_each_is_alone(family, attention, windows):
@@ -105,6 +108,7 @@ def test_packed_texts_are_what_each_is_alone(family, attention, windows):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "attention"), CASES)
 def test_every_shape_of_mask_gives_the_same_logits(family, attention):
     model, plain = with_registers(family, attention)

@@ -33,6 +33,7 @@ CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) fo
 EVERY = pytest.mark.parametrize("family", FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "head"), CASES)
 def test_every_family_keeps_every_promise_with_every_head(family, head):
     check_family(tiny_model(family, head))

@@ -18,6 +18,7 @@ BEHIND = RegisterConfig(num_registers=4, init_std=0.5, placement="after_cls")
 OTHER = (32, 48)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_of_images_keeps_every_promise(family, attention):

@@ -16,19 +16,22 @@ from regtune.testing import BrokenInvariantError, check_family
 from tiny import DECODERS, FAMILIES, MORE_ENCODERS, attentions_of, inputs, tiny_model
 
 FOUR = RegisterConfig(num_registers=4, init_std=0.5)
+QUICK = ("bert", "deberta-v2", "modernbert", "gpt2", "gemma3_text")
+"""One family of each kind of positions, mask and cache; the others are slow, and so is eager attention beside SDPA for
+all but BERT: that both agree is one of the promises."""
+
+
+def case(family: str, head: str, attention: str):
+    """A case, slow or not."""
+    slow = family not in QUICK or (family != "bert" and attention != attentions_of(family)[-1])
+    return pytest.param(family, head, attention, marks=[pytest.mark.slow] if slow else [])
+
+
 CASES: list = [
-    pytest.param(
-        family,
-        "question-answering",
-        attention,
-        marks=[pytest.mark.slow] if family != "bert" and attention != attentions_of(family)[-1] else [],
-    )
-    for family in FAMILIES
-    for attention in attentions_of(family)
+    *(case(family, "question-answering", attention) for family in FAMILIES for attention in attentions_of(family)),
+    *(case(family, "token-classification", attentions_of(family)[-1]) for family in MORE_ENCODERS),
+    *(case(family, "causal-lm", attention) for family in DECODERS for attention in attentions_of(family)[-1:]),
 ]
-"""Eager attention beside SDPA is slow for all but BERT: that both agree is one of the promises."""
-CASES += [(family, "token-classification", attentions_of(family)[-1]) for family in MORE_ENCODERS]
-CASES += [(family, "causal-lm", attention) for family in DECODERS for attention in attentions_of(family)[-1:]]
 
 
 @pytest.mark.parametrize(("family", "head", "attention"), CASES)

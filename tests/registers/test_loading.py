@@ -148,6 +148,7 @@ def test_register_settings_of_a_wrong_kind_are_refused_in_words(tmp_path, settin
         from_pretrained(AutoModelForQuestionAnswering, tmp_path)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("registers", [0, 4])
 @pytest.mark.parametrize(
     "options",
@@ -347,6 +348,7 @@ def fuzz(alone, folder, rounds):
     return refused
 
 
+@pytest.mark.slow
 def test_no_damage_to_registers_ends_in_a_raw_error_or_half_a_load(alone, tmp_path):
     assert fuzz(alone, tmp_path, 200) > 100
 

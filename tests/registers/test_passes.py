@@ -45,6 +45,7 @@ def in_threads(*jobs):
     return wrong
 
 
+@pytest.mark.grid
 @placed_anywhere
 def test_threads_give_what_each_gives_alone(family, placement, depth):
     model = registered(family, placement=placement, depth=depth)

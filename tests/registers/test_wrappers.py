@@ -315,6 +315,7 @@ def test_a_trainer_as_the_documents_advise_gives_registers_a_rate_of_their_own_a
 # Several processes, and a compiler
 
 
+@pytest.mark.slow
 @one_always
 def test_two_processes_train_save_and_load_like_one(tmp_path, families):
     run_in_two_processes(Path(__file__).with_name("shared_out.py"), tmp_path, *families)

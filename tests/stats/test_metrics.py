@@ -166,6 +166,7 @@ def test_25_differing_examples_are_left_to_the_bootstrap():
     assert not compare_runs(np.zeros(300), run).exact
 
 
+@pytest.mark.slow
 def test_single_runs_that_hardly_differ_make_false_claims_in_at_most_5_percent():
     """With the bootstrap alone it was 7 to 20 %."""
     rng = np.random.default_rng(0)
@@ -214,6 +215,7 @@ def committed():
     }
 
 
+@pytest.mark.slow
 def test_plain_means_give_the_numbers_that_they_gave_before_there_were_columns(committed):
     """Bit for bit on the machine that wrote them."""
     four, sixteen = compare(committed[0], {"4": committed[4], "16": committed[16]})

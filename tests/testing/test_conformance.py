@@ -53,6 +53,7 @@ def test_every_task_keeps_its_promises(place, name):
     check_task(name, data_of(place, name), place / MODELS.get(name, "plain"))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ELSEWHERE])
 def test_every_method_keeps_its_promises(place, name):
     check_method(name, place / "plain")

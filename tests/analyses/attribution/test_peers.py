@@ -32,6 +32,7 @@ def target_for(family):
     return TokenLogit(position=5, label=7) if family in DECODERS else StartLogit(position=5)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("family", "registers"), CASES)
 def test_a_padded_row_gets_the_scores_that_it_gets_alone_from_every_peer(family, registers):
     model, batch, target = shared_model(family, registers), small(family), target_for(family)

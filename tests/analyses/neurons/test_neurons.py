@@ -61,6 +61,7 @@ def record(planted):
 # Which weights
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_row_is_what_one_neuron_reads_and_a_column_what_it_writes(name):
     """Doubling the row changes this neuron's activation alone, and doubles it where the branch is linear."""
@@ -135,6 +136,7 @@ def test_top_words_are_those_of_the_whole_product_however_it_is_cut(monkeypatch)
         assert torch.equal(ids, expected.indices[:, :3])
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("side", ["reads", "writes"])
 @pytest.mark.parametrize(
     "family", ["bert", "distilbert", "modernbert", "gpt2", "mistral", "gemma2", "gemma3_text", "phi3"]

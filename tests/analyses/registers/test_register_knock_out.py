@@ -34,6 +34,7 @@ def knocked(model, given, how, which=None):
         return logits(model, given)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_knock_out_changes_the_logits_and_leaves_no_trace(family, how):
