@@ -19,7 +19,7 @@ from regtune.registers.moved_neurons import (
     move_neurons,
     moved_neurons,
     neuron_layers,
-    stay_neurons,
+    restore_neurons,
 )
 from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import (
@@ -157,7 +157,7 @@ def test_switched_off_or_taken_back_the_model_is_what_it_was():
             with disable_registers(model):
                 assert values_of(model, batch).equal(plain)
                 assert not values_of(twin, batch).equal(plain)
-            stay_neurons(model)
+            restore_neurons(model)
             assert values_of(model, batch).equal(before)
         assert moved_neurons(model) == ()
         assert not hasattr(model.config, NEURONS_KEY)

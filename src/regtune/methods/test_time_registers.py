@@ -25,7 +25,7 @@ from regtune.families import family_of
 from regtune.families._family import Family
 from regtune.interfaces import Attached, Batch, Method, Rows
 from regtune.models.precision import autocast
-from regtune.registers.moved_neurons import Neuron, move_neurons, neuron_layers, stay_neurons
+from regtune.registers.moved_neurons import Neuron, move_neurons, neuron_layers, restore_neurons
 from regtune.registers.surgery import (
     add_registers,
     backbone_of,
@@ -146,7 +146,7 @@ class MovedNeurons(Attached):
 
     def detach(self) -> None:
         """The neurons act where they did; registers that came with the method go."""
-        stay_neurons(self.model)
+        restore_neurons(self.model)
         if self.own:
             remove_registers(self.model)
 

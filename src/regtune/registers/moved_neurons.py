@@ -160,7 +160,7 @@ def move_neurons(model: nn.Module, neurons: Sequence[Neuron]) -> None:
             raise ConfigError(
                 f"{neuron} isn't in this {family.name}: it has {len(layers)} layers of {_width(layers[0][1])} neurons."
             )
-    stay_neurons(model)
+    restore_neurons(model)
     module = RegisterNeurons(neurons, num_registers=registers.num_registers, causal=family.causal)
     backbone.add_module(NEURONS_KEY, module.train(backbone.training))
     for number in sorted({neuron.layer for neuron in neurons}):
@@ -175,7 +175,7 @@ def _width(projection: Any) -> int:
     return int(getattr(projection, "in_features", projection.weight.shape[0]))  # GPT-2's is transposed
 
 
-def stay_neurons(model: nn.Module) -> None:
+def restore_neurons(model: nn.Module) -> None:
     """Takes back what `move_neurons` did, where it did something."""
     found = _moved(model)
     if found is not None:

@@ -425,10 +425,10 @@ def _comparison(
     gain = difference.estimate if base.metric.higher_is_better else -difference.estimate
     decision = decide(gain, p_adjusted=adjusted[0], equivalence_p_adjusted=adjusted[1], alpha=alpha)
     plans = (difference.parts, difference.parts.planned)  # the larger: a floor can lend Welch's test degrees of freedom
-    found = max(minimal_detectable_difference(p, alpha=strictest, power=settings.power) for p in plans)
+    detectable = max(minimal_detectable_difference(p, alpha=strictest, power=settings.power) for p in plans)
     needed: int | None = 0
     if difference.few is not None:
-        found = max(found, difference.few.limit(strictest / 2, up=True))
+        detectable = max(detectable, difference.few.limit(strictest / 2, up=True))
         needed = None if decision == "cannot tell" else 0  # more seeds show no more examples
     elif decision == "cannot tell":
         needs = [more_seeds_needed(delta, plan, alpha=strictest, power=settings.power) for plan in plans]
@@ -463,7 +463,7 @@ def _comparison(
         delta=delta,
         alpha=alpha,
         power=settings.power,
-        minimal_detectable=found,
+        minimal_detectable=detectable,
         seeds_needed=needed,
     )
 
