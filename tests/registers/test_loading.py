@@ -355,7 +355,7 @@ def test_no_damage_to_registers_ends_in_a_raw_error_or_half_a_load(alone, tmp_pa
 
 @pytest.mark.slow
 def test_no_damage_to_registers_ends_in_a_raw_error_or_half_a_load_in_a_long_run(alone, tmp_path):
-    assert fuzz(alone, tmp_path, 5_000) > 2_500
+    assert fuzz(alone, tmp_path, 1_500) > 750
 
 
 def test_registers_shared_out_by_fsdp2_are_gathered(tmp_path):

@@ -70,4 +70,4 @@ def test_no_damage_to_a_sweep_escapes_from_the_report(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_no_damage_to_a_sweep_escapes_from_the_report_in_a_long_run(tmp_path):
-    damage_everything(tmp_path, 25)
+    damage_everything(tmp_path, 10)

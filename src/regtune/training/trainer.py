@@ -369,8 +369,9 @@ def preserved_random_state() -> Iterator[None]:
         _set_random_state(state)
 
 
-_TRIMMED_EVERY = 2
-"""Steps between two calls of `return_freed_memory`; each costs some milliseconds."""
+_TRIMMED_EVERY = 25
+"""Steps between two calls of `return_freed_memory`. What it gives back, the next steps have to ask the system for again,
+page by page: every second step, that was a fifth of the time; every 25th, memory is as flat (docs/log.md)."""
 
 
 @functools.cache
