@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -52,11 +53,22 @@ def test_no_name_is_overridden():
 def test_entry_points_are_found_and_cannot_take_a_builtin_name(monkeypatch):
     point = EntryPoint(name="ratio", value="fractions:Fraction", group="regtune.tasks")
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "regtune.tasks" else [])
+    monkeypatch.setattr(registry, "_installed", registry._installed.__wrapped__)
     table = fresh()
     assert list(table) == ["ratio"]
     assert table.get("ratio") == 0
     with pytest.raises(ConfigError, match="which is built in"):
         list(fresh(ratio="decimal:Decimal"))
+
+
+def test_installed_packages_are_looked_through_once_for_a_path(monkeypatch):
+    asked = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or [])
+    monkeypatch.setattr(registry, "_installed", functools.cache(registry._installed.__wrapped__))
+    table = fresh()
+    assert "ratio" not in table and not list(table) and asked == ["regtune.tasks"]
+    monkeypatch.syspath_prepend("somewhere else")
+    assert "ratio" not in table and asked == ["regtune.tasks"] * 2
 
 
 def test_a_plugin_file_registers_once(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -102,7 +102,7 @@ class Registry:
 
     def _points(self) -> dict[str, Any]:
         found = {}
-        for point in entry_points(group=self.group):
+        for point in _installed(self.group, tuple(sys.path)):
             if point.name in self._builtin:
                 raise ConfigError(
                     f"The installed package of {point.value} names a {self.noun} {point.name!r}, which is built in. "
@@ -110,6 +110,12 @@ class Registry:
                 )
             found[point.name] = point
         return found
+
+
+@functools.cache
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of a group on this `sys.path`; finding them reads a file of every installed package."""
+    return tuple(entry_points(group=group))
 
 
 @functools.cache
