@@ -66,9 +66,12 @@ def test_installed_packages_are_looked_through_once_for_a_path(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or [])
     monkeypatch.setattr(registry, "_installed", functools.cache(registry._installed.__wrapped__))
     table = fresh()
-    assert "ratio" not in table and not list(table) and asked == ["regtune.tasks"]
+    assert "ratio" not in table
+    assert not list(table)
+    assert asked == ["regtune.tasks"]
     monkeypatch.syspath_prepend("somewhere else")
-    assert "ratio" not in table and asked == ["regtune.tasks"] * 2
+    assert "ratio" not in table
+    assert asked == ["regtune.tasks"] * 2
 
 
 def test_a_plugin_file_registers_once(tmp_path, monkeypatch):

@@ -113,7 +113,7 @@ class Registry:
 
 
 @functools.cache
-def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+def _installed(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     """The entry points of a group on this `sys.path`; finding them reads a file of every installed package."""
     return tuple(entry_points(group=group))
 

@@ -370,8 +370,8 @@ def preserved_random_state() -> Iterator[None]:
 
 
 _TRIMMED_EVERY = 25
-"""Steps between two calls of `return_freed_memory`. What it gives back, the next steps have to ask the system for again,
-page by page: every second step, that was a fifth of the time; every 25th, memory is as flat (docs/log.md)."""
+"""Steps between two calls of `return_freed_memory`. What it gives back, the next steps have to ask the system for
+again, page by page: every second step, that was a fifth of the time; every 25th, memory is as flat (docs/log.md)."""
 
 
 @functools.cache
