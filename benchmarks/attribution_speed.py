@@ -18,10 +18,11 @@ one question at a time, weights as loaded, with `fixed`, the smallest number of 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given
 from regtune.families import family_of
 from regtune.registers.surgery import num_registers
 from regtune.rows.targets import values_of
-from regtune.tasks.qa.task import QASettings
+from regtune.tasks.qa.settings import QASettings
 
 TYDIQA = Path("../shared/data/tydiqa-goldp/en.dev.json.gz")
 NAMES = ("input_ids", "attention_mask", "token_type_ids", "token_classes")
@@ -141,7 +142,8 @@ class Question:
 
         with given_embeddings(self.batch) as given:
             method = IntegratedGradients(lambda words: self.value(given, words))
-            return method.attribute(self.end, self.start, n_steps=points, method="gausslegendre").sum(-1)[0]
+            found: Tensor = method.attribute(self.end, self.start, n_steps=points, method="gausslegendre")
+            return found.sum(-1)[0]
 
 
 class Passes:
@@ -153,6 +155,11 @@ class Passes:
 
     def count(self, _module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         self.counts[torch.is_grad_enabled()] += len(args[0] if args else kwargs["input_ids"])
+
+
+def captum_of(questions: Sequence[Question], points: Sequence[int]) -> list[Tensor]:
+    """Captum's scores, one question at a time, each with so many steps."""
+    return [one.captum(few) for one, few in zip(questions, points, strict=True)]
 
 
 def integration(model: Any, batches: list[dict[str, Tensor]], tokenizer: Any, exact: int) -> dict[str, Any]:
@@ -185,12 +192,10 @@ def integration(model: Any, batches: list[dict[str, Tensor]], tokenizer: Any, ex
             )
             counted.append({key: passes.counts[key] - before[key] for key in before})
 
-        sides = {
+        sides: dict[str, Callable[[], Any]] = {
             "regtune": regtune,
-            "captum_fixed": lambda group=group: [one.captum(fixed) for one in group],
-            "captum_fewest": lambda group=group, points=points: [
-                one.captum(few) for one, few in zip(group, points, strict=True)
-            ],
+            "captum_fixed": functools.partial(captum_of, group, [fixed] * len(group)),
+            "captum_fewest": functools.partial(captum_of, group, points),
         }
         for name in list(sides)[:: 1 if number % 2 else -1]:
             times[name] += seconds(sides[name])

@@ -68,7 +68,8 @@ class Side:
 
     def places(self) -> int:
         """Keys in a layer of the cache."""
-        return int(self.cache.layers[0].keys.shape[2])
+        layer: Any = self.cache.layers[0]
+        return int(layer.keys.shape[2])
 
 
 def in_turns(sides: list[Side], name: str, pairs: int) -> list[list[float]]:

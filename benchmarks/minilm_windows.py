@@ -13,7 +13,7 @@ from regtune.registers.surgery import add_registers
 from regtune.session import around, load_model
 from regtune.tasks.qa.data.sources import load_questions
 from regtune.tasks.qa.examples import Window
-from regtune.tasks.qa.task import QASettings
+from regtune.tasks.qa.settings import QASettings
 from regtune.tasks.qa.windows import make_windows
 
 TYDIQA = Path("../shared/data/tydiqa-goldp/en.train.json.gz")

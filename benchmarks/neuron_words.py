@@ -33,7 +33,7 @@ def main() -> None:
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE | {"num_hidden_layers": asked.layers}))
     tokenizer = Tokenizer(models.BPE({f"Ġw{number}": number for number in range(SHAPE["vocab_size"])}, []))
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     session = around(model.to(best_device()).eval(), PreTrainedTokenizerFast(tokenizer_object=tokenizer))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()

@@ -18,7 +18,7 @@ from record import write_result
 from regtune.config import TrainConfig
 from regtune.models.precision import autocast, best_device, resolve_precision
 from regtune.training.cpu_dropout import FastCpuDropout
-from regtune.training.parameter_groups import parameter_groups
+from regtune.training.parameter_groups import parameter_groups, register_group
 
 LENGTH = 384
 
@@ -29,9 +29,9 @@ class Side:
     def __init__(self, num_registers: int, batch: dict[str, torch.Tensor]) -> None:
         self.device = best_device()
         self.model: Any = minilm(num_registers).to(self.device).train()
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, TrainConfig(), registers_of=self.model), fused=True
-        )
+        config = TrainConfig()
+        claimed = [register_group(self.model, config)]
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config, claimed=claimed), fused=True)
         self.batch = {name: value.to(self.device) for name, value in batch.items()}
         self.precision = resolve_precision("auto", self.device)
 

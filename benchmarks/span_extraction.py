@@ -84,8 +84,10 @@ def make_logits(windows: list[Window], rng: np.random.Generator) -> tuple[list[n
         for height in (12.0, 9.0, 7.0, 6.0, 5.0):
             place = int(rng.integers(window.context_start, window.context_end))
             last = min(place + int(rng.geometric(0.35)), window.context_end)
-            start[max(place - 2, 0) : place + 1] += np.float32(height) * np.float32([0.3, 0.6, 1])[-min(place, 2) - 1 :]
-            end[last - 1 : last + 2] += np.float32(height) * np.float32([1, 0.6, 0.3])[: length - last + 1]
+            start[max(place - 2, 0) : place + 1] += (
+                np.float32(height) * np.array([0.3, 0.6, 1], np.float32)[-min(place, 2) - 1 :]
+            )
+            end[last - 1 : last + 2] += np.float32(height) * np.array([1, 0.6, 0.3], np.float32)[: length - last + 1]
         starts.append(start)
         ends.append(end)
     return starts, ends

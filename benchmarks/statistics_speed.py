@@ -58,15 +58,16 @@ def main() -> None:
         for name, paired in (("paired", True), ("unpaired", False))
     }
     slowest = max(statistics.median(times) for times in seconds.values())
+    runs = options.arms * options.seeds
     result = {
-        "design": {**vars(options), "runs": options.arms * options.seeds},
+        "design": {**vars(options), "runs": runs},
         "seconds": seconds,
         "median_seconds": slowest,
         "budget_seconds": BUDGET_S,
         "ratio": round(BUDGET_S / slowest, 2),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
     }
-    print(f"{slowest:.1f} s for {result['design']['runs']} runs (budget {BUDGET_S:.0f} s)")
+    print(f"{slowest:.1f} s for {runs} runs (budget {BUDGET_S:.0f} s)")
     print(write_result("statistics_speed", result))
 
 

@@ -28,20 +28,21 @@ def main() -> None:
     windows, tokenizer = real_windows(asked.data, max_length=384)
     process = psutil.Process()
     memory: list[int] = []
+    model = minilm(8)
 
     def note(*_: object) -> None:
         used = torch.cuda.memory_reserved() if torch.cuda.is_available() else process.memory_info().rss
         memory.append(used)
 
+    next(model.parameters()).register_post_accumulate_grad_hook(note)  # once a step, when all else has its gradient
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(
-            minilm(8),
+            model,
             window_rows(windows, tokenizer.pad_token_id),
             TrainConfig(epochs=1.0),
             output_dir=Path(folder),
             max_length=384,
             fingerprint="benchmark",
-            on_progress=note,
         )
     before, after = max(memory[:FIRST]), max(memory[FIRST:])
     path = write_result(

@@ -88,7 +88,6 @@ def regtune_rate(windows: list[Window], pad_token_id: int) -> float:
             output_dir=Path(folder),
             max_length=LENGTH,
             fingerprint="benchmark",
-            on_progress=lambda *_: None,
         )
     return result.tokens_per_second
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import regtune
 from regtune.models.loading import READY
-from regtune.records import RunRecord, now, read_predictions, set_name, versions, write_bytes, write_json
+from regtune.records import RunRecord, load_record, now, read_predictions, set_name, versions, write_bytes, write_json
 from regtune.session import Session
 from regtune.tables import Column, Table
 
@@ -48,7 +48,7 @@ def pack(run: str | Path, folder: Path) -> dict[str, int]:
         `bytes` of the weights, and of the run's first evaluation set `examples` and how many answers `changed`.
     """
     session = regtune.open(run)
-    examples, record = session.sample(), session.record
+    examples, record = session.sample(), load_record(Path(run))
     (name, *_) = record.predictions
     before = [row["text"] for row in read_predictions(Path(run), record, name)]
     shutil.rmtree(folder, ignore_errors=True)
@@ -152,7 +152,7 @@ def main() -> None:
     print(json.dumps(facts), flush=True)
     if facts["bytes"] > LIMIT_BYTES:
         raise SystemExit(f"{facts['bytes']:,} bytes; {LIMIT_BYTES:,} are allowed. Take a smaller rank.")
-    record = placeless(regtune.open(args.run).record, name)
+    record = placeless(load_record(Path(args.run)), name)
     session = regtune.open(name)
     evaluation = facts | {"sets": scores(session, SETS, args.limit), "versions": versions(), "finished": now()}
     write_json(results / "run.json", dataclasses.asdict(record))
