@@ -234,29 +234,27 @@ def _effect(found: dict[str, float], scale: float) -> str:
     return f"{scale * found['difference']:+.2f} ({scale * found['low']:+.2f} … {scale * found['high']:+.2f})"
 
 
-_WRONG_CONTRASTS = ("chefer",)
-"""Methods whose relevance of one class less the other was rounding noise when the sentiment records were made."""
-
-
 def table_sentiment() -> str:
     """Faithfulness on single sentences and agreement with people's marks, of one sentiment model for each N."""
-    found: dict[tuple[str, str, str], dict[str, str]] = {}
-    labels = []
-    for name in ("sst2", "movies"):
-        for (n, seed), parts in records(name).items():
-            label = f"n{n}-seed{seed}"
-            labels.append(label)
-            for record in parts:
-                for each in record.content["rows"]:
-                    if each["method"] in _WRONG_CONTRASTS:
-                        continue
+    found: dict[str, dict[str, str]] = {}
+    for (n, seed), parts in records("sst2").items():
+        for record in parts:
+            reviews = record.content["rationales"]["rows"]
+            for name, rows in (("SST-2", record.content["rows"]), ("reviews", reviews)):
+                for each in rows:
                     shown = estimate(each["normalised"] or each["raw"])
                     if shown is not None:
                         text = f"{number(shown.value)} ({number(shown.low or 0)} … {number(shown.high or 0)})"
-                        found.setdefault((name, each["method"], each["metric"]), {})[label] = text
-    columns = sorted(set(labels))
-    lines = [
-        [f"{name}: {method}, {metric}", *(cells.get(label, "") for label in columns)]
-        for (name, method, metric), cells in found.items()
-    ]
-    return markdown(("", *columns), lines)
+                        line = found.setdefault(f"{name}: {each['method']}, {each['metric']}", {})
+                        line[f"N = {n}, seed {seed}"] = text
+    columns = sorted({label for line in found.values() for label in line})
+    lines = [[title, *(line.get(label, "") for label in columns)] for title, line in found.items()]
+    sentences, reviews = sentiment_counts()
+    head = f"SST-2: {sentences} sentences, of which those with a limit are normalised; reviews: {reviews} documents."
+    return f"{head}\n\n{markdown(('', *columns), lines)}"
+
+
+def sentiment_counts() -> tuple[int, int]:
+    """Sentences and documents that the sentiment models were asked about."""
+    ((record, *_), *_) = records("sst2").values()
+    return record.content["facts"]["texts"], record.content["rationales"]["documents"]
