@@ -74,6 +74,20 @@ def test_a_half_written_cell_of_the_plan_is_named_by_its_arm_and_seed(small):
     assert "(registers, N = 4: seed 3)" in found.groups[0].gaps[0]
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"training_sets": {"t": "en.train.json.gz"}}, "training_sets is {'t': 'en.train.json.gz'}, not lists by name"),
+        ({"at_best": 3}, "at_best is 3, not a list of arms"),
+        ({"at_best": [3]}, r"at_best is \[3\], not a list of arms"),
+    ],
+)
+def test_a_plan_of_another_shape_is_listed_with_what_to_do(small, part, said):
+    write_plan(small, ("cccccccccccc", "registers", 4, 3, "t"), **part)
+    ((_, why),) = collect(small).skipped
+    assert re.search(f"{said}.*remove that file", why)
+
+
 def test_a_run_file_that_was_cut_short_is_listed(small):
     path = cells(small, 4, 2) / "run.json"
     path.write_text(path.read_text()[:100])

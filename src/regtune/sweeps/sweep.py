@@ -155,6 +155,9 @@ def read_sweep_file(folder: Path) -> SweepFile:
     sets = found.sweep.get("training_sets", {})
     if not isinstance(sets, dict) or not all(isinstance(files, list) for files in sets.values()):
         raise CheckpointError(f"{folder / SWEEP_FILE}: training_sets is {shown(sets)}, not lists by name. {remedy}")
+    waiting = found.sweep.get("at_best", [])
+    if not isinstance(waiting, list) or not all(isinstance(arm, str) for arm in waiting):
+        raise CheckpointError(f"{folder / SWEEP_FILE}: at_best is {shown(waiting)}, not a list of arms. {remedy}")
     return found
 
 
