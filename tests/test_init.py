@@ -61,6 +61,7 @@ PUBLIC = [
     "num_registers",
     "open",
     "predict",
+    "read_squad",
     "register",
     "register_parameters",
     "registers_cache",

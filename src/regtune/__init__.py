@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from regtune.sweeps.sweep_actions import carry_out as sweep
     from regtune.tasks.listing import list_tasks
     from regtune.tasks.qa.data.sources import load_questions
+    from regtune.tasks.qa.data.sources import load_questions as read_squad
     from regtune.tasks.qa.data.squad import write_squad
     from regtune.tasks.qa.question_answerer import QuestionAnswerer, ask
     from regtune.testing.doctor import examine as doctor
@@ -113,6 +114,7 @@ _HOME = {
     "num_registers": "regtune.registers.surgery",
     "open": "regtune.session",
     "predict": "regtune.sweeps.predict",
+    "read_squad": "regtune.tasks.qa.data.sources:load_questions",
     "register": "regtune.registry",
     "register_parameters": "regtune.registers.surgery",
     "registers_cache": "regtune.registers.kept",
@@ -180,6 +182,7 @@ __all__ = [
     "num_registers",
     "open",
     "predict",
+    "read_squad",
     "register",
     "register_parameters",
     "registers_cache",

@@ -244,7 +244,7 @@ def test_a_long_question_is_cut_and_said_so(run, finished):
     assert code == 0, err
     assert "was cut" in err
     assert json.loads(run(*arguments, "--json")[1])["question_cut"] is True
-    answerer = QuestionAnswerer(finished / "model")
+    answerer = QuestionAnswerer.from_pretrained(finished / "model")
     with pytest.warns(UserWarning, match=r"1 of 2 questions were longer than \d+ tokens and were cut \(number 2\)"):
         found = answerer(question=["who?", "who built the bridge " * 200], context="ada built it")
     assert [one.question_cut for one in found] == [False, True]

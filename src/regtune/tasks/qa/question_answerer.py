@@ -44,6 +44,11 @@ class QuestionAnswerer:
             wanted = dataclasses.replace(wanted, max_question_length=wanted.max_length // 2)
         self.session = dataclasses.replace(session, task_settings=wanted)
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **settings: Any) -> QuestionAnswerer:
+        """The same by transformers' word: opens a run's `model` folder, any other folder or a hub name."""
+        return cls(name, **settings)
+
     @overload
     def __call__(self, *, question: str, context: str) -> Prediction: ...
 
