@@ -83,6 +83,32 @@ def test_what_changes_at_one_strength_changes_at_every_higher_one(text, kind, on
         assert a in (old, b)
 
 
+@given(kept(), st.dictionaries(st.sampled_from(NAMES), strengths, min_size=1), st.sampled_from("abcdefgh"))
+def test_own_words_are_words_of_both_texts_in_order_and_without_noise_all_of_them(case, kinds, key):
+    text, spans = case
+    change = Change(noise=Noise(strengths=tuple(kinds.items())), sentences={"text": POOL}, id=key)
+    try:
+        new, _ = change("text", text, spans)
+    except DataError:
+        return
+    own = [new[start:end] for start, end in change.own]
+    assert [match.span() for match in re.finditer(r"\S+", new) if match.span() in change.own] == change.own
+    before = iter(text.split())
+    assert all(word in before for word in own)  # an iterator is used up: so they come in this order
+    if not any(kinds.values()):
+        assert own == text.split()
+
+
+def test_a_word_that_one_kind_changes_and_another_changes_back_is_no_own_word():
+    change = Change(noise=Noise(strengths=(("speech", 1.0), ("case", 1.0))), id="1")
+    new, _ = change("text", "IT elephant")
+    assert new.split()[-1] == "ELEPHANT"
+    assert change.own == []
+    twice = Change(noise=Noise(strengths=(("case", 1.0), ("case", 1.0))), id="1")
+    assert twice("text", "word WORD")[0] == "word WORD"
+    assert twice.own == []
+
+
 @given(texts.filter(str.strip))
 def test_a_word_is_left_when_all_are_to_be_dropped(text):
     assert len(changed(text, words=1.0)[0].split()) == 1

@@ -28,6 +28,7 @@ _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _SIGNS = ",.;:!?"
 _FILLERS = ("um", "uh", "er", "well", "like")
 _SHORT = 3
+_WORD = re.compile(r"(\S+)(\s*)")
 _SENTENCE = re.compile(r"(?<=[.!?。！？؟।])\s+(?=\S)")
 _ALIKE = (
     "accept except,affect effect,aisle isle,allowed aloud,are our,ate eight,bare bear,base bass,be bee,board bored,"
@@ -125,6 +126,8 @@ class Change:
     changed: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)
     """By kind: words (sentences) that changed, and all there were."""
+    own: list[Span] = field(default_factory=list)
+    """Where the words are, in the text that was changed last, that stood in it before and are as they were."""
 
     def __call__(self, name: str, text: str, keep: Sequence[Span] = ()) -> tuple[str, list[Span]]:
         """One text of the example, perturbed.
@@ -137,15 +140,16 @@ class Change:
         Returns:
             The new text, and where those parts are in it, in the same order.
         """
-        spans = list(keep)
+        spans, self.own = list(keep), words_of(text)
         if self.noise.fields and name not in self.noise.fields:
             return text, spans
         for kind, strength in self.noise.strengths:
             random = Random(f"{self.noise.seed}:{kind}:{name}:{self.id}")
             if kind != DISTRACTORS:
-                text, spans, words, changed = _by_words(text, spans, strength, KINDS[kind], random)
+                text, spans, self.own, words, changed = _by_words(text, spans, self.own, strength, KINDS[kind], random)
             elif name in self.sentences:
-                text, spans, words, changed = _distracted(text, spans, strength, self.sentences[name], random)
+                pool = self.sentences[name]
+                text, spans, self.own, words, changed = _distracted(text, spans, self.own, strength, pool, random)
             else:
                 continue
             self.seen[kind] += words
@@ -165,15 +169,26 @@ class Change:
         return f"noise: {'; '.join(told) or 'nothing changed'}"
 
 
+def words_of(text: str) -> list[Span]:
+    """Where its words are: what stands between white space."""
+    return [word.span(1) for word in _WORD.finditer(text)]
+
+
 def _by_words(
-    text: str, keep: Sequence[Span], strength: float, change: Callable[[str, Draws], str], random: Random
-) -> tuple[str, list[Span], int, int]:
+    text: str,
+    keep: Sequence[Span],
+    own: Sequence[Span],
+    strength: float,
+    change: Callable[[str, Draws], str],
+    random: Random,
+) -> tuple[str, list[Span], list[Span], int, int]:
     """Changes each word with a chance; a word that a kept part touches stays. One word is left at least.
 
     Returns:
-        The text, where the kept parts are, how many words there were, and how many changed.
+        The text, where the kept parts are, which of the text's own words are as they were and where, how many words
+        there were, and how many changed.
     """
-    words = list(re.finditer(r"(\S+)(\s*)", text))
+    words = list(_WORD.finditer(text))
     draws = [(random.random(), (random.random(), random.random())) for _ in words]
     new = [
         change(word[1], chosen) if chance < strength and not _touched(word.span(), keep) else word[1]
@@ -183,12 +198,16 @@ def _by_words(
         last = max(range(len(words)), key=lambda index: draws[index][0])
         new[last] = words[last][1]
     pieces, moves, length = [text[: words[0].start()]] if words else [text], [], words[0].start() if words else 0
+    before, left = set(own), []
     for word, written in zip(words, new, strict=True):
+        if written == word[1] and word.span(1) in before:
+            left.append((length, length + len(written)))
         moves.append((word.end(), length - word.start()))
         pieces.append(written + word[2] if written else "")
         length += len(pieces[-1])
     found = [(start + _shift(moves, start), end + _shift(moves, start)) for start, end in keep]
-    return "".join(pieces), found, len(words), sum(word[1] != one for word, one in zip(words, new, strict=True))
+    changed = sum(word[1] != one for word, one in zip(words, new, strict=True))
+    return "".join(pieces), found, left, len(words), changed
 
 
 def _touched(span: Span, keep: Sequence[Span]) -> bool:
@@ -206,13 +225,19 @@ def sentences_of(text: str) -> list[str]:
 
 
 def _distracted(
-    text: str, keep: Sequence[Span], strength: float, pool: Sequence[tuple[str, str]], random: Random
-) -> tuple[str, list[Span], int, int]:
+    text: str,
+    keep: Sequence[Span],
+    own: Sequence[Span],
+    strength: float,
+    pool: Sequence[tuple[str, str]],
+    random: Random,
+) -> tuple[str, list[Span], list[Span], int, int]:
     """Puts sentences of other texts, which say nothing that is kept, before or behind sentences; as `_by_words`."""
     ends = [*(match.end() for match in _SENTENCE.finditer(text)), len(text)]
     starts = [0, *ends[:-1]]
     said = {text[start:end].casefold() for start, end in keep}
-    spans, added, shift, source = list(keep), 0, 0, text
+    every, added, shift, source = [*keep, *own], 0, 0, text
+    spans = list(every)
     for start, end in zip(starts, ends, strict=True):
         chance, where, which = random.random(), random.random(), random.random()
         place = start if where < 0.5 else end
@@ -223,11 +248,11 @@ def _distracted(
         text = text[: place + shift] + put + text[place + shift :]
         spans = [
             (a + len(put), b + len(put)) if old >= place else (a, b)
-            for (a, b), (old, _) in zip(spans, keep, strict=True)
+            for (a, b), (old, _) in zip(spans, every, strict=True)
         ]
         shift += len(put)
         added += 1
-    return text, spans, len(ends), added
+    return text, spans[: len(keep)], spans[len(keep) :], len(ends), added
 
 
 def _other(pool: Sequence[tuple[str, str]], which: float, text: str, said: set[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import regtune
 from command_line import QUICK, invoke
 from regtune.errors import ConfigError, DataError
 from regtune.interfaces import Examples
+from regtune.noise import noise_of
 from regtune.records import read_json
+from regtune.rows.reading import perturbed
 from regtune.tasks.lm import (
     NOT_SCORED,
     PERPLEXITY,
@@ -163,6 +166,77 @@ def test_texts_that_a_person_gives_are_continued_greedily_each_as_alone(model):
     assert {one.text for one in opened(model, max_new_tokens=0).predict(documents(given=True))} == {""}
     with pytest.raises(ConfigError, match=r"max_new_tokens=99 leaves no room.*66 tokens"):
         opened(model, max_new_tokens=99).predict(documents(given=True))
+
+
+def noisy(spec, texts=TEXTS, task=TASK, **more):
+    return perturbed(task, documents(texts, **more), noise_of(f"noise:{spec}:x")[0])
+
+
+ALL = "keyboard=0.3,speech=0.2,case=0.2,punctuation=0.2,words=0.2"
+
+
+@pytest.mark.parametrize("spec", [ALL, "case=1", "words=1", "keyboard=0"])
+def test_with_noise_the_documents_own_words_are_scored_by_a_loop_over_tokens_that_reads_all_of_it(model, spec):
+    session = opened(model)
+    found = noisy(spec)
+    for one, item, text in zip(session.predict(found), found.items, TEXTS, strict=True):
+        left = set(text.split())
+        coded = session.reader(item.text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, word_of = [session.reader.cls_token_id, *coded["input_ids"]], coded.word_ids()
+        nats, count = 0.0, 0
+        words = list(re.finditer(r"\S+", item.text))
+        own = {match.span() for match in words} if item.own is None else set(item.own)
+        assert {item.text[start:end] for start, end in own} <= left
+        assert len(word_of) == len(ids) - 1
+        for start, end, first in blocks(len(ids), 12, 5):
+            for place in range(first, end):
+                middle = coded["offset_mapping"][place - 1][0]
+                whole = next(match.span() for match in words if match.start() <= middle < match.end())
+                if whole in own:
+                    with torch.no_grad():
+                        logits = session.model(input_ids=torch.tensor([ids[start:place]])).logits[0, -1]
+                    nats -= float(logits.double().log_softmax(-1)[ids[place]])
+                    count += 1
+        assert count >= 1
+        assert (one.tokens, one.nats) == (count, pytest.approx(nats, rel=1e-5))
+    if spec == "keyboard=0":
+        assert session.predict(found) == session.predict(documents())
+
+
+def test_words_and_bytes_are_those_of_the_words_that_are_scored():
+    item = Document(id="0", text="the cta lives", own=((0, 3), (8, 13)))
+    scores = TASK.score([LmPrediction(id="0", nats=3.0, tokens=2)], Examples(items=(item,), names=("x",)))
+    assert (scores["words"].tolist(), scores["bytes"].tolist()) == ([2.0], [float(len("the lives"))])
+
+
+def test_one_word_in_ten_stays_at_every_strength_the_same_and_not_the_first():
+    text = " ".join(f"the boat {number} left" for number in range(100))
+    stay = [{item.own for item in noisy(f"case={strength}", [text]).items}.pop() for strength in (0.5, 1)]
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    letters = [span for span in words if not text[slice(*span)].isdecimal()]
+    kept = set(stay[1]) & set(letters)
+    assert 15 < len(kept) < 45
+    assert words[0] not in kept
+    assert kept < set(stay[0])
+    assert [item.text for item in noisy("case=1", ["cat"]).items] == ["cat"]
+
+
+def test_in_training_words_that_noise_put_in_are_in_no_loss_and_a_block_of_them_alone_is_left_out(model):
+    session = opened(model, max_length=4, stride=2)
+    text = "the cat lives in the house who was in the house " * 3
+    found = noisy("case=1", [text])
+    rows = session.rows(found, training=True)
+    assert len(rows) < len(session.rows(documents([text]), training=True))
+    assert all((row.labels != NOT_SCORED).any() for row in rows.rows)
+    learnt = [row.offsets[row.labels != NOT_SCORED] for row in rows.rows]
+    spelt = {found.items[0].text[start:end] for part in learnt for start, end in part}
+    assert spelt <= set(text.split())
+    assert set(session.rows(found).example) == {0}
+
+
+def test_sentences_of_other_documents_are_not_put_in():
+    with pytest.raises(ConfigError, match="no text that sentences of other examples can be put into"):
+        noisy("distractors=1")
 
 
 def test_a_stride_that_leaves_no_room_is_refused(model):

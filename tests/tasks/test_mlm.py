@@ -12,6 +12,8 @@ import regtune
 from command_line import QUICK, invoke
 from regtune.errors import DataError, UnsupportedModelError
 from regtune.interfaces import Examples
+from regtune.noise import noise_of
+from regtune.rows.reading import perturbed
 from regtune.tasks.lm import NOT_SCORED, Document
 from regtune.tasks.mlm import MaskedLanguageModelling, MlmSettings
 from tiny_tokenizer import save_tiny
@@ -96,6 +98,39 @@ def test_words_that_a_person_left_out_are_predicted(model):
     assert one.to_json() == {"id": "0", "text": " ".join(session.reader.decode([int(token)]) for token in best)}
     with pytest.raises(DataError, match=r"'a cat' has no \[MASK\]"):
         session.predict(documents("a cat", given=True))
+
+
+def noisy(spec, *texts, **more):
+    return perturbed(TASK, documents(*texts, **more), noise_of(f"noise:{spec}:x")[0])
+
+
+@pytest.mark.parametrize("spec", ["keyboard=0.4,words=0.3", "case=1"])
+def test_with_noise_only_the_documents_own_words_are_masked_and_the_rest_is_read_as_it_is(model, spec):
+    session = opened(model, mask_probability=0.9)
+    found = noisy(spec)
+    rows = session.rows(found)
+    assert set(rows.example) == {0, 1, 2}
+    for row, example in zip(rows.rows, rows.example, strict=True):
+        item = found.items[example]
+        masked = row.offsets[row.labels != NOT_SCORED].tolist()
+        own = [(0, len(item.text))] if item.own is None else item.own
+        assert masked
+        assert all(any(a <= start and end <= b for a, b in own) for start, end in masked)
+    for number, item in enumerate(found.items):
+        assert restored(rows)[number] == session.reader(item.text, add_special_tokens=False)["input_ids"]
+    assert all(one.tokens >= 1 for one in session.predict(found))
+
+
+def test_noise_of_strength_0_masks_and_scores_what_no_noise_does(model):
+    session = opened(model)
+    assert session.predict(noisy("keyboard=0")) == session.predict(documents())
+
+
+def test_a_persons_mask_stays_in_noise(model):
+    found = noisy("case=1,words=0.5", "where the [MASK], lives is the Cat", given=True)
+    assert "[MASK]," in found.items[0].text
+    (one,) = opened(model).predict(found)
+    assert len(one.text.split()) == 1
 
 
 def test_a_tokenizer_without_mask_is_refused(model):

@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Bool, Int, Int64
 from torch.nn.functional import cross_entropy
 
 from regtune.config import Count, DataConfig, Tokens
 from regtune.errors import ConfigError, DataError, shown
 from regtune.interfaces import Batch, Examples, Floats, Metric, Rows, Shown, Task
+from regtune.noise import Change, Span, words_of
 from regtune.rows.targets import LabelLogit
 from regtune.rows.texts import RECORDS, TextRow, pad_tokens, require_fast, text_roles
 from regtune.tasks.files import cell, decoded, hub_records, read_bytes, read_examples, records_of
@@ -79,6 +81,8 @@ class Document:
     text: str
     given: bool = False
     """Whether a person gave it to be predicted, so that the model writes on."""
+    own: tuple[Span, ...] | None = None
+    """Where the words are that noise has left as they were, which alone are learnt and scored; None: all of it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +114,11 @@ class LanguageModelling(Task):
     metrics: ClassVar[tuple[Metric, ...]] = (PERPLEXITY, WORD_PERPLEXITY)
     examples: ClassVar[str] = "documents"
     said: ClassVar[str] = "text"
+    perturbs: ClassVar[tuple[str, ...]] = ("text",)
+
+    def perturb(self, example: Any, change: Change) -> Any:
+        """Noise in the text. Words that it changes are read, and are in no loss and no score; some always stay."""
+        return noisy_document(example, change)
 
     def read(
         self, names: Sequence[str], settings: LmSettings, *, limit: int | None = None, training: bool = False
@@ -140,9 +149,12 @@ class LanguageModelling(Task):
         for number, document in enumerate(examples.items):
             coded = encoded(document.text, session.reader)
             ids, offsets = np.array([*first, *coded[0]], dtype=np.int32), np.pad(coded[1], ((len(first), 0), (0, 0)))
+            own = own_tokens(document, offsets)
             for start, end, scored in blocks(len(ids), settings.max_length, overlap):
                 labels = np.full(end - start, NOT_SCORED, dtype=np.int64)
-                labels[scored - start :] = ids[scored:end]
+                labels[scored - start :] = np.where(own[scored:end], ids[scored:end], NOT_SCORED)
+                if training and document.own is not None and (labels == NOT_SCORED).all():
+                    continue  # a loss over nothing is no number
                 rows.append(token_row(ids[start:end], offsets[start:end], labels))
                 example.append(number)
         return labelled_rows(rows, example, session.reader)
@@ -185,7 +197,8 @@ class LanguageModelling(Task):
 
     def scored_text(self, example: Any) -> str:
         """The part of an example that is scored."""
-        return str(example.text)
+        own = getattr(example, "own", None)
+        return str(example.text) if own is None else " ".join(example.text[start:end] for start, end in own)
 
     def shortened(self, settings: Any, limit: int) -> Any:
         """Blocks of at most `limit` tokens, at most half of them context."""
@@ -275,6 +288,43 @@ def _split(text: str, settings: Any) -> Iterator[str]:
     else:
         parts = re.split(r"\n\s*\n" if settings.documents == "paragraphs" else r"\n", text)
     yield from (part for part in parts if part.strip())
+
+
+# Noise
+
+_STAYS = 10
+"""One in so many words always stays."""
+
+
+def noisy_document(document: Document, change: Change, keep: Sequence[Span] = ()) -> Document:
+    """A document with noise in its words, which knows those that stayed.
+
+    So that something is left to be scored at every strength, and partly the same, one word in ten stays whatever the
+    strength is: one at least, and not the first one where there are others, since nothing stands before it.
+
+    Args:
+        document: as it was read.
+        change: the noise.
+        keep: more parts that stay.
+    """
+    words = words_of(document.text)
+    random = Random(f"stays:{change.noise.seed}:{document.id}")
+    behind = words[1:] or words
+    stay = random.sample(behind, max(1, len(behind) // _STAYS)) if behind else []
+    text, _ = change("text", document.text, [*stay, *keep])
+    return replace(document, text=text, own=None if text == document.text else tuple(change.own))
+
+
+def own_tokens(document: Document, offsets: Int[np.ndarray, "tokens 2"]) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens spell nothing that noise has put into a document; each spells the characters `offsets` names."""
+    if document.own is None:
+        return np.ones(len(offsets), dtype=bool)
+    noise = np.array([not letter.isspace() for letter in document.text], dtype=np.int64)
+    for start, end in document.own:
+        noise[start:end] = 0
+    before = np.pad(noise.cumsum(), (1, 0))
+    found: Bool[np.ndarray, " tokens"] = before[offsets[:, 1]] == before[offsets[:, 0]]
+    return found
 
 
 # Rows

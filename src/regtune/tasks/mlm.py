@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 from regtune.config import Count, DataConfig, Seed, Tokens
 from regtune.errors import DataError, UnsupportedModelError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Shown, Task
+from regtune.noise import Change
 from regtune.rows.texts import TextRow
 from regtune.tasks.lm import (
     NOT_SCORED,
@@ -27,6 +29,8 @@ from regtune.tasks.lm import (
     first_label,
     given_document,
     labelled_rows,
+    noisy_document,
+    own_tokens,
     read_documents,
     scored_tokens,
     token_row,
@@ -99,6 +103,12 @@ class MaskedLanguageModelling(Task):
     metrics: ClassVar[tuple[Metric, ...]] = (PERPLEXITY, MASKED_ACCURACY)
     examples: ClassVar[str] = "documents"
     said: ClassVar[str] = "text"
+    perturbs: ClassVar[tuple[str, ...]] = ("text",)
+
+    def perturb(self, example: Document, change: Change) -> Document:
+        """Noise in the text, not in a person's [MASK]. Words that it changes are read, and never masked or scored."""
+        masks = [match.span() for match in re.finditer(re.escape(_MASK), example.text)] if example.given else []
+        return noisy_document(example, change, masks)
 
     def read(
         self, names: Sequence[str], settings: Any, *, limit: int | None = None, training: bool = False
@@ -190,6 +200,7 @@ def _masked(
             raise DataError(f"The text {shown(document.text)} has no [MASK]. Write [MASK] where a word is missing.")
         return ids.numpy(), offsets, torch.where(masks, ids, NOT_SCORED).numpy()
     special = torch.isin(ids, torch.tensor(sorted(reader.all_special_ids)))
+    special |= ~torch.from_numpy(own_tokens(document, offsets))
     if special.all():
         raise DataError(f"The document {document.id} has no token that could be masked: {shown(text)}. Leave it out.")
     seed = zlib.crc32(f"{settings.mask_seed} {document.id}".encode())
