@@ -45,6 +45,9 @@ def run(argv: Sequence[str]) -> int:
     args = parse(HELP, ReportArgs, argv)
     from regtune.report.page import write_report
 
-    page = write_report(args.folder, output=args.output_dir, delta=args.delta, resamples=args.resamples)
-    say(f"Report: {page}")
+    told: list[str] = []
+    page = write_report(
+        args.folder, output=args.output_dir, delta=args.delta, resamples=args.resamples, tell=told.append
+    )
+    say("\n".join([f"Report: {page}", *told]))
     return 0

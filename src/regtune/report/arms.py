@@ -118,6 +118,14 @@ def checkpoint_rule(record: RunRecord) -> str:
     return f"the checkpoint that scored best on {rule.get('on')}{reported}"
 
 
+def weights_rule(record: RunRecord) -> str:
+    """Which weights were scored, as a plan names them: `last`, `held_out`, or what else it was."""
+    kept = _rule(record).get("rule")
+    if kept == "best":
+        return "chosen on a reported set" if chosen_on_reported(record) else "held_out"
+    return "last" if kept == "last" else "not recorded"
+
+
 def chosen_on_reported(record: RunRecord) -> bool:
     """Whether the weights were chosen on a set that the record has scores of."""
     return str(_rule(record).get("on")) in record.metrics

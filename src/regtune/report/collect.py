@@ -20,6 +20,7 @@ from regtune.session import is_run_config
 from regtune.stats.scores import some
 from regtune.sweeps.cell_run import failure
 from regtune.sweeps.grid import Place
+from regtune.sweeps.plan import PlanVersion
 from regtune.sweeps.scored import Scored, read_scored
 from regtune.sweeps.search import SEARCH_FILE, SEARCH_FOLDER, SearchFile, read_search
 from regtune.sweeps.sweep import SWEEP_FILE, SweepFile, read_sweep_file
@@ -42,6 +43,8 @@ class Cell:
     """What it predicted, by evaluation set."""
     curve: Sequence[Mapping[str, float]]
     """Loss and metrics by step."""
+    place: Place | None = None
+    """Where it stands in its sweep; None without `sweep.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class Group:
     """The sweep's short name for the training sets, if it has one."""
     gaps: tuple[str, ...] = ()
     """What the sweep's plan has and these cells don't, and what was chosen on their scores: sentences."""
+    plans: tuple[PlanVersion, ...] = ()
+    """Every version of what the sweep planned to compare first."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -134,7 +139,7 @@ def collect(folder: Path) -> Sweep:
     planned = {} if plan is None else {place.key: place for place in plan.cells}
     for path in _run_folders(folder):
         try:
-            found.append(open_cell(path))
+            found.append(dataclasses.replace(open_cell(path), place=planned.get(path.name)))
         except RegtuneError as error:
             where = f". Planned: {_words(planned[path.name])}" if path.name in planned else ""
             skipped[path.name] = _why(path, error) + where
@@ -249,8 +254,17 @@ def _groups(cells: Sequence[Cell], plan: SweepFile | None) -> tuple[Group, ...]:
         renamed.sort(key=lambda cell: (cell.arm.order, cell.seed))
         name = names.get(train, "")
         gaps = () if plan is None else tuple(_gaps(plan, name, {cell.folder.name for cell in members}))
-        group = Group(model=model, task=TASKS.get(task), train=train, cells=tuple(renamed), train_name=name, gaps=gaps)
-        groups.append(group)
+        groups.append(
+            Group(
+                model=model,
+                task=TASKS.get(task),
+                train=train,
+                cells=tuple(renamed),
+                train_name=name,
+                gaps=gaps,
+                plans=tuple(plan.plans) if plan else (),
+            )
+        )
     return tuple(sorted(groups, key=lambda group: (len(group.train), -len(group.cells))))
 
 

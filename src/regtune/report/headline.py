@@ -32,6 +32,8 @@ class Headline:
     """Seeds, examples, pairing and what was corrected for."""
     controls: str = ""
     """How the controls of the same N compare with that arm."""
+    planned: str = ""
+    """Whether this was planned before the first run, and what was; empty where the sweep had no plan."""
     arm: Arm | None = None
     """The arm that the sentence is about; its flips are shown."""
 

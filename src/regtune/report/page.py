@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +50,7 @@ def write_report(
     delta: float | None = None,
     resamples: int = 10_000,
     progress: bool = True,
+    tell: Callable[[str], None] | None = None,
 ) -> Path:
     """Writes the page of a sweep (or of one run), and its tables (Markdown, CSV) and figures (SVG) beside it.
 
@@ -60,6 +61,7 @@ def write_report(
         delta: largest difference of the main metric that does not matter (0.01 is one point); its own if None.
         resamples: bootstrap draws.
         progress: say on standard error how far it is.
+        tell: is called with what became of each plan, a sentence or two, once the page is there.
 
     Returns:
         The page's path.
@@ -83,6 +85,9 @@ def write_report(
         begin_stage("writing tables, figures and the page")
         for name, text in draw(report).items():
             write(place / name, text)
+    for section in report.results:
+        if tell is not None and section.headline is not None and section.headline.planned:
+            tell(f"{section.headline.sentence}\n{section.headline.planned}")
     return place / PAGE
 
 
@@ -173,7 +178,11 @@ def _markdown(report: Report) -> str:
         top = section.headline
         if top is not None:
             parts += [f"**{escaped(section.title)}**\n"]
-            parts += [f"{escaped(text)}\n" for text in (top.sentence, top.proven, top.controls, top.basis) if text]
+            parts += [
+                f"{escaped(text)}\n"
+                for text in (top.sentence, top.planned, top.proven, top.controls, top.basis)
+                if text
+            ]
         blocks = (block for part in section.parts for block in part.blocks)
         parts += [block.table.markdown() for block in blocks if block.kind == "table"]
     return "\n".join(parts)

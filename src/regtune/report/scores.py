@@ -28,6 +28,8 @@ class Settings:
 
     delta: float | None = None
     resamples: int = 10_000
+    of: str = ""
+    """The metric that `delta` is about, where it isn't the main one."""
 
 
 def find_baseline(group: Group) -> Arm | str:
@@ -88,7 +90,7 @@ def families(
             for name, side in known.items()
             if side.base is not None
         },
-        delta=settings.delta if metric == group.metrics[0] else None,
+        delta=settings.delta if metric.name == (settings.of or group.metrics[0].name) else None,
         resamples=max(settings.resamples, least if len(names) > 1 else 0),
         paired=all(side.paired for side in known.values()),
         partial=True,

@@ -16,6 +16,7 @@ from regtune.report.flips import flip_blocks
 from regtune.report.headline import Headline, control_sentence, headline, no_comparison
 from regtune.report.languages import TITLE as LANGUAGES
 from regtune.report.languages import languages_table
+from regtune.report.planned import carried_out, found_beside, still_open, with_planned_margin
 from regtune.report.result_tables import arms_table, caveats, controls_table, cost_table, sets_table, summary_table
 from regtune.report.robustness import NOTE as NOISE
 from regtune.report.robustness import robustness_blocks
@@ -64,15 +65,16 @@ def make_section(group: Group, settings: Settings) -> Section:
     if first is None or isinstance(baseline, str) or len(group.arms) == 1:
         sets = [] if first is None else [sets_table(group, None, {}, metric) for metric in group.metrics]
         plain = (Part(title="Data sets", blocks=tuple(sets)), curves, cost)
-        return Section(title=title, headline=_why_not(group, baseline), parts=_filled(plain))
-    main = group.metrics[0]
+        top = dataclasses.replace(_why_not(group, baseline), planned=still_open(group))
+        return Section(title=title, headline=top, parts=_filled(plain))
+    main, settings = group.metrics[0], with_planned_margin(group, settings)
     results = {
         (name, metric.name): against_baseline(group, baseline, name, metric, settings)
         for name in group.sets
         for metric in group.metrics
     }
     controls = {metric.name: against_controls(group, first, metric, settings) for metric in group.metrics}
-    top = _headline(results[first, main.name], first, group)
+    top = _beside_plan(_headline(results[first, main.name], first, group), results[first, main.name], group, settings)
     if top.arm in controls[main.name]:
         top = dataclasses.replace(top, controls=control_sentence(controls[main.name][top.arm].comparisons))
     notes = dict.fromkeys(each.note for each in group.task.published)
@@ -140,27 +142,45 @@ def _why_not(group: Group, baseline: Arm | str) -> Headline:
     return no_comparison("the runs hold no predictions", "They were scored, but not example by example.")
 
 
+def _beside_plan(found: Headline, families: Sequence[Family], group: Group, settings: Settings) -> Headline:
+    """The planned comparison on top where there is one, and whether it was planned."""
+    baseline = find_baseline(group)
+    plan = None if isinstance(baseline, str) else carried_out(group, baseline, settings)
+    if plan is None:
+        return found
+    if plan.family is None:
+        return dataclasses.replace(found, planned=plan.sentence)
+    kinds = {arm.kind for arm in plan.family.comparisons}
+    what = "Registers" if kinds == {REGISTERS} else f"The arm {', '.join(kinds)}"
+    top = _of_family(plan.family, what, plan.on, group)
+    return dataclasses.replace(top, planned=f"{plan.sentence} {found_beside(families, plan.family)}".strip())
+
+
 def _headline(families: Sequence[Family], first: str, group: Group) -> Headline:
     """Of the registers or, where there are none, of the other arms."""
     for family, what in zip(families, ("Registers", "The controls"), strict=True):
         if family.comparisons:
-            top = headline(
-                family.comparisons,
-                set_name=first,
-                what=what,
-                examples=group.task.examples,
-                published=group.task.published,
-                caveats=caveats(group),
-            )
-            if not any(chosen_on_reported(cell.record) for cell in group.cells):
-                return top
-            sentence = (
-                f"No verdict: the weights of these runs were chosen on {first}, the set that is reported, which "
-                f"favours some arms over others. Taken as they are: {top.sentence}"
-            )
-            return dataclasses.replace(top, verdict="no verdict", sentence=sentence)
+            return _of_family(family, what, first, group)
     notes = " ".join(note for family in families for note in family.notes)
     return no_comparison("no arm has enough runs beside the baseline's", notes)
+
+
+def _of_family(family: Family, what: str, name: str, group: Group) -> Headline:
+    top = headline(
+        family.comparisons,
+        set_name=name,
+        what=what,
+        examples=group.task.examples,
+        published=group.task.published,
+        caveats=caveats(group),
+    )
+    if not any(chosen_on_reported(cell.record) for cell in group.cells):
+        return top
+    sentence = (
+        f"No verdict: the weights of these runs were chosen on {name}, the set that is reported, which "
+        f"favours some arms over others. Taken as they are: {top.sentence}"
+    )
+    return dataclasses.replace(top, verdict="no verdict", sentence=sentence)
 
 
 def score_figure_of(group: Group, family: Family, first: str, metric: Metric) -> Block:

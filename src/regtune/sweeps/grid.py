@@ -12,7 +12,9 @@ from regtune.config import DataConfig, Epochs, Rate, Registers, RunConfig, Seed,
 from regtune.errors import ConfigError
 from regtune.recipes import find_recipe, read_recipe, refuse_task_settings
 from regtune.records import set_name
+from regtune.registry import TASKS
 from regtune.sweeps.arms import Arm, Methods, apply_arm, arm_named
+from regtune.sweeps.plan import Plan, Weights, metric_named
 from regtune.typed import Checked, Range, typed
 
 
@@ -99,6 +101,8 @@ class SweepConfig(Checked):
     """Settings of methods other than registers, for all arms that use them and don't set them."""
     search: SearchConfig | None = None
     """What `--search` tries."""
+    plan: Plan | None = None
+    """What is compared first, and how; written into `sweep.json` with the time before the first cell starts."""
     keep_models: Literal["none", "first_seed", "all"] = "first_seed"
     """Finished cells that keep their model folder (MiniLM: 90 MB each); checkpoints always go."""
     base: RunConfig = field(default_factory=RunConfig)
@@ -118,6 +122,8 @@ class SweepConfig(Checked):
                 raise ConfigError(f"training_sets.{name} names no data set.")
         self._check_arms()
         self._check_base()
+        if self.plan is not None:
+            self._check_plan(self.plan)
 
     def _check_arms(self) -> None:
         for name in (*self.arms, *self.at_best, *self.learning_rates):
@@ -149,6 +155,47 @@ class SweepConfig(Checked):
             )
         if (self.base.training.seed, self.base.training.data_seed) != (TrainConfig().seed, TrainConfig().data_seed):
             raise ConfigError("base.training.seed and data_seed come from seeds; take them out of base.")
+
+    def _check_plan(self, plan: Plan) -> None:
+        """Refuses a plan that these cells can't carry out."""
+        if plan.arm == "baseline" or plan.arm not in (*self.arms, *self.at_best):
+            arms = ", ".join(name for name in (*self.arms, *self.at_best) if name != "baseline")
+            raise ConfigError(f"plan.arm={plan.arm!r} is none of the sweep's arms beside baseline: {arms or 'none'}.")
+        if "baseline" not in self.arms:
+            raise ConfigError("A plan compares an arm with 'baseline'. Add it to arms.")
+        missing = [n for n in plan.compared if n not in self.num_registers]
+        if missing or bool(plan.compared) != self.arm(plan.arm).has_registers:
+            has = (
+                f"num_registers={list(self.num_registers)}"
+                if self.arm(plan.arm).has_registers
+                else "one cell for all N"
+            )
+            raise ConfigError(
+                f"plan.num_registers={list(plan.num_registers)}, but the arm {plan.arm!r} has {has}. Name the N that "
+                "are compared first; none for an arm without registers."
+            )
+        sets = [set_name(each) for each in self.evaluation_sets]
+        if plan.on not in sets:
+            raise ConfigError(f"plan.on={plan.on!r} is no evaluation set of this sweep; it has {', '.join(sets)}.")
+        if plan.training_set not in self.training_sets and (plan.training_set or len(self.training_sets) > 1):
+            raise ConfigError(
+                f"plan.training_set={plan.training_set!r} must be one of {', '.join(self.training_sets)}: a plan is "
+                "about the runs that were trained on one of them."
+            )
+        if plan.seeds > len(self.seeds):
+            raise ConfigError(f"plan.seeds={plan.seeds}, but the sweep has {len(self.seeds)} seeds. Add seeds.")
+        rule: Weights = "last" if self.base.training.checkpoint == "last" else "held_out"
+        if plan.weights != rule:
+            raise ConfigError(
+                f"plan.weights={plan.weights!r}, but base.training.checkpoint={self.base.training.checkpoint!r} scores "
+                f"{rule!r}. Change one of them."
+            )
+        metric = metric_named(plan.metric, TASKS.get(self.base.task).metrics)
+        most = metric.bounds[1] - metric.bounds[0]
+        if plan.delta >= most:
+            raise ConfigError(
+                f"plan.delta={plan.delta:g} must be below {most:g} for {metric.title}; one point is 0.01."
+            )
 
     def cells(self, best: Mapping[str, int] | None = None) -> tuple[Cell, ...]:
         """All cells; those of one seed stand together, so that a sweep that is cut short still has whole pairs.

@@ -13,11 +13,21 @@ from typing import Any, Literal
 from regtune.errors import CheckpointError, shown
 from regtune.locks import locked
 from regtune.progress import begin_stage, duration, stages
-from regtune.records import read_typed, set_name, write_json
+from regtune.records import CONFIG_FILE, RUN_FILE, now, read_typed, set_name, write_json
 from regtune.registry import TASKS
-from regtune.sweeps.cell_run import LOCKS, Status, cell_status, failure, finished_record, lock_file, run_cell
+from regtune.sweeps.cell_run import (
+    ERROR_FILE,
+    LOCKS,
+    Status,
+    cell_status,
+    failure,
+    finished_record,
+    lock_file,
+    run_cell,
+)
 from regtune.sweeps.estimate import PlannedCell, plan_cells
 from regtune.sweeps.grid import Cell, Place, SweepConfig, sweep_from_dict, sweep_to_dict
+from regtune.sweeps.plan import PlanVersion, history
 from regtune.sweeps.ray import ClusterConfig, run_on_ray
 from regtune.sweeps.search import SEARCH_FILE, SEARCH_FOLDER, with_found_rates
 
@@ -140,6 +150,8 @@ class SweepFile:
     sweep: dict[str, Any]
     cells: list[Place]
     best_num_registers: dict[str, int] = field(default_factory=dict)
+    plans: list[PlanVersion] = field(default_factory=list)
+    """Every version of the plan, in the order in which they were written."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -192,16 +204,41 @@ def _write_sweep(sweep: SweepConfig, folder: Path) -> None:
     """Cells that the file already names stay: another process may run another part of the same grid."""
     with locked(lock_file(folder, "sweep"), wait=True):
         path = folder / SWEEP_FILE
-        before = read_sweep_file(folder).cells if path.is_file() else []
-        cells = {cell.key: dataclasses.asdict(cell) for cell in before}
+        before = read_sweep_file(folder) if path.is_file() else SweepFile(sweep={}, cells=[])
+        cells = {cell.key: dataclasses.asdict(cell) for cell in before.cells}
         cells |= {cell.key: cell.describe() for cell in current_cells(sweep, folder)}
         content = {
             "schema_version": SCHEMA_VERSION,
             "sweep": sweep_to_dict(sweep),
             "best_num_registers": best_num_registers(sweep, folder),
+            "plans": [dataclasses.asdict(one) for one in plan_versions(sweep, folder, before.plans, list(cells))],
             "cells": list(cells.values()),
         }
         write_json(path, content)
+
+
+def plan_versions(
+    sweep: SweepConfig, folder: Path, before: Sequence[PlanVersion], keys: Sequence[str]
+) -> list[PlanVersion]:
+    """The versions that the file has and, where the recipe's plan is another one, that one with the time."""
+    last = before[-1].plan if before else None
+    if sweep.plan == last:
+        return list(before)
+    begun = [
+        key for key in keys if any((folder / key / name).is_file() for name in (CONFIG_FILE, RUN_FILE, ERROR_FILE))
+    ]
+    return [*before, PlanVersion(plan=sweep.plan, written=now(), begun=len(begun))]
+
+
+def plan_lines(sweep: SweepConfig, folder: Path) -> list[str]:
+    """The plan for the terminal: every version that `sweep.json` has, and one that it doesn't have yet."""
+    metrics = TASKS.get(sweep.base.task).metrics
+    versions = read_sweep_file(folder).plans if (folder / SWEEP_FILE).is_file() else []
+    lines = history(versions, metrics)
+    if sweep.plan != (versions[-1].plan if versions else None):
+        what = "withdrawn" if sweep.plan is None else sweep.plan.words(metrics)
+        lines.append(f"Plan: {what}. Not in {SWEEP_FILE} yet; it will be, with the time, before the next cell starts.")
+    return lines
 
 
 def _run_all(

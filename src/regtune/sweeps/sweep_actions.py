@@ -13,7 +13,7 @@ from regtune.sweeps.export import export_cells
 from regtune.sweeps.grid import SweepConfig, load_sweep
 from regtune.sweeps.ray import ClusterConfig
 from regtune.sweeps.search import search_learning_rates
-from regtune.sweeps.sweep import Engine, check_folder, outcome_text, plan_sweep, run_sweep
+from regtune.sweeps.sweep import Engine, check_folder, outcome_text, plan_lines, plan_sweep, run_sweep
 
 
 class Report(NamedTuple):
@@ -55,7 +55,7 @@ def carry_out(
     folder = folder or Path("runs") / Path(recipe).stem
     if dry_run:
         plan, waiting = plan_sweep(sweep, folder)
-        return Report(plan_text(plan, waiting=waiting))
+        return Report("\n".join([*plan_lines(sweep, folder), plan_text(plan, waiting=waiting)]))
     if export is not None:
         return _export(folder, export)
     if search or search_only:
@@ -63,7 +63,7 @@ def carry_out(
         if search_only:
             return Report(found)
     outcome = run_sweep(sweep, folder, engine=engine, cluster=cluster)
-    return Report(outcome_text(outcome), not outcome.failed)
+    return Report("\n".join([outcome_text(outcome), *plan_lines(sweep, folder)]), not outcome.failed)
 
 
 def _export(folder: Path, target: Path) -> Report:
