@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from regtune.errors import CheckpointError, DataError, RegtuneError, shown
+from regtune.folds import fold_of
 from regtune.noise import split_name
 from regtune.typed import Range, typed
 
@@ -358,7 +359,11 @@ def file_name(text: str) -> str:
 
 
 def set_name(source: str) -> str:
-    """The short name under which records keep a data set; its noise, if it has any, stands behind it."""
+    """The short name under which records keep a data set; its noise or its fold, if it has any, stands behind it."""
+    fold = fold_of(source)
+    if fold is not None:
+        pool = "+".join(map(set_name, fold.sets))
+        return f"{pool}-fold-{'not-' if fold.rest else ''}{fold.number}-of-{fold.count}" if fold.number else pool
     noise, plain = split_name(source)
     short = re.sub(r"\.(json|jsonl|csv|tsv|txt)$", "", file_name(plain).removesuffix(".gz"))
     return f"{short}-{file_name(noise)}" if noise else short

@@ -15,6 +15,7 @@ from regtune.interfaces import Metric, Task
 from regtune.records import AGAIN, CONFIG_FILE, RUN_FILE, RunRecord, load_record, read_curve, set_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm, arm_of, settings_of, told_apart
+from regtune.report.joined import joined
 from regtune.rows.reading import language_of_set
 from regtune.session import is_run_config
 from regtune.stats.scores import some
@@ -45,6 +46,13 @@ class Cell:
     """Loss and metrics by step."""
     place: Place | None = None
     """Where it stands in its sweep; None without `sweep.json`."""
+    parts: tuple[Cell, ...] = ()
+    """The runs of its folds, where it is the sum of a cross-validation."""
+
+    @property
+    def runs(self) -> tuple[Cell, ...]:
+        """What was trained: its parts, or itself."""
+        return self.parts or (self,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +151,14 @@ def collect(folder: Path) -> Sweep:
         except RegtuneError as error:
             where = f". Planned: {_words(planned[path.name])}" if path.name in planned else ""
             skipped[path.name] = _why(path, error) + where
-    cells = _without_doubles(_alike(found, skipped), skipped)
+    cells = _without_doubles(_alike(joined(found, skipped), skipped), skipped)
     if not cells:
         raise DataError(_nothing(folder, skipped))
-    begun = {*skipped, *(cell.folder.name for cell in cells)}
+    begun = {*skipped, *(cell.folder.name for cell in found)}
     open_ = [place for place in planned.values() if place.key not in begun]
     return Sweep(
         folder=folder,
-        groups=_groups(cells, plan),
+        groups=_groups(cells, plan, {cell.folder.name for cell in found}),
         skipped=tuple(skipped.items()),
         search=search,
         not_begun=tuple(_by_arm(open_, trained=True)),
@@ -239,7 +247,8 @@ def _without_doubles(cells: Sequence[Cell], skipped: dict[str, str]) -> list[Cel
     return list(kept.values())
 
 
-def _groups(cells: Sequence[Cell], plan: SweepFile | None) -> tuple[Group, ...]:
+def _groups(cells: Sequence[Cell], plan: SweepFile | None, finished: set[str]) -> tuple[Group, ...]:
+    places = {} if plan is None else {place.key: place for place in plan.cells}
     sets = plan.sweep.get("training_sets", {}) if plan else {}
     names = {tuple(files): str(name) for name, files in sets.items()}
     alike: dict[tuple[str, str, tuple[str, ...]], list[Cell]] = {}
@@ -253,7 +262,9 @@ def _groups(cells: Sequence[Cell], plan: SweepFile | None) -> tuple[Group, ...]:
         renamed = [dataclasses.replace(cell, arm=named[cell.arm]) for cell in members]
         renamed.sort(key=lambda cell: (cell.arm.order, cell.seed))
         name = names.get(train, "")
-        gaps = () if plan is None else tuple(_gaps(plan, name, {cell.folder.name for cell in members}))
+        folded = {key for key, place in places.items() if place.fold is not None}
+        used = {run.folder.name for cell in members for run in cell.runs} | (folded & finished)
+        gaps = () if plan is None else tuple(_gaps(plan, name, used))
         groups.append(
             Group(
                 model=model,
@@ -290,11 +301,21 @@ def _gaps(plan: SweepFile, training_set: str, finished: Collection[str]) -> Iter
 
 def _by_arm(places: Sequence[Place], *, trained: bool = False) -> list[str]:
     """`registers, N = 4: seeds 0, 1` for each arm and N, baseline first."""
-    seeds: dict[str, list[int]] = {}
+    seeds: dict[str, dict[int, list[int]]] = {}
     for place in sorted(places, key=lambda p: (p.arm != "baseline", p.arm != "registers", p.arm, p.num_registers)):
         on = f", trained on {place.training_set}" if trained else ""
-        seeds.setdefault(f"{_arm_words(place)}{on}", []).append(place.seed)
-    return [f"{arm}: {seed_list(found)}" for arm, found in seeds.items()]
+        folds = seeds.setdefault(f"{_arm_words(place)}{on}", {}).setdefault(place.seed, [])
+        folds += [] if place.fold is None else [place.fold]
+    return [f"{arm}: {_seeds_and_folds(found)}" for arm, found in seeds.items()]
+
+
+def _seeds_and_folds(found: Mapping[int, Sequence[int]]) -> str:
+    if not any(found.values()):
+        return seed_list(found)
+    return ", ".join(
+        f"seed {seed} (fold{'' if len(folds) == 1 else 's'} {', '.join(map(str, sorted(folds)))})"
+        for seed, folds in sorted(found.items())
+    )
 
 
 def _arm_words(place: Place) -> str:
@@ -302,7 +323,8 @@ def _arm_words(place: Place) -> str:
 
 
 def _words(place: Place) -> str:
-    return f"{_arm_words(place)}, seed {place.seed}, trained on {place.training_set}"
+    fold = "" if place.fold is None else f", fold {place.fold}"
+    return f"{_arm_words(place)}, seed {place.seed}{fold}, trained on {place.training_set}"
 
 
 def _nothing(folder: Path, skipped: Mapping[str, str]) -> str:
@@ -316,6 +338,7 @@ def _nothing(folder: Path, skipped: Mapping[str, str]) -> str:
 def mixed_versions(cells: Sequence[Cell]) -> list[str]:
     """A sentence for each version of code or library that is not the same in all runs; which runs have which."""
     found = []
+    cells = [run for cell in cells for run in cell.runs]
     for key in dict.fromkeys(key for cell in cells for key in cell.record.versions):
         values: dict[str, list[Cell]] = {}
         for cell in cells:

@@ -13,13 +13,12 @@ import numpy as np
 
 from regtune.errors import RegtuneError
 from regtune.interfaces import Block
-from regtune.noise import split_name
 from regtune.recipes import config_from_dict, settings_of
 from regtune.records import RUN_FILE, set_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm
 from regtune.report.collect import Cell, Group
-from regtune.rows.reading import read_sets
+from regtune.rows.reading import files_of, read_sets
 from regtune.tables import Column
 
 Texts = Mapping[str, tuple[str, tuple[str, ...]]]
@@ -180,8 +179,7 @@ def examples_of(cell: Cell, name: str) -> tuple[Any, ...]:
     """
     task, sources = TASKS.get(cell.record.task), cell.settings["data.eval"]
     source = next((source for source in sources if set_name(source) == name), "")
-    plain = split_name(source)[1]
-    if not Path(plain).is_file() and not plain.startswith("embedded:"):
+    if not all(Path(plain).is_file() or plain.startswith("embedded:") for plain in files_of(source)):
         return ()
     try:
         settings = settings_of(config_from_dict(cell.record.config, RUN_FILE), task)

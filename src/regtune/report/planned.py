@@ -119,7 +119,7 @@ def _hindrance(group: Group, baseline: Arm, arms: Sequence[Arm], plan: Plan) -> 
         return f"there is no finished run of {plan.arm}{where}"
     if plan.on not in group.sets:
         return f"the runs have no scores on {plan.on}"
-    rules = {weights_rule(cell.record) for arm in (baseline, *arms) for cell in group.of(arm)}
+    rules = {weights_rule(cell.record) for arm in (baseline, *arms) for one in group.of(arm) for cell in one.runs}
     if rules != {plan.weights}:
         return f"runs were scored with other weights than planned ({', '.join(sorted(rules - {plan.weights}))})"
     return ""

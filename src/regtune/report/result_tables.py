@@ -12,7 +12,9 @@ from regtune.records import file_name
 from regtune.registry import TASKS
 from regtune.report.arms import Arm, checkpoint_rule, default_settings, short
 from regtune.report.collect import Cell, Group, mixed_versions
+from regtune.report.joined import SETTING
 from regtune.report.scores import Family
+from regtune.rows.reading import files_of
 from regtune.stats.comparison import (
     Comparison,
     SeedSpread,
@@ -26,6 +28,11 @@ from regtune.stats.comparison import (
 from regtune.sweeps.search import SearchFile
 from regtune.tables import Column, probability
 
+CROSSED = (
+    "each of the {0} is scored by runs that were trained on the other folds and never saw its text or anything of its "
+    "group. Folds share training data, so the part of an interval that comes from {0} is at least that of Nadeau and "
+    "Bengio (2003), with one degree of freedom less than folds."
+)
 _OWN = ("output_dir", "training.seed", "training.data_seed")
 _RATES = ("learning_rate", "register_learning_rate")
 _VERDICT = Column("verdict", strong=True)
@@ -93,8 +100,15 @@ def arms_table(group: Group, baseline: Arm, families: Sequence[Family], name: st
 
 def caveats(group: Group) -> list[str]:
     """What has to be known besides the numbers: missing cells, an N that was chosen, runs of different code."""
-    rules = sorted({checkpoint_rule(cell.record) for cell in group.cells})
-    return [f"Weights that are scored: {'; or '.join(rules)}.", *group.gaps, *mixed_versions(group.cells)]
+    rules = sorted({checkpoint_rule(run.record) for cell in group.cells for run in cell.runs})
+    folds = sorted({str(cell.settings[SETTING]) for cell in group.cells if SETTING in cell.settings})
+    crossed = f"Cross-validated in {' or '.join(folds)} folds: {CROSSED.format(group.task.examples)}" if folds else ""
+    return [
+        *filter(None, (crossed,)),
+        f"Weights that are scored: {'; or '.join(rules)}.",
+        *group.gaps,
+        *mixed_versions(group.cells),
+    ]
 
 
 def controls_table(families: Mapping[Arm, Family], name: str, metric: Metric) -> Block | None:
@@ -133,7 +147,8 @@ def sets_table(
             cells.append("none" if mean is None else shown(metric, mean) + (_change(compared[0]) if compared else ""))
         rows.append((arm.label, *cells))
     languages = {name: group.language(name) for name in group.sets}
-    where = "; ".join(f"{name}: {'/'.join(Path(source).parts[-2:])}" for name, source in sources.items())
+    files = {name: [*map(Path, files_of(source))] for name, source in sources.items()}
+    where = "; ".join(f"{name}: {', '.join('/'.join(p.parts[-2:]) for p in paths)}" for name, paths in files.items())
     note = (
         "Mean over seeds in percent; in brackets the difference to the baseline in points, with * where p is at most "
         "0.05 after Holm's correction on that set, = where it is equivalent. Only the first set decides the verdict."
@@ -155,7 +170,10 @@ def runs_table(groups: Iterable[Group], folder: str) -> Block:
         for cell in group.cells:
             first, scores = next(iter(cell.record.metrics.items()), ("", {}))
             values = [f"{m.title} {shown(m, scores[m.name])}" for m in group.metrics if m.name in scores]
-            rows.append((cell.arm.label, cell.folder.name, first, cell.record.started, cell.seed, ", ".join(values)))
+            more = f" and {len(cell.parts) - 1} more folds" if cell.parts else ""
+            rows.append(
+                (cell.arm.label, f"{cell.folder.name}{more}", first, cell.record.started, cell.seed, ", ".join(values))
+            )
     columns = ("arm", Column("run", align="left"), "set", Column("started", align="left"), "seed", "scores")
     return _table("runs", f"Every run in {folder} ({len(rows)})", columns, rows, folded=True)
 
@@ -243,7 +261,7 @@ def cost_table(group: Group) -> Block:
     facts = ("steps", "seconds", "tokens_per_second", "peak_memory_bytes")
     rows = []
     for arm in group.arms:
-        records = [cell.record for cell in group.of(arm)]
+        records = [run.record for cell in group.of(arm) for run in cell.runs]
         sizes = [records[0].parameters.get(name, 0) for name in ("total", "trainable", "registers")]
         known = [[r.training[name] for r in records if name in r.training] for name in facts]
         steps, seconds, speed, memory = (_mean([float(n) for n in v if isinstance(n, (int, float))]) for v in known)
@@ -291,12 +309,13 @@ def settings_table(cells: Sequence[Cell]) -> Block:
 def versions_table(cells: Sequence[Cell]) -> Block:
     """Versions of everything that a result depends on, and the machines; how many runs had each."""
     devices: list[Mapping[str, Any]] = [
-        {key: cell.record.training[key] for key in ("device", "precision") if key in cell.record.training}
+        {key: run.record.training[key] for key in ("device", "precision") if key in run.record.training}
         for cell in cells
+        for run in cell.runs
     ]
     rows = [
-        *_counted("version of", [cell.record.versions for cell in cells]),
-        *_counted("machine:", [cell.record.machine for cell in cells]),
+        *_counted("version of", [run.record.versions for cell in cells for run in cell.runs]),
+        *_counted("machine:", [run.record.machine for cell in cells for run in cell.runs]),
         *_counted("training:", devices),
     ]
     columns = ("what", Column("value", align="left"), "runs")

@@ -212,7 +212,7 @@ def _curves(group: Group) -> tuple[Block, ...]:
 
 def _curve(group: Group, arm: Arm, key: str, factor: float) -> list[tuple[list[float], list[float]]]:
     seeds = []
-    for cell in group.of(arm):
+    for cell in (run for whole in group.of(arm) for run in whole.runs):
         points = [(row.get("step"), row.get(key)) for row in cell.curve]
         pairs = sorted((float(x), factor * float(y)) for x, y in points if x is not None and y is not None)
         if pairs:

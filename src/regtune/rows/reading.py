@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+from regtune import folds
 from regtune.errors import ConfigError, DataError, shown, unknown_name
 from regtune.interfaces import Examples, Task
 from regtune.noise import DISTRACTORS, PREFIX, Change, Noise, copy_id, noise_of, sentences_of, split_name
@@ -19,10 +20,18 @@ def read_sets(
 
     Where a set stands beside its perturbed self, the ids of the perturbed one get their noise behind them.
 
+    A fold (`regtune.folds`) is read with all the sets that it is a part of, always as training data, which its
+    examples are in the other folds; so all folds are parts of the same whole. A limit then counts the fold's own.
+
     Raises:
-        ConfigError: noise that can't be, or that the task has no text for.
-        DataError: as reading does, and for an id that two sets have.
+        ConfigError: noise that can't be, or that the task has no text for; a fold that can't be, or beside other sets.
+        DataError: as reading does, and for an id that two sets have; fewer groups of examples than folds.
     """
+    folded = next((name for name in names if name.startswith(folds.PREFIX)), None)
+    if folded is not None:
+        if len(names) > 1:
+            raise ConfigError(f"{shown(folded)} stands for all its sets and can't stand beside others; name it alone.")
+        return _part(task, folds.fold_named(folded), settings, limit)
     parsed = [(name, *noise_of(name)) for name in names]
     if all(noise is None for _, noise, _ in parsed):
         return task.read(names, settings, limit=limit, training=training)
@@ -36,6 +45,33 @@ def read_sets(
         parts.append(found if noise is None else perturbed(task, found, noise))
         parts[-1] = replace(parts[-1], names=tuple(name for name, _, _ in given))
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _part(task: Task, fold: folds.Fold, settings: Any, limit: int | None) -> Examples:
+    """The examples of a fold, or of all others."""
+    pool = read_sets(task, fold.sets, settings, training=True)
+    if not fold.number:
+        return replace(pool, names=(fold.name,), items=pool.items[:limit])
+    keys = [_kinship(task, example) for example in pool.items]
+    strata = [task.stratum(example) for example in pool.items]
+    places = folds.deal(keys, strata, fold.count, seed=fold.seed)
+    chosen = (fold.number,) if not fold.rest else tuple(set(range(1, fold.count + 1)) - {fold.number})
+    items = tuple(item for item, place in zip(pool.items, places, strict=True) if place in chosen)
+    which = f"all folds but {fold.number}" if fold.rest else f"fold {fold.number}"
+    note = f"{which} of {fold.count}: {len(items):,} of {len(pool):,} pooled {task.examples}"
+    return replace(pool, names=(fold.name,), items=items[:limit], notes=(*pool.notes, note))
+
+
+def _kinship(task: Task, example: Any) -> list[tuple[str, str]]:
+    """What keeps an example in one fold with others: its group, and its text but for case and white space."""
+    text = " ".join(task.text(example).split()).casefold()
+    return [("group", task.group(example)), *([("text", text)] if text else ())]
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """The files, or names of sets, behind the name of a set, of one with noise, or of a fold."""
+    fold = folds.fold_of(name)
+    return tuple(split_name(each)[1] for each in (fold.sets if fold else (name,)))
 
 
 def perturbed(task: Task, examples: Examples, noise: Noise) -> Examples:
@@ -72,8 +108,9 @@ def perturbed(task: Task, examples: Examples, noise: Noise) -> Examples:
 
 
 def language_of_set(task: Task, name: str) -> str:
-    """`Task.language` of the set that a name stands for, noise or not."""
-    return task.language(split_name(name)[1])
+    """`Task.language` of the set that a name stands for, noise or not; of a fold, where its sets have the same one."""
+    found = {task.language(each) for each in files_of(name)}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _joined(parts: Sequence[Examples]) -> Examples:

@@ -67,16 +67,21 @@ class ErrorParts:
     """Variance of the mean difference from the choice of examples, which more seeds don't reduce."""
     interactions: tuple[float, ...] = ()
     """Seed x example noise of one seed's mean, for each of `seed_variances`, which can't be smaller in truth."""
+    example_df: float = math.inf
+    """Degrees of freedom of `example_variance`: finite where it was estimated from a few folds."""
 
     @property
     def planned(self) -> ErrorParts:
         """The same for planning: no seed variance below the seed x example noise that it contains.
 
-        Three seeds that happen to agree would otherwise promise that hardly any more are needed.
+        Three seeds that happen to agree would otherwise promise that hardly any more are needed. And an example
+        variance with few degrees of freedom stands for the wider one whose normal interval is as wide as its own.
         """
+        ratio = 1.0 if math.isinf(self.example_df) else float(special.stdtrit(self.example_df, 0.975)) / 1.959964
         floors = self.interactions or (0.0,) * len(self.seeds)
         variances = tuple(max(pair) for pair in zip(self.seed_variances, floors, strict=True))
-        return dataclasses.replace(self, seed_variances=variances)
+        widened = ratio**2 * self.example_variance
+        return dataclasses.replace(self, seed_variances=variances, example_variance=widened)
 
     @property
     def seed_variance(self) -> float:

@@ -31,6 +31,7 @@ from regtune.stats.bootstrap import (
     single_run_difference,
     unpaired_difference,
 )
+from regtune.stats.cross_validation import allow_for_folds
 from regtune.stats.holm import holm
 from regtune.stats.permutation import PermutationTest, label_permutation_test, sign_flip_test
 from regtune.stats.power import MAX_SEEDS, minimal_detectable_difference, more_seeds_needed
@@ -388,9 +389,23 @@ def _pairs(baseline: Scores, arms: Mapping[str, Scores], settings: _Settings) ->
             base, found, resamples=settings.resamples, seed=settings.seed, paired=settings.paired
         )
     return [
-        _Pair(name=name, arm=arm, base=own, difference=_allowing(difference, arm, own, settings), left_out=left_out)
+        _Pair(
+            name=name,
+            arm=arm,
+            base=own,
+            difference=_allowing(_with_folds(difference, arm, own, settings), arm, own, settings),
+            left_out=left_out,
+        )
         for name, (arm, own), difference in zip(arms, matched, differences, strict=True)
     ]
+
+
+def _with_folds(difference: Difference, arm: ArmScores, base: ArmScores, settings: _Settings) -> Difference:
+    """The difference, allowing for what the folds of a cross-validation share."""
+    if base.folds is None:
+        return difference
+    by_example = arm.contributions.mean(axis=0) - base.contributions.mean(axis=0)
+    return allow_for_folds(difference, by_example, np.asarray(base.folds), seed=settings.seed)
 
 
 def _allowing(difference: Difference, arm: ArmScores, base: ArmScores, settings: _Settings) -> Difference:

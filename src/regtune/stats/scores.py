@@ -44,6 +44,8 @@ class ArmScores:
     gaps: bool = False
     """NaN is an example that has no number (a measure that isn't defined there): it is left out of comparisons in all
     arms, as are examples that only some arms have. Without it NaN is refused."""
+    folds: tuple[int, ...] | None = None
+    """Of cross-validated scores the fold that each example was scored in; see `regtune.stats.cross_validation`."""
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.scores, dtype=np.float64)
@@ -65,6 +67,8 @@ class ArmScores:
         self._check_values()
         self._check_ids("seeds", self.seeds, scores.shape[0])
         self._check_ids("examples", self.examples, scores.shape[1])
+        if self.folds is not None and len(self.folds) != scores.shape[1]:
+            raise DataError(f"{self.name}: {len(self.folds)} folds for {scores.shape[1]} examples. Give one for each.")
 
     def _check_values(self) -> None:
         low, high = self.metric.bounds if is_mean(self.metric) else (-np.inf, np.inf)
@@ -104,14 +108,15 @@ class ArmScores:
         self, rows: Sequence[int] | None = None, examples: Sequence[int] | npt.NDArray[Any] | None = None
     ) -> ArmScores:
         """Some of the rows, some of the examples, in that order."""
-        scores, seeds, ids = self.scores, self.seeds, self.examples
+        scores, seeds, ids, folds = self.scores, self.seeds, self.examples, self.folds
         if examples is not None:
             scores = scores[:, np.asarray(examples, dtype=np.intp)]
+            folds = None if folds is None else tuple(folds[place] for place in examples)
             ids = None if ids is None else tuple(ids[place] for place in examples)
         if rows is not None:
             scores = scores[list(rows)]
             seeds = None if seeds is None else tuple(seeds[row] for row in rows)
-        return dataclasses.replace(self, scores=scores, seeds=seeds, examples=ids)
+        return dataclasses.replace(self, scores=scores, seeds=seeds, examples=ids, folds=folds)
 
     @property
     def seed_values(self) -> Floats:

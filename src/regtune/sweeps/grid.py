@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from regtune.config import DataConfig, Epochs, Rate, Registers, RunConfig, Seed, TrainConfig, config_hash, to_dict
 from regtune.errors import ConfigError
+from regtune.folds import Fold, fold_named
 from regtune.recipes import find_recipe, read_recipe, refuse_task_settings
 from regtune.records import set_name
 from regtune.registry import TASKS
@@ -59,6 +61,8 @@ class Place:
     num_registers: int
     seed: int
     training_set: str
+    fold: int | None = None
+    """From 1: the one that it is scored on; None in a sweep without folds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,8 @@ class Cell(Place):
     @property
     def label(self) -> str:
         """For progress bars and lists."""
-        return f"{self.arm} N={self.num_registers} seed={self.seed} {self.training_set}"
+        fold = "" if self.fold is None else f" fold={self.fold}"
+        return f"{self.arm} N={self.num_registers} seed={self.seed}{fold} {self.training_set}"
 
     def describe(self) -> dict[str, Any]:
         """What `sweep.json` says of the cell."""
@@ -89,8 +94,14 @@ class SweepConfig(Checked):
     """Each seeds the new weights, dropout and the order of the data, so that arms are paired by seed."""
     training_sets: Mapping[str, tuple[str, ...]]
     """A short name, and the data sets that are trained on together under it."""
-    evaluation_sets: tuple[str, ...]
-    """Scored at the end of every cell; by the first one N is chosen for `at_best`."""
+    evaluation_sets: tuple[str, ...] = ()
+    """Scored at the end of every cell; by the first one N is chosen for `at_best`. None in a sweep with `folds`."""
+    folds: Annotated[int, Range(2, 1000)] | None = None
+    """Cross-validation: the sets of each training set are pooled and dealt into so many folds (`regtune.folds`). A cell
+    trains on all folds but one and is scored on that one, so every example is scored by models that never saw its text
+    or anything of its group. Folds are the same for all arms and seeds."""
+    fold_seed: Seed = 0
+    """Which examples are in which fold."""
     at_best: tuple[str, ...] = ()
     """More arms, run only at the N whose `registers` cells score best (first set, first metric), once they are done."""
     learning_rates: Mapping[str, LearningRates] = field(default_factory=dict)
@@ -110,7 +121,8 @@ class SweepConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("arms", "seeds", "training_sets", "evaluation_sets"):
+        self._check_folds()
+        for name in ("arms", "seeds", "training_sets", *(() if self.folds else ("evaluation_sets",))):
             if not getattr(self, name):
                 raise ConfigError(f"The sweep is empty: {name} holds nothing. Name at least one.")
         for name in ("arms", "at_best", "num_registers", "seeds", "evaluation_sets"):
@@ -124,6 +136,26 @@ class SweepConfig(Checked):
         self._check_base()
         if self.plan is not None:
             self._check_plan(self.plan)
+
+    def _check_folds(self) -> None:
+        if self.folds is None:
+            self.require(self.fold_seed == 0, "fold_seed", "means nothing without folds. Add folds, or take it out.")
+            return
+        for name, why in (
+            ("evaluation_sets", "with folds every example of the training sets is scored; pool these sets with them"),
+            ("at_best", "N would be chosen on the examples that are scored; name these arms under arms"),
+            (
+                "search",
+                "it would choose learning rates on examples that are scored; name rates that were found elsewhere",
+            ),
+        ):
+            if getattr(self, name):
+                raise ConfigError(f"folds={self.folds} and {name}: {why}.")
+        for name, sets in self.training_sets.items():
+            if sets:
+                fold_named(Fold(sets=tuple(sets), number=1, count=self.folds).name)
+            if len(set(sets)) != len(sets):
+                raise ConfigError(f"training_sets.{name} names a set twice, so its examples would be in two folds.")
 
     def _check_arms(self) -> None:
         for name in (*self.arms, *self.at_best, *self.learning_rates):
@@ -174,7 +206,8 @@ class SweepConfig(Checked):
                 f"plan.num_registers={list(plan.num_registers)}, but the arm {plan.arm!r} has {has}. Name the N that "
                 "are compared first; none for an arm without registers."
             )
-        sets = [set_name(each) for each in self.evaluation_sets]
+        pools = (Fold(sets=tuple(sets)).name for sets in self.training_sets.values())
+        sets = [set_name(each) for each in (pools if self.folds else self.evaluation_sets)]
         if plan.on not in sets:
             raise ConfigError(f"plan.on={plan.on!r} is no evaluation set of this sweep; it has {', '.join(sets)}.")
         if plan.training_set not in self.training_sets and (plan.training_set or len(self.training_sets) > 1):
@@ -217,25 +250,29 @@ class SweepConfig(Checked):
         positive = [n for n in self.num_registers if n]
         for training_set in self.training_sets:
             extra = [(arm, [best[training_set]]) for arm in self.at_best if training_set in best]
-            for seed in self.seeds:
+            every: Sequence[int | None] = range(1, self.folds + 1) if self.folds else (None,)
+            for seed, fold in product(self.seeds, every):
                 for arm, sizes in [*((arm, positive) for arm in self.arms), *extra]:
                     for n in sizes if self.arm(arm).has_registers else [0]:
-                        yield self.cell(arm, n, seed=seed, training_set=training_set)
+                        yield self.cell(arm, n, seed=seed, training_set=training_set, fold=fold)
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
         return arm_named(name, self.own_arms)
 
-    def cell(self, arm: str, num_registers: int, *, seed: int, training_set: str) -> Cell:
+    def cell(self, arm: str, num_registers: int, *, seed: int, training_set: str, fold: int | None = None) -> Cell:
         """One cell with its resolved config."""
         rates = self.learning_rates.get(arm)
         training = dataclasses.replace(self.base.training, seed=seed, data_seed=seed)
         if rates is not None:
             given = {key: value for key, value in dataclasses.asdict(rates).items() if value is not None}
             training = dataclasses.replace(training, **given)
-        data = dataclasses.replace(
-            self.base.data, train=tuple(self.training_sets[training_set]), eval=tuple(self.evaluation_sets)
-        )
+        train, evaluate = tuple(self.training_sets[training_set]), tuple(self.evaluation_sets)
+        if fold is not None:
+            assert self.folds is not None
+            own = Fold(sets=train, number=fold, count=self.folds, seed=self.fold_seed)
+            train, evaluate = (dataclasses.replace(own, rest=True).name,), (own.name,)
+        data = dataclasses.replace(self.base.data, train=train, eval=evaluate)
         base = dataclasses.replace(self.base, output_dir=Path("."), data=data, training=training)
         config = apply_arm(base, self.arm(arm), num_registers, self.methods)
         return Cell(
@@ -243,6 +280,7 @@ class SweepConfig(Checked):
             num_registers=num_registers,
             seed=seed,
             training_set=training_set,
+            fold=fold,
             config=config,
             key=config_hash(config),
         )

@@ -34,6 +34,8 @@ class Scored:
     """What the task's metrics are computed from."""
     right: npt.NDArray[np.bool_] | None
     """Whether each prediction is right, where the task has a right and wrong."""
+    folds: npt.NDArray[np.intp] | None = None
+    """Which fold each example was scored in, from 1; None in a run that isn't made of folds."""
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -103,6 +105,28 @@ def _scored(folder: Path, record: RunRecord, name: str, task: Task) -> Scored:
     return scored
 
 
+def join_scored(parts: Sequence[Scored], task: Task, name: str) -> Scored:
+    """The predictions of a run's folds as one run's, in the order of the folds.
+
+    Raises:
+        DataError: an example is in two folds, or the folds have different columns.
+    """
+    place = _shared(tuple(example for part in parts for example in part.place))
+    count = sum(len(part.place) for part in parts)
+    if len(place) != count:
+        raise DataError(f"{name}: {count - len(place):,} examples are in two of its folds: the data changed. {AGAIN}")
+    if any(part.columns.keys() != parts[0].columns.keys() for part in parts):
+        raise DataError(f"{name}: its folds don't have the same columns of scores. {AGAIN}")
+    columns = {column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns}
+    return Scored(
+        place=place,
+        said=tuple(said for part in parts for said in part.said),
+        columns=columns,
+        right=_right(task.metrics, columns),
+        folds=np.repeat(np.arange(1, len(parts) + 1), [len(part.place) for part in parts]),
+    )
+
+
 def _named(column: str, row: Mapping[str, object]) -> list[str]:
     return [key for key in row if key.startswith(column[:-1])] if column.endswith("*") else [column]
 
@@ -126,4 +150,5 @@ def arm_scores(runs: Mapping[int, Scored], metric: Metric, name: str) -> ArmScor
         name=name,
         seeds=tuple(runs),
         examples=tuple(first.place),
+        folds=None if first.folds is None else tuple(map(int, first.folds)),
     )

@@ -193,11 +193,11 @@ def _shared(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change in a folder; methods and the task's settings are looked at cell by cell, as resolved."""
     base = {f"base.{name}": value for name, value in sweep["base"].items() if name not in ("methods", "settings")}
     sets = {f"training_sets.{name}": value for name, value in sweep["training_sets"].items()}
-    return base | sets | {"evaluation_sets": sweep["evaluation_sets"]}
+    return base | sets | {name: sweep[name] for name in ("evaluation_sets", "folds", "fold_seed")}
 
 
 def _without_key(cell: Place) -> tuple[Any, ...]:
-    return cell.arm, cell.num_registers, cell.seed, cell.training_set
+    return cell.arm, cell.num_registers, cell.seed, cell.training_set, cell.fold
 
 
 def _write_sweep(sweep: SweepConfig, folder: Path) -> None:
