@@ -484,13 +484,13 @@ class Method:
         """
         return []
 
-    def before(self, session: Session, settings: Any, texts: Sequence[str], folder: Path) -> Mapping[str, Any] | None:
-        """Trains on the texts alone, before anything is learnt from labels; goes on after a kill.
+    def before(self, session: Session, settings: Any, examples: Examples, folder: Path) -> Mapping[str, Any] | None:
+        """Trains on texts or images alone, before anything is learnt from labels; goes on after a kill.
 
         Args:
             session: the model with all methods attached.
             settings: the method's.
-            texts: the training examples' texts.
+            examples: those of training, whose labels are not for it; `session.reads.text` is the text of one.
             folder: the run directory.
 
         Returns:

@@ -1,16 +1,17 @@
-"""Self-distilled registers (PH-Reg, Chen et al. 2025, arXiv 2505.21501), for text: a stage without labels.
+"""Self-distilled registers (PH-Reg, Chen et al. 2025, arXiv 2505.21501): a stage without labels.
 
-There a frozen model's features, averaged over shifted and mirrored copies of an image, are what the model with
-registers learns to give: artefacts differ from copy to copy and average out. Of a text the copies have other words
-masked, and a token's target is the mean of its last hidden states over the copies in which it isn't masked itself. The
-student reads the text as it is; registers and the last layer learn, by cosine and squared error. Fine-tuning goes on
-from there.
+A frozen model's states, averaged over perturbed copies, are what the model with registers learns to give: artefacts
+differ from copy to copy and average out. An image's copies are moved and mirrored, and the target of a patch is the
+mean of the states that are found where it is, over the copies that show all of it (`picture_copies`); of [CLS], which
+has no place, the mean over all. A text's copies have other words masked, and a token's target is the mean over the
+copies in which it isn't masked itself. The student reads text or image as it is; registers and the last layer learn, by
+cosine and squared error. Fine-tuning goes on from there.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, pad
 
 from regtune.config import Count, Rate
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of
-from regtune.interfaces import Method
-from regtune.methods.warm_up import cut_passages, learn, restore_backbone, save_backbone
+from regtune.families._family import patch_grid, sides
+from regtune.interfaces import Examples, Method
+from regtune.methods.picture_copies import Moves, draw_moves, moved, put_back
+from regtune.methods.warm_up import cut_passages, learn, padded, restore_backbone, save_backbone
 from regtune.models.precision import device_of
 from regtune.registers.surgery import (
     backbone_of,
@@ -50,9 +53,11 @@ class SelfDistilSettings(Checked, section="self_distil"):
     steps: Annotated[int, Range(1, 10**9)] = 500
     """Optimiser steps."""
     copies: Annotated[int, Range(1, 100)] = 4
-    """Copies of each text that the targets are averaged over."""
+    """Copies of each text or image that the targets are averaged over."""
     mask_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.15
     """Share of a copy's words that are masked."""
+    shift: Annotated[float, Range(0, 0.5)] = 0.15
+    """How far a copy of an image is moved at most, as a share of its height and of its width."""
     trainable: Literal["registers", "last_layer", "all"] = "last_layer"
     """What learns: the registers alone, with the last layer, or with all."""
     learning_rate: Rate = 1e-4
@@ -60,21 +65,23 @@ class SelfDistilSettings(Checked, section="self_distil"):
     register_learning_rate: Rate = 1e-3
     """Peak learning rate of the registers."""
     batch_size: Count = 16
-    """Passages in a step."""
+    """Passages or images in a step."""
 
 
 class SelfDistil(Method):
     """The model with registers learns what it says itself, less what changes from copy to copy."""
 
     name = "self_distil"
-    title = "registers learn the frozen model's states, averaged over masked copies, without labels (PH-Reg, Chen 2025)"
+    title = (
+        "registers learn the frozen model's states, averaged over perturbed copies, without labels (PH-Reg, Chen 2025)"
+    )
     costs = "its steps, each with a forward pass more for every copy"
-    use = "to give an encoder registers before fine-tuning"
+    use = "to give an encoder of text or images registers before fine-tuning"
     settings = SelfDistilSettings
     base = "moved"
 
     def before(
-        self, session: Session, settings: SelfDistilSettings, texts: Sequence[str], folder: Path
+        self, session: Session, settings: SelfDistilSettings, examples: Examples, folder: Path
     ) -> Mapping[str, Any]:
         """The stage; what it learnt is kept in the run directory, so that a run that was killed goes on from there.
 
@@ -82,7 +89,7 @@ class SelfDistil(Method):
             ConfigError: no registers that learn.
             UnsupportedModelError: a decoder, or a tokenizer without [MASK].
         """
-        model, reader, config = session.model, session.reader, session.config
+        model, config = session.model, session.config
         backbone, path = backbone_of(model), folder / FILE
         if path.is_file():
             return restore_backbone(backbone, path)
@@ -91,22 +98,11 @@ class SelfDistil(Method):
                 f"self_distil is for registers, and this model has {num_registers(model)} and none that learn. Set "
                 "registers.num_registers, or take self_distil out of the run."
             )
-        if family_of(backbone.config).causal or getattr(reader, "mask_token_id", None) is None:
-            raise UnsupportedModelError(f"{config.model} can't be distilled: it is no encoder with a [MASK] token.")
-        teacher = copy.deepcopy(backbone).eval()
-        passages = cut_passages(texts, reader, max_length=config.data.max_length - register_positions(model))
-        device = device_of(backbone)
-
-        def loss_of(ids: Tensor, mask: Tensor, special: Tensor, generator: torch.Generator) -> Tensor:
-            masked = masks(special, settings.copies, settings.mask_probability, generator).to(device)
-            ids, mask = ids.to(device), mask.to(device)
-            target, known = averaged(teacher, ids, mask, masked, int(reader.mask_token_id))
-            states = backbone(input_ids=ids, attention_mask=mask)[0][known]
-            return distance(states, target[known])
-
+        how = _of_images if session.modality == "image" else _of_texts
+        lengths, loss_of, count = how(session, settings, examples, copy.deepcopy(backbone).eval())
         with preserved_random_state(), _learning(model, settings.trainable):
             torch.manual_seed(config.training.seed)
-            facts = learn(backbone, passages, reader, loss_of, settings, config)
+            facts = learn(backbone, lengths, loss_of, settings, config) | count
         model.eval()
         save_backbone(backbone, path, facts)
         return facts
@@ -118,6 +114,49 @@ class SelfDistil(Method):
     def label(self, settings: SelfDistilSettings) -> str:
         """The same for all."""
         return "self-distilled"
+
+
+_Work = tuple[Sequence[int], Callable[[Sequence[int], torch.Generator], Tensor], dict[str, int]]
+"""Lengths of the rows, the loss of a batch of them, and how many there are, for the record."""
+
+
+def _of_texts(session: Session, settings: SelfDistilSettings, examples: Examples, teacher: nn.Module) -> _Work:
+    """The stage on texts, cut into passages.
+
+    Raises:
+        UnsupportedModelError: a decoder, or a tokenizer without [MASK].
+    """
+    reader, config, backbone = session.reader, session.config, backbone_of(session.model)
+    if session.family.causal or getattr(reader, "mask_token_id", None) is None:
+        raise UnsupportedModelError(f"{config.model} can't be distilled: it is no encoder with a [MASK] token.")
+    texts = [session.reads.text(example) for example in examples.items]
+    passages = cut_passages(texts, reader, max_length=config.data.max_length - register_positions(session.model))
+    device = device_of(backbone)
+
+    def loss_of(rows: Sequence[int], generator: torch.Generator) -> Tensor:
+        ids, mask, special = padded([passages[row] for row in rows], reader)
+        masked = masks(special, settings.copies, settings.mask_probability, generator).to(device)
+        ids, mask = ids.to(device), mask.to(device)
+        target, known = averaged(teacher, ids, mask, masked, int(reader.mask_token_id))
+        states = backbone(input_ids=ids, attention_mask=mask)[0][known]
+        return distance(states, target[known])
+
+    return [len(ids) for ids in passages], loss_of, {"passages": len(passages)}
+
+
+def _of_images(session: Session, settings: SelfDistilSettings, examples: Examples, teacher: nn.Module) -> _Work:
+    """The stage on images, as the model's image processor makes them."""
+    backbone = backbone_of(session.model)
+    device, found = device_of(backbone), session.rows(examples)
+
+    def loss_of(rows: Sequence[int], generator: torch.Generator) -> Tensor:
+        pixels = found.batch(rows)["pixel_values"].to(device)
+        size = (pixels.shape[-2], pixels.shape[-1])
+        copies = [draw_moves(len(rows), size, settings.shift, generator) for _ in range(settings.copies)]
+        target, known = averaged_pictures(teacher, pixels, copies)
+        return distance(backbone(pixel_values=pixels)[0][known], target[known])
+
+    return found.lengths, loss_of, {"images": len(found)}
 
 
 def masks(
@@ -156,6 +195,35 @@ def averaged(
             total = states * kept[..., None] if total is None else total + states * kept[..., None]
             count += kept
     assert total is not None
+    return total / count.clamp(min=1)[..., None], count > 0
+
+
+@torch.no_grad()
+def averaged_pictures(
+    teacher: nn.Module, pixels: Float[Tensor, "batch channels height width"], copies: Sequence[Moves]
+) -> tuple[Float[Tensor, "batch places hidden"], Bool[Tensor, "batch places"]]:
+    """The targets: the last hidden states, averaged over moved and mirrored copies, each put back to its place.
+
+    Args:
+        teacher: a backbone; its registers are switched off.
+        pixels: the images.
+        copies: how each copy is made.
+
+    Returns:
+        The means: of the tokens in front over all copies, of a patch over those that show all of it; and which places
+        have one.
+    """
+    config: Any = backbone_of(teacher).config
+    size, leading = (pixels.shape[-2], pixels.shape[-1]), family_of(config).leading
+    grid = patch_grid(config, *size)
+    total = count = torch.zeros((), device=pixels.device)
+    with disable_registers(teacher):
+        for moves in copies:
+            states = teacher(pixel_values=moved(pixels, moves))[0].float()
+            patches = states[:, leading:].unflatten(1, grid)
+            back, seen = put_back(patches, moves, size, sides(config.patch_size))
+            total = total + torch.cat([states[:, :leading], back.flatten(1, 2)], dim=1)
+            count = count + pad(seen.flatten(1).float(), (leading, 0), value=1.0)
     return total / count.clamp(min=1)[..., None], count > 0
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from regtune.config import Count, Rate, RunConfig
 from regtune.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedModelError
-from regtune.interfaces import Method
+from regtune.interfaces import Examples, Method
 from regtune.models.precision import autocast, device_of, resolve_precision
 from regtune.progress import each
 from regtune.registers.surgery import backbone_of, base_of, num_registers, register_parameters, register_positions
@@ -159,7 +159,8 @@ def _train(
     if tokenizer.mask_token_id is None:
         raise UnsupportedModelError(f"The tokenizer of {config.model} has no [MASK] token, so nothing can be masked.")
 
-    def loss_of(ids: Tensor, mask: Tensor, special: Tensor, generator: torch.Generator) -> Tensor:
+    def loss_of(rows: Sequence[int], generator: torch.Generator) -> Tensor:
+        ids, mask, special = padded([passages[row] for row in rows], tokenizer)
         inputs, labels = mask_tokens(
             ids,
             special,
@@ -172,24 +173,23 @@ def _train(
         loss: Tensor = masked(**{name: value.to(device_of(masked)) for name, value in batch.items()}).loss
         return loss
 
-    return learn(masked, passages, tokenizer, loss_of, warm, config)
+    lengths = [len(ids) for ids in passages]
+    return learn(masked, lengths, loss_of, warm, config) | {"passages": len(passages)}
 
 
 def learn(
     model: Any,
-    passages: list[list[int]],
-    tokenizer: Any,
-    loss_of: Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor],
+    lengths: Sequence[int],
+    loss_of: Callable[[Sequence[int], torch.Generator], Tensor],
     settings: Any,
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Takes as many optimiser steps on texts as the settings say; the batches depend on texts and seeds alone.
+    """Takes as many optimiser steps as the settings say; the batches depend on the rows' lengths and seeds alone.
 
     Args:
         model: what learns; registers at a rate of their own.
-        passages: token ids of each.
-        tokenizer: says what is padding and special.
-        loss_of: of ids, attention mask and special tokens (padding too), `[batch, seq]` each, and a step's generator.
+        lengths: tokens or patches of each row there is.
+        loss_of: of a batch of rows, by number, and a step's generator.
         settings: the method's, with `steps`, `batch_size`, `learning_rate` and `register_learning_rate`.
         config: the run.
 
@@ -211,15 +211,14 @@ def learn(
     precision = resolve_precision(config.training.precision, device)
     losses: list[float] = []
     tokens, began = 0, time.perf_counter()
-    special = torch.tensor(sorted(tokenizer.all_special_ids))
-    batches = _batches(passages, tokenizer, settings, config)
+    batches = _batches(lengths, settings, config)
     model.train()
-    for step, (ids, mask) in enumerate(each(batches, "steps", total=settings.steps)):
-        tokens += int(mask.sum())
+    for step, rows in enumerate(each(batches, "steps", total=settings.steps)):
+        tokens += sum(lengths[row] for row in rows)
         generator = torch.Generator().manual_seed(config.training.data_seed * 1_000_003 + step)
         with FastCpuDropout() if device.type == "cpu" else contextlib.nullcontext():
             with autocast(device, precision):
-                loss = loss_of(ids, mask, torch.isin(ids, special) | (mask == 0), generator)
+                loss = loss_of(rows, generator)
             loss.backward()  # type: ignore[no-untyped-call]
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
@@ -235,7 +234,7 @@ def learn(
         optimizer.zero_grad()
     model.zero_grad(set_to_none=True)
     seconds = round(time.perf_counter() - began, 2)
-    return {"steps": settings.steps, "seconds": seconds, "text_tokens": tokens, "passages": len(passages)} | {
+    return {"steps": settings.steps, "seconds": seconds, "text_tokens": tokens} | {
         "curve": [
             {"step": start + len(part), "loss": round(float(np.mean(part)), 5)}
             for start in range(0, len(losses), _LOGGED)
@@ -244,20 +243,24 @@ def learn(
     }
 
 
-def _batches(
-    passages: list[list[int]], tokenizer: Any, settings: Any, config: RunConfig
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids and attention masks of as many batches as there are steps."""
-    order = BatchOrder([len(ids) for ids in passages], settings.batch_size, data_seed=config.training.data_seed)
+def padded(passages: Sequence[Sequence[int]], tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask, and which tokens are special (padding too) of a batch of passages, `[batch, seq]` each."""
+    chosen = [torch.tensor(ids) for ids in passages]
+    ids = nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=tokenizer.pad_token_id)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in chosen], batch_first=True)
+    return ids, mask, torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids))) | (mask == 0)
+
+
+def _batches(lengths: Sequence[int], settings: Any, config: RunConfig) -> Iterator[list[int]]:
+    """Rows, by number, of as many batches as there are steps."""
+    order = BatchOrder(lengths, settings.batch_size, data_seed=config.training.data_seed)
     step = epoch = 0
     while True:
         rows = order.order(epoch).tolist()
         for start in range(0, len(rows), settings.batch_size):
             if step == settings.steps:
                 return
-            chosen = [torch.tensor(passages[row]) for row in rows[start : start + settings.batch_size]]
-            ids = nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=tokenizer.pad_token_id)
-            yield ids, nn.utils.rnn.pad_sequence([torch.ones_like(c) for c in chosen], batch_first=True)
+            yield rows[start : start + settings.batch_size]
             step += 1
         epoch += 1
 
@@ -314,9 +317,7 @@ class WarmUp(Method):
     settings = WarmUpSettings
     base = "moved"
 
-    def before(
-        self, session: Session, settings: WarmUpSettings, texts: Sequence[str], folder: Path
-    ) -> Mapping[str, Any]:
+    def before(self, session: Session, settings: WarmUpSettings, examples: Examples, folder: Path) -> Mapping[str, Any]:
         """The warm-up.
 
         Raises:
@@ -326,6 +327,7 @@ class WarmUp(Method):
             raise UnsupportedModelError(
                 "warm_up predicts masked words of texts, and this model reads images. Leave warm_up out of the methods."
             )
+        texts = [session.reads.text(example) for example in examples.items]
         return warm_up(session.model, texts, session.reader, settings=settings, config=session.config, folder=folder)
 
     def leftovers(self) -> tuple[str, ...]:

@@ -109,10 +109,9 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
     else:
         learnt, train_rows, watched = train, inputs.rows(train, session, training=True), sets[0]
     write_json(run_dir / CONFIG_FILE, placeless(config))  # only now: a mistyped path must not claim the directory
-    texts = [session.reads.text(example) for example in learnt.items]
     for each in used:
         each.method.initialise(session, each.settings, train_rows)
-    facts = before_training(session, used, texts, run_dir)
+    facts = before_training(session, used, learnt, run_dir)
 
     def evaluate(candidate: nn.Module) -> Mapping[str, float]:
         on = dataclasses.replace(session, model=candidate)
@@ -195,13 +194,13 @@ class _Looks:
 
 
 def before_training(
-    session: Session, used: Sequence[Used], texts: Sequence[str], folder: Path
+    session: Session, used: Sequence[Used], examples: Examples, folder: Path
 ) -> dict[str, Mapping[str, Any]]:
-    """What methods learn from texts alone, and by the method's name what the record says of it."""
+    """What methods learn without labels, and by the method's name what the record says of it."""
     facts: dict[str, Mapping[str, Any]] = {}
     for each in with_own(used, "before"):
         begin_stage(f"before training: {each.method.title}")
-        found = each.method.before(session, each.settings, texts, folder)
+        found = each.method.before(session, each.settings, examples, folder)
         if found is not None:
             facts[each.method.name] = found
     return facts
