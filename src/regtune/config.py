@@ -37,7 +37,9 @@ class RegisterConfig(Checked, section="registers"):
     """What registers to add to a model. The defaults are the paper's (RegBERT, 2024)."""
 
     num_registers: Registers = 8
-    """Number of registers N; 0 leaves the model untouched."""
+    """Number of registers N; 0 leaves the model untouched. Of a model with encoder and decoder: the encoder's."""
+    decoder_registers: Registers = 0
+    """Registers of the decoder's own, beside an encoder with or without some: before what it writes, seen by all."""
     placement: Placement = "prefix"
     """Where they join the text: before it (the paper), after its first token, or behind its last token."""
     position: Position = "learned"
@@ -61,12 +63,13 @@ class RegisterConfig(Checked, section="registers"):
         super().__post_init__()
         alike = self.init in ("zeros", "sep", "mask") and self.position == "none"
         self.require(
-            not alike or self.num_registers < 2,
-            "num_registers",
+            not alike or max(self.num_registers, self.decoder_registers) < 2,
+            "num_registers" if self.num_registers > 1 else "decoder_registers",
             f"with init={self.init!r} and position='none' makes identical registers: attention cannot tell them apart "
             "and they would stay identical for ever. Use position='learned' or init='normal' or 'embedding'.",
         )
-        dead = self.init == "zeros" and self.position == "none" and not self.trainable and self.num_registers > 0
+        some = self.num_registers + self.decoder_registers > 0
+        dead = self.init == "zeros" and self.position == "none" and not self.trainable and some
         self.require(not dead, "init", "with position='none' and trainable=False makes registers that are always zero.")
 
 
@@ -173,7 +176,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
+_NEWER = {"decoder_registers": 0}
+"""Settings of registers that joined after records were written, with their defaults."""
+
+
 def config_hash(config: Any, ignore: tuple[str, ...] = ("output_dir",)) -> str:
-    """The first 12 hex digits of the SHA-256 of the resolved config; `ignore` names top-level fields left out."""
+    """The first 12 hex digits of the SHA-256 of the resolved config; `ignore` names top-level fields left out.
+
+    Settings that are newer than written records count only where they aren't their default, so that hashes stay.
+    """
     content = {key: value for key, value in to_dict(config).items() if key not in ignore}
+    registers = content.get("registers")
+    if isinstance(registers, dict):
+        content["registers"] = {key: value for key, value in registers.items() if (key, value) not in _NEWER.items()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -22,7 +22,7 @@ from regtune.interfaces import Analysis, Block, Examples, Metric, Need, ShownByB
 from regtune.methods.used import label_of
 from regtune.progress import begin_stage, stages
 from regtune.records import file_name, machine, now, plain, read_typed, versions, write_json
-from regtune.registers.surgery import backbone_of, num_registers
+from regtune.registers.surgery import backbone_of, find_decoder_registers, num_registers
 from regtune.registry import ANALYSES
 from regtune.rows.texts import PlainText
 from regtune.session import MODEL_DIR, Session
@@ -246,7 +246,9 @@ def _inspect_one(
 def lacks(session: Session, examples: Examples, need: Need) -> str:
     """What a model or its data lacks for a need, in a sentence; empty where it has it."""
     if need == "registers":
-        return "" if num_registers(session.model) else "the model has no registers."
+        beside = find_decoder_registers(session.model) is not None
+        none = "the model has registers in its decoder alone." if beside else "the model has no registers."
+        return "" if num_registers(session.model) else none
     if need == "attention":
         from regtune.families import family_of
 

@@ -37,7 +37,7 @@ from regtune.errors import DataError, UnsupportedModelError
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.progress import each
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import backbone_of, find_registers
+from regtune.registers.surgery import backbone_of, find_decoder_registers, find_registers
 from regtune.session import Session
 from regtune.tables import Column
 from regtune.typed import Checked
@@ -190,6 +190,11 @@ def activation_ranges(model: nn.Module, batches: Iterable[Batch]) -> dict[str, R
     require_eval_mode(model)
     if not linear_layers(model):
         raise UnsupportedModelError(f"{type(model).__name__} has no linear layer, so there is nothing to quantise.")
+    if find_decoder_registers(model) is not None:
+        raise UnsupportedModelError(
+            f"This {type(model).__name__} has registers in its decoder, and which of its places are padding isn't told "
+            "by the text's mask. Measure it without them: remove_registers(model), or decoder_registers=0."
+        )
     seen = _Extremes(find_registers(model))
     with _every_site(model, seen.see):
         for batch in each(batches, "batches"):

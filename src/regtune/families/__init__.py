@@ -58,7 +58,7 @@ def family_of(config: Any, need: Literal["registers", "relevance", "parts"] = "r
         remedy = " `regtune doctor MODEL` looks for it in the model and writes a family file." if family is None else ""
         raise UnsupportedModelError(f"{refusal}{reason}{remedy} Supported: {known}.")
     if need == "registers":
-        _refuse_variants(family, config)
+        refuse_variants(family, config)
     return family
 
 
@@ -66,7 +66,12 @@ def _has(family: Family, need: str) -> bool:
     return {"parts": True, "registers": family.refusal is None, "relevance": bool(family.relevance)}[need]
 
 
-def _refuse_variants(family: Family, config: Any) -> None:
+def refuse_variants(family: Family, config: Any) -> None:
+    """Refuses configurations of a family that registers don't fit.
+
+    Raises:
+        UnsupportedModelError: which setting, and why.
+    """
     if getattr(config, "is_decoder", False) and not family.causal:
         raise UnsupportedModelError(
             f"This {family.name} has is_decoder=True; registers are supported in encoders. Set is_decoder=False."

@@ -6,6 +6,7 @@ the table there. One table serves registers, relevance, attention, the lens and 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,6 +39,8 @@ class Family:
     # A model that reads with an encoder and writes with a decoder
     encoder: str | None = None
     """Its encoder, which all other paths are of; None for models that are one stack."""
+    decoder: str | None = None
+    """Its decoder, whose parts have the names of the encoder's as far as its own registers need them."""
     cross_attention: str | None = None
     """From a layer of its decoder: the module that attends to what the encoder gives."""
 
@@ -62,6 +65,8 @@ class Family:
     """The module whose output registers join."""
     word_scale: str | None = None
     """Attribute of the backbone by which it multiplies what its table of words gives."""
+    scale_behind: str | None = None
+    """The same where it multiplies all that it is given as embedded words, so that registers are divided by it."""
     masks_first: bool = False
     """The backbone makes its masks while it embeds, so registers have places among the words from the start."""
     masks_always: bool = False
@@ -139,6 +144,25 @@ class Family:
             return ("prefix",)
         behind = self.positions == "absolute" and self.leading > 0
         return ("prefix", "after_cls", "suffix") if behind else ("prefix", "suffix")
+
+    @property
+    def beside_encoder(self) -> bool:
+        """Whether this is a decoder that attends to what an encoder gives (`decoder_side`)."""
+        return self.causal and self.cross_attention is not None
+
+    @property
+    def decoder_side(self) -> Family:
+        """How registers of the decoder's own see it, where this describes a model with an encoder and a decoder."""
+        return dataclasses.replace(
+            self,
+            name=f"the decoder of {self.name}",
+            causal=True,
+            encoder=None,
+            decoder=None,
+            word_scale=None,
+            scale_behind=self.word_scale,
+            unsupported=tuple((name.replace("encoder_", "decoder_"), *rest) for name, *rest in self.unsupported),
+        )
 
     @property
     def joins_words(self) -> bool:

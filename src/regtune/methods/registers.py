@@ -47,7 +47,7 @@ class RegistersMethod(Method):
     settings = RegisterConfig
 
     def attach(self, session: Session, settings: RegisterConfig) -> AttachedRegisters:
-        """Adds the registers; nothing where N = 0."""
+        """Adds the registers; nothing where there are none."""
         ids = {name: getattr(session.reader, name, None) for name in ("sep_token_id", "mask_token_id")}
         add_registers(session.model, settings, **ids)
         return AttachedRegisters(session.model)
@@ -57,8 +57,9 @@ class RegistersMethod(Method):
         return [register_group(model, training)]
 
     def label(self, settings: RegisterConfig) -> str:
-        """What they are and how many: `registers, N = 8`, `[SEP] copies, N = 4`."""
-        return f"{_kind(settings)}, N = {settings.num_registers}"
+        """What they are and how many: `registers, N = 8`, `[SEP] copies, N = 4`, `registers, N = 8, decoder's 4`."""
+        own = f", decoder's {settings.decoder_registers}" if settings.decoder_registers else ""
+        return f"{_kind(settings)}, N = {settings.num_registers}{own}"
 
 
 def _kind(settings: RegisterConfig) -> str:

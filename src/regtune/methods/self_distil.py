@@ -93,7 +93,7 @@ class SelfDistil(Method):
         backbone, path = backbone_of(model), folder / FILE
         if path.is_file():
             return restore_backbone(backbone, path)
-        if not any(parameter.requires_grad for parameter in register_parameters(model)):
+        if not any(parameter.requires_grad for parameter in register_parameters(backbone)):
             raise ConfigError(
                 f"self_distil is for registers, and this model has {num_registers(model)} and none that learn. Set "
                 "registers.num_registers, or take self_distil out of the run."

@@ -32,7 +32,8 @@ def methods_of(config: RunConfig) -> tuple[Used, ...]:
         UnknownNameError: no such method.
         ConfigError: settings that it doesn't have or that can't be, or methods that exclude each other.
     """
-    used = [Used(METHODS.get("registers"), config.registers)] if config.registers.num_registers else []
+    some = config.registers.num_registers or config.registers.decoder_registers
+    used = [Used(METHODS.get("registers"), config.registers)] if some else []
     for name, given in config.methods.items():
         method = METHODS.get(name)
         used.append(Used(method, typed(method.settings, dict(given), f"methods.{name}")))

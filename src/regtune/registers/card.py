@@ -24,7 +24,7 @@ HOOKED = ("save_pretrained", "_upload_modified_files")
 """Of a transformers model: what writes its folder, and what `push_to_hub` ends with."""
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _METADATA = re.compile(r"---\n.*?\n---\s*", re.DOTALL)
-_SHOWN = ("num_registers", "placement", "depth", "position", "init", "layer_norm", "trainable")
+_SHOWN = ("num_registers", "decoder_registers", "placement", "depth", "position", "init", "layer_norm", "trainable")
 
 
 class WithCard:
@@ -95,7 +95,8 @@ def write_uploaded_card(folder: str | Path, model: Any, repository: str, token: 
 def _section(model: Any, record: RunRecord | None, place: str) -> str:
     registers, base = _registers(model), _on_hub(_base(model, record))
     rows: list[tuple[Any, ...]] = [("base model", base or "a local folder")]
-    rows += [(name, str(registers[name])) for name in _SHOWN if name in registers] or [("registers", "none")]
+    shown = [name for name in _SHOWN if name in registers and (registers[name] or name != "decoder_registers")]
+    rows += [(name, str(registers[name])) for name in shown] or [("registers", "none")]
     if record is not None:
         rows += _trained(record)
     parts = [

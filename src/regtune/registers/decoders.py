@@ -4,6 +4,8 @@ A decoder reads `[r_1 ... r_N, x_1 ... x_T]`. Every token sees the registers; a 
 text, or the text would read its own future through it. The first pass with a cache writes the registers' keys and
 values into it, and later passes find them there.
 
+A decoder beside an encoder keeps them in the part of its cache that is its own; what it attends to there is as it was.
+
 Whatever is asked of a cache is answered about the text alone: its length, its room, cropping, the sizes of masks. What
 attention gets from it is always `[registers, what it would get without them]`. So transformers makes the masks as it
 does for the text, and the registers' columns are put in front of them here.
@@ -17,7 +19,14 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    EncoderDecoderCache,
+    StaticLayer,
+)
 from transformers.masking_utils import create_masks_for_generate, find_first_full_attention_index
 
 from regtune.errors import InputError
@@ -209,19 +218,22 @@ def begin(now: Pass, family: Family, named: dict[str, Any], source: Tensor) -> N
     """
     backbone: Any = now.backbone
     enabled, n = now.setting.enabled, now.registers.num_registers
-    cache = named.get("past_key_values")
-    if cache is None and enabled and _wants_cache(backbone, named):
-        cache = named["past_key_values"] = DynamicCache(config=backbone.config)
+    if named.get("past_key_values") is None and enabled and _wants_cache(backbone, named):
+        named["past_key_values"] = _new_cache(backbone, family)
+    cache = _own_cache(named, family)
     held = Held(now.key, n, now.setting)
     joins = enabled if cache is None else _joins(cache, held)
     if not enabled:
         return
     step = _Step(now, named, source, cache, joins)
     step.check()
-    if step.ahead and not torch.compiler.is_compiling():
-        step.check_kept(family)
+    if not torch.compiler.is_compiling():
+        if step.ahead:
+            step.check_kept(family)
+        if joins and family.positions == "relative":
+            step.check_beside()
     if joins and cache is not None:
-        _take_in(cache, held, backbone.config.num_hidden_layers)
+        _take_in(cache, held, len(backbone.get_submodule(family.layers)))
         now.cache = cache
     masks = step.text_masks()
     if joins:
@@ -230,8 +242,34 @@ def begin(now: Pass, family: Family, named: dict[str, Any], source: Tensor) -> N
             named["position_ids"] = step.join_positions()
     named["attention_mask"] = step.extend(masks, explicit=family.masks_always)
     if named["attention_mask"] is None and joins:  # any mask keeps transformers from looking for packed sequences
-        total = step.seq + n * family.joins_words
+        total = step.seq + n * (family.joins_words or family.masks_first)
         named["attention_mask"] = torch.ones(step.batch, total, dtype=torch.bool, device=source.device)
+
+
+def _new_cache(backbone: Any, family: Family) -> Any:
+    made = DynamicCache(config=backbone.config)
+    return EncoderDecoderCache(made, DynamicCache(config=backbone.config)) if family.beside_encoder else made
+
+
+def _own_cache(named: dict[str, Any], family: Family) -> Any:
+    """What a decoder's own tokens are kept in, of the cache that it is given."""
+    given = named.get("past_key_values")
+    if isinstance(given, EncoderDecoderCache):
+        return given.self_attention_cache
+    if given is not None and family.beside_encoder and named.get("encoder_hidden_states") is not None:
+        raise InputError(
+            f"past_key_values is a {type(given).__name__}; beside an encoder it must be an EncoderDecoderCache: "
+            "EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))."
+        )
+    return given
+
+
+def text_and_keys(cache: Any, n: int, seq: int) -> tuple[Any, Any]:
+    """How many tokens and registers a first layer holds, and how many keys attention gets from it with `seq` more."""
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    past = own.get_seq_length()
+    past = past.clone() if isinstance(past, Tensor) else past  # which a fixed cache goes on counting in
+    return past + n, own.get_mask_sizes(seq, 0)[0] + n
 
 
 def _wants_cache(backbone: Any, named: dict[str, Any]) -> bool:
@@ -306,6 +344,14 @@ class _Step:
                 "past_key_values holds registers that were read before any text, for texts that start at position 0, "
                 "and these start elsewhere (padding on the left). Give position_ids in which each text starts at 0: "
                 "(attention_mask.cumsum(1) - 1).clamp(min=0)."
+            )
+
+    def check_beside(self) -> None:
+        """Refuses texts that start elsewhere than behind the registers, where distances are counted along all."""
+        if bool(self._start().any()):
+            raise InputError(
+                "The decoder's mask pads on the left. Its positions are distances, so its registers would be further "
+                "from these texts than from the same ones alone. Pad what the decoder reads on the right."
             )
 
     def _check_mask(self, mask: Any) -> None:

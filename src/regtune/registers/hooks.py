@@ -111,10 +111,7 @@ class RegisterHooks:
         backbone.register_forward_pre_hook(self.announce)
         if not self.family.joins_words:
             embeddings.register_forward_hook(self.join)
-        if self.among_words and self.family.position_embeddings is not None and not self.family.causal:
-            positions = backbone.get_submodule(self.family.position_embeddings)
-            positions.register_forward_pre_hook(self.count_text)
-            positions.register_forward_hook(self.leave_unnumbered)
+        self._install_positions(backbone)
         stack_of(backbone, self.family).register_forward_hook(self.leave, with_kwargs=True)
         if self.family.embeddings_mask is not None:
             embeddings.register_forward_pre_hook(self.hide_mask, with_kwargs=True)
@@ -128,6 +125,20 @@ class RegisterHooks:
             for depth, layer in enumerate(list(layers.children())[1:], start=1):
                 layer.register_forward_pre_hook(functools.partial(self.refresh, depth), with_kwargs=True)
         backbone.forward = Forward(backbone, self)
+
+    def _install_positions(self, backbone: Any) -> None:
+        """The hooks that keep the text's positions what they are without registers."""
+        if self.among_words and self.family.position_embeddings is not None:
+            positions = backbone.get_submodule(self.family.position_embeddings)
+            if not self.family.causal:
+                positions.register_forward_pre_hook(self.count_text)
+                positions.register_forward_hook(self.leave_unnumbered)
+            elif self.family.beside_encoder:
+                positions.register_forward_pre_hook(self.number_text, with_kwargs=True)
+                positions.register_forward_hook(self.leave_front_unnumbered)
+        if self.family.beside_encoder and self.family.positions == "relative":
+            first = next(backbone.get_submodule(self.family.layers).children())
+            first.get_submodule(self.family.attention).register_forward_pre_hook(self.measure, with_kwargs=True)
 
     @staticmethod
     def of(backbone: nn.Module) -> RegisterHooks:
@@ -224,6 +235,8 @@ class RegisterHooks:
         now.joined = self.family.joins_words
         shape = (words.shape[0], now.layout.num_registers, words.shape[-1])
         vectors = now.registers(words.shape[0]) if now.joined else words.new_zeros(shape)
+        if self.family.scale_behind is not None:
+            vectors = vectors / getattr(now.backbone, self.family.scale_behind)
         named["input_ids"], named["inputs_embeds"] = None, now.layout.insert(vectors, words)
 
     def _same_setting(self, now: Pass, source: Tensor) -> None:
@@ -422,6 +435,30 @@ class RegisterHooks:
         positions = output.expand(batch, -1, -1)
         return layout.insert(positions.new_zeros(batch, layout.num_registers, positions.shape[-1]), positions)
 
+    def number_text(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        """Before a module that is given the numbers of all places, `[total]`, in a decoder: gives it the text's."""
+        layout = self._numbered()
+        if layout is None:
+            return None
+        return args, {**kwargs, "position_ids": kwargs["position_ids"][: layout.total - layout.num_registers]}
+
+    def leave_front_unnumbered(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """Behind it: registers, which are in front, get positions of zero; `[..., seq, width]`."""
+        layout = self._numbered()
+        return None if layout is None else nn.functional.pad(output, (0, 0, layout.num_registers, 0))
+
+    def measure(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        """Where distances are counted along the sequence: counts the registers that the cache holds before it (T5)."""
+        now = thread.top
+        if now is None or now.key != self.key or now.layout is not None or not now.setting.enabled:
+            return None
+        if kwargs.get("past_key_values") is None:  # a layer that is run again
+            return None
+        states, name = args[0] if args else kwargs["hidden_states"], self.family.position_bias or ""
+        before, keys = decoders.text_and_keys(kwargs["past_key_values"], now.registers.num_registers, states.shape[1])
+        bias = module.compute_bias(states.shape[1], keys, device=states.device, past_seen_tokens=before)
+        return args, {**kwargs, name: bias}
+
     def _numbered(self) -> Layout | None:
         now = thread.top
         return None if now is None or now.key != self.key else now.layout
@@ -482,11 +519,34 @@ class RegisterHooks:
         """Cuts collected hidden states to the text, and puts attentions in the order `[registers, text]`."""
         length = layout.total - layout.num_registers
         if isinstance(output, tuple):
-            return tuple(_tidy(layout, part, length) if isinstance(part, (tuple, list)) else part for part in output)
+            return self._tidy_all(layout, output, length)
         for name in ("hidden_states", "attentions"):
             if output.get(name) is not None:
                 output[name] = _tidy(layout, output[name], length)
+        if output.get("cross_attentions") is not None:
+            output["cross_attentions"] = _rows_of_text(layout, output["cross_attentions"])
         return output
+
+    def _tidy_all(self, layout: Layout, output: tuple, length: int) -> tuple:
+        maps = [index for index, part in enumerate(output) if _holds_maps(part)]
+        across = maps[1] if len(maps) > 1 and self.family.beside_encoder else None
+        return tuple(
+            _rows_of_text(layout, part)
+            if index == across
+            else _tidy(layout, part, length)
+            if isinstance(part, (tuple, list))
+            else part
+            for index, part in enumerate(output)
+        )
+
+
+def _holds_maps(part: Any) -> bool:
+    return isinstance(part, (tuple, list)) and any(isinstance(item, Tensor) and item.dim() == 4 for item in part)
+
+
+def _rows_of_text(layout: Layout, maps: Any) -> tuple:
+    """The text's queries of a decoder's maps over what an encoder gave, `[batch, heads, total, keys]`."""
+    return tuple(None if weights is None else weights[:, :, layout.num_registers :] for weights in maps)
 
 
 def _strip_states(layout: Layout, part: Any) -> Any:

@@ -90,6 +90,12 @@ class AdapterRegisters(ModulesToSaveWrapper):  # type: ignore[misc]
 
 def _give_registers(model: nn.Module, adapter: str, config: Any, *, active: bool) -> None:
     """Puts an adapter's registers onto the model that the adapter is on."""
+    if config.registers is not None and config.registers.decoder_registers:
+        raise ConfigError(
+            f"decoder_registers={config.registers.decoder_registers} can't be part of an adapter, which brings those "
+            "of one stack. Leave it 0; or add them first, regtune.add_registers(model, ...), and then the adapter with "
+            f"modules_to_save=[{MODULE_NAME!r}]."
+        )
     if config.registers is None or not config.registers.num_registers:
         return
     backbone = backbone_of(model)

@@ -64,12 +64,16 @@ class Registers(nn.Module):
         tokens: the vectors, `[registers, width]`; width is that of the embeddings they join.
         positions: their learned positions, `[registers, width]`, or None.
         deep: fresh vectors for the layers after the first, `[layers - 1, registers, hidden]`, or None.
+        of_decoder: they are a decoder's own, beside an encoder: `decoder_registers` of the config say how many.
     """
 
-    def __init__(self, config: RegisterConfig, *, width: int, hidden: int, num_layers: int) -> None:
+    def __init__(
+        self, config: RegisterConfig, *, width: int, hidden: int, num_layers: int, of_decoder: bool = False
+    ) -> None:
         super().__init__()
-        n = config.num_registers
         self.config = config
+        self.of_decoder = of_decoder
+        n = self.num_registers
         self.tokens = nn.Parameter(torch.empty(n, width))
         self.positions = nn.Parameter(torch.empty(n, width)) if config.position == "learned" else None
         deep = config.depth == "every_layer"
@@ -81,7 +85,7 @@ class Registers(nn.Module):
     @property
     def num_registers(self) -> int:
         """N."""
-        return self.config.num_registers
+        return self.config.decoder_registers if self.of_decoder else self.config.num_registers
 
     @property
     def itself(self) -> Registers:
@@ -178,4 +182,5 @@ class Registers(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        return f"{self.config.num_registers}, placement={self.config.placement!r}, depth={self.config.depth!r}"
+        placement = "prefix" if self.of_decoder else self.config.placement
+        return f"{self.num_registers}, placement={placement!r}, depth={self.config.depth!r}"

@@ -21,8 +21,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, RegtuneError, UnsupportedModelError, shown
-from regtune.families import family_of
-from regtune.families._family import submodule
+from regtune.families import family_of, find_family
+from regtune.families._family import Family, submodule
 from regtune.models.safety import (
     HUB_OPTIONS,
     check_model_config,
@@ -34,12 +34,17 @@ from regtune.models.safety import (
 from regtune.records import read_typed, write_bytes, write_json
 from regtune.registers.hooks import MODULE_NAME
 from regtune.registers.moved_neurons import move_neurons, read_neurons
+from regtune.registers.registers import Registers
 from regtune.registers.sinks import SINKS_KEY, add_sink_logits
 from regtune.registers.surgery import (
     CONFIG_KEY,
     NEURONS_KEY,
     backbone_of,
+    decoder_of,
+    find_decoder_registers,
+    find_registers,
     join_registers,
+    num_layers,
     require_registers,
     write_config,
 )
@@ -50,6 +55,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 WEIGHTS = "registers.safetensors"
 SETTINGS = "registers.json"
 _KEYS = re.compile(rf"(?:^|\.){MODULE_NAME}\.(?:tokens|positions|deep)$")
+_OF_DECODER = "decoder."
 _SINKS = re.compile(rf"\.{SINKS_KEY}\.logits$")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -186,9 +192,20 @@ def _add_where_spoken(model: PreTrainedModel, key: str, add: Callable[[Any, Any,
 
 def _add(model: Any, config: RegisterConfig) -> None:
     """Adds registers whose values will be read from a file; the config says how they were made at first."""
+    if decoder_of(model) is None:  # the encoder alone, of a model whose decoder has some too
+        config = dataclasses.replace(config, decoder_registers=0)
     join_registers(model, dataclasses.replace(config, init="normal"))
-    require_registers(model).config = config
-    write_config(model, config)
+    found = _sets(model)
+    for registers in found.values():
+        registers.config = config
+    if found:
+        write_config(model, config)
+
+
+def _sets(model: nn.Module) -> dict[str, Registers]:
+    """A model's registers by what their names begin with in the registers' own file."""
+    both = {"": find_registers(model), _OF_DECODER: find_decoder_registers(model)}
+    return {prefix: registers for prefix, registers in both.items() if registers is not None}
 
 
 def _add_sinks(model: Any, said: Any, where: str) -> None:
@@ -220,7 +237,7 @@ def _require_restored(name: str | Path, model: Any, report: Mapping[str, Any]) -
             f"doesn't mention, and without them this is another model. Set {SINKS_KEY} to true in its config.json."
         )
     missing = _register_keys(report["missing_keys"])
-    left = _register_keys(report["unexpected_keys"])
+    left = [key for key in _register_keys(report["unexpected_keys"]) if not _of_absent_decoder(model, key)]
     if missing:
         raise CheckpointError(
             f"{name}: config.json has registers, but the weights lack {', '.join(missing)}. "
@@ -250,6 +267,14 @@ def _register_keys(keys: Iterable[str]) -> list[str]:
     return sorted(key for key in keys if _KEYS.search(key))
 
 
+def _of_absent_decoder(model: Any, key: str) -> bool:
+    """Whether registers are those of a decoder that this class of model leaves out, with all its other weights."""
+    path = key.rpartition(f".{MODULE_NAME}.")[0]
+    family = find_family(getattr(model, "config", None))
+    is_decoder = family is not None and family.decoder is not None and path.split(".")[-1] == family.decoder
+    return is_decoder and submodule(model, path) is None
+
+
 def save_registers(model: nn.Module, folder: str | Path) -> Path:
     """Writes the registers alone: `registers.safetensors` (a few kB) and `registers.json`. Returns the folder.
 
@@ -260,12 +285,14 @@ def save_registers(model: nn.Module, folder: str | Path) -> Path:
     Raises:
         UnsupportedModelError: the model has no registers.
     """
-    registers = require_registers(model)
+    found = _sets(model) or {"": require_registers(model)}
     folder = Path(folder)
-    weights = {name: _whole(value) for name, value in registers.named_parameters()}
+    weights = {f"{at}{name}": _whole(value) for at, part in found.items() for name, value in part.named_parameters()}
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         raw = save(weights)
-        saved = _Saved(**_described(model), registers=registers.config, sha256=hashlib.sha256(raw).hexdigest())
+        saved = _Saved(
+            **_described(model), registers=next(iter(found.values())).config, sha256=hashlib.sha256(raw).hexdigest()
+        )
         write_bytes(folder / WEIGHTS, raw)
         write_json(folder / SETTINGS, dataclasses.asdict(saved))
     return folder
@@ -315,26 +342,42 @@ def load_registers(model: ModelT, folder: str | Path) -> ModelT:
                 f"{folder}: these registers were made for {name}={shown(found)}, this model has {value!r}. "
                 f"They were trained on {shown(saved.base_model or 'an unnamed model')}; load them onto that."
             )
-    _check_weights(weights, saved.registers, backbone_of(model), folder / WEIGHTS)
+    _check_weights(weights, saved.registers, model, folder / WEIGHTS)
     if saved.sha256 not in ("", hashlib.sha256(raw).hexdigest()):
         raise CheckpointError(f"{folder / WEIGHTS} is not the file that {SETTINGS} was written with. {remedy}")
     _add(model, saved.registers)
-    require_registers(model).load_state_dict(weights)
+    for prefix, registers in _sets(model).items():
+        registers.load_state_dict({name: weights[f"{prefix}{name}"] for name in registers.state_dict()})
     return model
 
 
-def _check_weights(weights: Mapping[str, Tensor], config: RegisterConfig, backbone: Any, file: Path) -> None:
-    family = family_of(backbone.config)
+def _shapes(config: RegisterConfig, backbone: Any, family: Family) -> dict[str, tuple[int, ...]]:
+    """Of a backbone's registers, by name; none where it has none."""
     joined = submodule(backbone, family.joined)
     width = backbone.config.hidden_size if joined is None else next(joined.parameters()).shape[-1]
-    n, hidden, layers = config.num_registers, backbone.config.hidden_size, backbone.config.num_hidden_layers
-    shapes: dict[str, tuple[int, ...]] = {"tokens": (n, width)}
-    if config.position == "learned":
+    n = config.decoder_registers if family.beside_encoder else config.num_registers
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (n, width)} if n else {}
+    if n and config.position == "learned":
         shapes["positions"] = (n, width)
-    if config.depth == "every_layer":
-        shapes["deep"] = (layers - 1, n, hidden)
+    if n and config.depth == "every_layer":
+        shapes["deep"] = (num_layers(backbone, family) - 1, n, backbone.config.hidden_size)
+    return shapes
+
+
+def _check_weights(weights: Mapping[str, Tensor], config: RegisterConfig, model: nn.Module, file: Path) -> None:
+    backbone, decoder = backbone_of(model), decoder_of(model)
+    family = family_of(backbone.config)
+    shapes = _shapes(config, backbone, family)
+    if config.decoder_registers and decoder is None:
+        raise CheckpointError(
+            f"{file} holds registers of a decoder too, and this {type(model).__name__} has none beside its encoder. "
+            "Load them onto the whole model."
+        )
+    if decoder is not None:
+        own = _shapes(config, decoder, family.decoder_side)
+        shapes |= {f"{_OF_DECODER}{name}": shape for name, shape in own.items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
-    if n == 0 or found != shapes:
+    if not shapes or found != shapes:
         raise CheckpointError(
             f"{file} doesn't hold the registers its JSON describes: it has {shown(found, 200)}, expected {shapes}."
         )

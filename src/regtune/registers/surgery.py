@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
-from regtune.families import family_of, find_family
+from regtune.families import family_of, find_family, refuse_variants
 from regtune.families._family import Family, embed_words, modules_at, sides, submodule
 from regtune.registers.card import HOOKED, WithCard
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks, registers_in
@@ -38,11 +38,12 @@ def add_registers(
     sep_token_id: int | None = None,
     mask_token_id: int | None = None,
 ) -> ModelT:
-    """Adds registers to a pretrained encoder or decoder **in place** and returns it.
+    """Adds registers to a pretrained encoder or decoder, or a model with both, **in place** and returns it.
 
     Labels, logits, hidden states and the pooler keep meaning the text; `Trainer`, `save_pretrained` and the heads
-    work as before. `num_registers=0` leaves the model untouched. Mechanism: RegBERT (Parihar et al., 2024) after
-    Darcet et al. 2024 (arXiv 2309.16588); see `regtune.registers.hooks`.
+    work as before. `num_registers=0` leaves the model untouched. Of a model with an encoder and a decoder, the encoder
+    gets `num_registers` and the decoder `decoder_registers`. Mechanism: RegBERT (Parihar et al., 2024) after Darcet et
+    al. 2024 (arXiv 2309.16588); see `regtune.registers.hooks`.
 
     Args:
         model: a Hugging Face model of a supported family, with any head or none.
@@ -65,19 +66,37 @@ def join_registers(model: ModelT, config: RegisterConfig, ids: dict[str, int | N
     backbone = backbone_of(model)
     _refuse_writer(backbone)
     family = family_of(backbone.config)
-    if find_registers(model) is not None:
+    if there := _all_owners(model):
+        has = sum(registers.num_registers for owner in there if (registers := registers_in(owner)) is not None)
         raise UnsupportedModelError(
-            f"{type(model).__name__} has {num_registers(model)} registers already; call remove_registers(model) first."
+            f"{type(model).__name__} has {has} registers already; call remove_registers(model) first."
         )
-    if config.num_registers == 0:
-        return model
-    _check_parts(family, backbone)
-    _check_fit(config, family, backbone)
-    registers = make_registers(config, backbone, ids)
-    backbone.add_module(MODULE_NAME, registers.train(backbone.training))
-    RegisterHooks(backbone, family).install(backbone, deep=registers.deep is not None)
-    write_config(model, config)
+    places = [(backbone, family)] if config.num_registers else []
+    if config.decoder_registers:
+        places.append((_require_decoder(config, model, family), family.decoder_side))
+    for place, side in places:
+        _check_parts(side, place)
+        _check_fit(config, side, place)
+    for place, side in places:
+        registers = make_registers(config, place, ids, family=side)
+        place.add_module(MODULE_NAME, registers.train(place.training))
+        RegisterHooks(place, side).install(place, deep=registers.deep is not None)
+    if places:
+        write_config(model, config)
     return model
+
+
+def _require_decoder(config: RegisterConfig, model: nn.Module, family: Family) -> Any:
+    """The decoder beside a model's encoder, for registers of its own."""
+    decoder = decoder_of(model)
+    if decoder is None:
+        it = "it is a decoder alone" if family.causal else "it has no decoder beside its encoder"
+        raise ConfigError(
+            f"decoder_registers={config.decoder_registers} doesn't fit this {type(model).__name__}: {it}. Use "
+            "num_registers."
+        )
+    refuse_variants(family.decoder_side, decoder.config)
+    return decoder
 
 
 def remove_registers(model: ModelT) -> ModelT:
@@ -89,9 +108,11 @@ def remove_registers(model: ModelT) -> ModelT:
         UnsupportedModelError: the model has no registers, another library has wrapped them, or it is
             distributed over several processes.
     """
-    require_registers(model)
+    owners = _all_owners(model)
+    if not owners:
+        require_registers(model)
     _refuse_shared_out(model)
-    for backbone in _owners(model):
+    for backbone in owners:
         neurons: Any = backbone._modules.get(NEURONS_KEY)
         if neurons is not None:
             neurons.take_back(model)
@@ -199,6 +220,13 @@ def base_of(model: nn.Module) -> Any:
     return next(whole, backbone)
 
 
+def decoder_of(model: nn.Module) -> Any:
+    """The decoder beside the model's encoder, or None."""
+    base = base_of(model)
+    family = find_family(base.config)
+    return None if family is None else submodule(base, family.decoder)
+
+
 def _encoder_in(part: Any) -> nn.Module | None:
     """The encoder in a model that has a decoder beside it, if its family says where."""
     family = find_family(part.config)
@@ -218,9 +246,19 @@ def _is_pretrained(module: Any) -> bool:
     return hasattr(type(module), "base_model_prefix") and hasattr(module, "config")
 
 
-def _owners(model: nn.Module) -> list[Any]:
+def _all_owners(model: nn.Module) -> list[Any]:
     """Every module below `model` that runs with registers of its own."""
     return [module for module in model.modules() if registers_in(module) is not None]
+
+
+def _owners(model: nn.Module) -> list[Any]:
+    """The same without decoders beside an encoder, unless one of these is what is asked about."""
+    return [owner for owner in _all_owners(model) if owner is model or not _writes(owner)]
+
+
+def _writes(owner: nn.Module) -> bool:
+    registers = registers_in(owner)
+    return registers is not None and registers.of_decoder
 
 
 def _all_registers(model: nn.Module) -> list[Registers]:
@@ -271,10 +309,20 @@ def _parts_with_configs(model: nn.Module) -> list[Any]:
 def find_registers(model: nn.Module) -> Registers | None:
     """The model's `Registers` module, or None. Of copies that PEFT made, the one that acts.
 
+    Of a model with an encoder and a decoder it is the encoder's; `find_decoder_registers` finds the decoder's own.
+
     Raises:
-        UnsupportedModelError: there are several sets of registers (two towers, an encoder and a decoder).
+        UnsupportedModelError: there are several sets of registers (two towers).
     """
-    owners = _owners(model)
+    return _only(model, _owners(model))
+
+
+def find_decoder_registers(model: nn.Module) -> Registers | None:
+    """The registers of the decoder's own in a model that has an encoder too, or None. Raises as `find_registers`."""
+    return _only(model, [owner for owner in _all_owners(model) if _writes(owner)])
+
+
+def _only(model: nn.Module, owners: list[Any]) -> Registers | None:
     if len(owners) > 1:
         raise UnsupportedModelError(
             f"This {type(model).__name__} has {len(owners)} sets of registers (in "
@@ -302,7 +350,7 @@ def layout_of(model: nn.Module, attention_mask: Tensor) -> Layout | None:
 
 
 def num_registers(model: nn.Module) -> int:
-    """How many registers a model has; 0 if none.
+    """How many registers a model has; 0 if none. Of a model with an encoder and a decoder, the encoder's.
 
     Raises:
         CheckpointError: its config has registers that were lost when it was loaded without regtune.
@@ -313,7 +361,12 @@ def num_registers(model: nn.Module) -> int:
 
 def register_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The registers' parameters, for a parameter group of their own; of several sets, all."""
-    return [parameter for owner in _owners(model) for parameter in (registers_in(owner) or nn.Module()).parameters()]
+    return [parameter for owner in _all_owners(model) for parameter in _parameters_of(owner)]
+
+
+def _parameters_of(owner: nn.Module) -> list[nn.Parameter]:
+    registers = registers_in(owner)
+    return [] if registers is None else list(registers.parameters())
 
 
 def register_positions(model: nn.Module) -> int:
@@ -345,6 +398,11 @@ def require_registers(model: nn.Module) -> Registers:
         CheckpointError: they were lost when the model was loaded without regtune.
     """
     registers = find_registers(model) or _refuse_lost(model)
+    if registers is None and _all_owners(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has registers in its decoder alone, and this is about those of an encoder. Give "
+            "it some: num_registers beside decoder_registers."
+        )
     if registers is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no registers; call add_registers(model, ...) first.")
     return registers
@@ -357,8 +415,8 @@ def _refuse_lost(model: nn.Module) -> Registers | None:
         return None
     for part in parts:
         settings = getattr(getattr(part, "config", None), CONFIG_KEY, None)
-        if settings:
-            number = settings.get("num_registers") if isinstance(settings, dict) else settings
+        number = _promised(part, settings)
+        if number:
             raise CheckpointError(
                 f"{type(part).__name__} was loaded without regtune: its config has {number} registers and it has "
                 "none, so it computes without what it was trained with. Load it with regtune.from_pretrained(...); to "
@@ -372,6 +430,15 @@ def _refuse_lost(model: nn.Module) -> Registers | None:
                     "RegisterConfig(num_registers=...)), then PeftModel.from_pretrained(model, ...)."
                 )
     return None
+
+
+def _promised(part: Any, settings: Any) -> Any:
+    """How many registers a part of a model ought to have by its config; what the config says if that is no mapping."""
+    if not isinstance(settings, dict):
+        return settings
+    family = find_family(part.config)
+    has_decoder = family is not None and submodule(getattr(part, "base_model", part), family.decoder) is not None
+    return settings.get("num_registers", 0) + has_decoder * settings.get("decoder_registers", 0)
 
 
 def _refuse_shared_out(model: nn.Module) -> None:
@@ -415,14 +482,13 @@ def _refuse_writer(backbone: Any) -> None:
     path = None if family is None else family.cross_attention
     if family is not None and path is not None and any(at.endswith(path) for at, _ in backbone.named_modules()):
         raise UnsupportedModelError(
-            f"This is the decoder of {family.name}, and registers join its encoder alone: the decoder numbers its "
-            "tokens and measures their distances by a cache that is split into its own tokens and the encoder's, and "
-            "registers in it would shift them. Pass the whole model, or its encoder."
+            f"This is the decoder of {family.name} without its encoder. Pass the whole model, and say with "
+            "decoder_registers=N how many the decoder gets (num_registers are the encoder's)."
         )
 
 
 def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
-    if config.placement not in family.placements:
+    if config.placement not in family.placements and not family.beside_encoder:
         reason = "its positions are distances, so registers behind [CLS] would move the text away from it"
         if not family.leading:
             reason = "it has no [CLS]"
@@ -442,7 +508,7 @@ def _check_fit(config: RegisterConfig, family: Family, backbone: Any) -> None:
             raise ConfigError(f"init={config.init!r} doesn't fit {family.name}, which reads no words. Use 'normal'.")
         return
     limit = getattr(backbone.config, "max_position_embeddings", None)
-    if limit is not None and config.num_registers >= limit:
+    if limit is not None and config.num_registers >= limit and not family.beside_encoder:
         raise ConfigError(
             f"num_registers={config.num_registers} leaves no room: {type(backbone).__name__} has positions for "
             f"{limit} tokens. Use fewer registers (0 to 100 have been studied)."
@@ -463,21 +529,40 @@ def _check_decoder_settings(config: RegisterConfig, family: Family, backbone: An
         )
 
 
-def make_registers(config: RegisterConfig, backbone: Any, token_ids: dict[str, int | None] | None = None) -> Registers:
-    """New registers for a backbone, not yet on it; `token_ids` of `sep` and `mask` where its config lacks them."""
-    family, token_ids = family_of(backbone.config), token_ids or {"sep": None, "mask": None}
+def make_registers(
+    config: RegisterConfig,
+    backbone: Any,
+    token_ids: dict[str, int | None] | None = None,
+    *,
+    family: Family | None = None,
+) -> Registers:
+    """New registers for a backbone, not yet on it.
+
+    Args:
+        config: what registers.
+        backbone: that they are for.
+        token_ids: of `sep` and `mask` where its config lacks them.
+        family: the backbone's where its config doesn't say it (`Family.decoder_side`).
+    """
+    family, token_ids = family or family_of(backbone.config), token_ids or {"sep": None, "mask": None}
     weight = _joined(backbone, family)
     registers = Registers(
         config,
         width=weight.shape[-1],
         hidden=backbone.config.hidden_size,
-        num_layers=backbone.config.num_hidden_layers,
+        num_layers=num_layers(backbone, family),
+        of_decoder=family.beside_encoder,
     )
     if registers.tokens.device.type != "meta":
         registers.to(device=weight.device, dtype=weight.dtype)
     if config.init in ("embedding", "sep", "mask") and weight.device.type != "meta":
         registers.reset_parameters(_embedding_scale(config, family, backbone, token_ids))
     return registers
+
+
+def num_layers(backbone: Any, family: Family) -> int:
+    """How many layers a backbone has; of a decoder beside an encoder, whose config is of both, those that are there."""
+    return len(backbone.get_submodule(family.layers)) if family.beside_encoder else backbone.config.num_hidden_layers
 
 
 def _joined(backbone: Any, family: Family) -> Tensor:
@@ -503,7 +588,9 @@ def _embedding_scale(
         given = torch.randint(table.num_embeddings, (1, min(_SAMPLE, limit)))
     given = given.to(next(table.parameters()).device)
     if family.norm is None and not family.reads_images:
-        return _spread(embed_words(backbone, family, given)[0], config.init in token_ids)
+        words = embed_words(backbone, family, given)[0]
+        scale = 1.0 if family.scale_behind is None else getattr(backbone, family.scale_behind)
+        return _spread(words * scale, config.init in token_ids)
     captured: list[Tensor] = []
     if config.layer_norm:
         norm = backbone.get_submodule(family.norm)

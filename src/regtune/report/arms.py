@@ -81,7 +81,7 @@ def arm_of(record: RunRecord, settings: Mapping[str, Any]) -> Arm:
     """The arm of a run with those settings (`settings_of`)."""
     count = int(settings["registers.num_registers"])
     own = {name: value for name, value in settings.items() if name not in _NOT_ARM}
-    if not count:  # settings of registers that don't exist
+    if not count and not settings["registers.decoder_registers"]:  # settings of registers that don't exist
         own = {name: value for name, value in own.items() if "register" not in name or name.startswith("methods.")}
     return Arm(name=record.label, num_registers=count, settings=json.dumps(own, sort_keys=True))
 

@@ -22,7 +22,7 @@ from regtune.models.loading import load_image_processor, load_tokenizer, quiet_t
 from regtune.models.precision import best_device, has_bfloat16
 from regtune.progress import begin_stage, stages
 from regtune.records import write_bytes
-from regtune.registers.surgery import backbone_of, find_registers, num_registers
+from regtune.registers.surgery import backbone_of, find_decoder_registers, find_registers, num_registers
 from regtune.registry import FAMILIES
 from regtune.session import load_model, modality_of, open_target, own_head
 from regtune.tables import Column, Table
@@ -126,8 +126,8 @@ def _examine(name: str, registers: RegisterConfig, seed: int, file: Path | None)
     torch.manual_seed(seed)
     model = load_model(own_head(location), location).float().eval()
     reader, about_reader = _reader(location, model)
-    own = find_registers(model)
-    if own is None and registers.num_registers == 0:
+    own = find_registers(model) or find_decoder_registers(model)
+    if own is None and registers.num_registers + registers.decoder_registers == 0:
         raise ConfigError("num_registers=0 leaves the doctor nothing to examine; give at least 1.")
     ids = {f"{token}_token_id": getattr(reader, f"{token}_token_id", None) for token in ("sep", "mask")}
 
@@ -164,7 +164,7 @@ def _examine(name: str, registers: RegisterConfig, seed: int, file: Path | None)
             _parts(model),
             *proved,
         )
-        summary = _summary(model, None if own is not None else registers.num_registers)
+        summary = _summary(model, None if own is not None else registers)
     return Report(model=name, summary=summary, findings=findings, search=search)
 
 
@@ -234,12 +234,16 @@ def _environment() -> list[Finding]:
     return [Finding(name=name, passed=None, text=text) for name, text in told.items()]
 
 
-def _summary(model: Any, added: int | None) -> str:
-    """In a line; `added` is how many registers were added, None where the model has its own."""
+def _summary(model: Any, added: RegisterConfig | None) -> str:
+    """In a line; `added` are the registers that were added, None where the model has its own."""
     config = backbone_of(model).config
-    whose = f"no registers of its own; {added} added for the proofs"
     if added is None:
-        whose = f"{num_registers(model)} registers of its own"
+        in_decoder = find_decoder_registers(model)
+        counts, whose = (num_registers(model), in_decoder.num_registers if in_decoder else 0), "registers of its own"
+    else:
+        counts, whose = (added.num_registers, added.decoder_registers), "added for the proofs"
+    said = f"{counts[0]} and the decoder's {counts[1]}" if counts[1] else str(counts[0])
+    whose = f"{said} {whose}" if added is None else f"no registers of its own; {said} {whose}"
     total = sum(parameter.numel() for parameter in model.parameters())
     return (
         f"{family_of(config).name}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "

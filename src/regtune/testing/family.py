@@ -13,7 +13,7 @@ from regtune.analyses.neurons.weights import neuron_weights
 from regtune.config import RegisterConfig
 from regtune.families import family_of
 from regtune.families._family import Family, modules_at, submodule
-from regtune.registers.surgery import backbone_of
+from regtune.registers.surgery import backbone_of, decoder_of
 from regtune.rows.targets import TokenLogit
 from regtune.testing.broken import Broken
 from regtune.testing.invariants import prove
@@ -39,11 +39,14 @@ def check_family(model: nn.Module, registers: Iterable[RegisterConfig] = ()) -> 
     broken = Broken(f"The family {family.name!r} ({type(model).__name__})")
     for path in missing_parts(family, model):
         broken.require(False, f"there is no {path}")
-    configs = list(registers) or (list(_everywhere(family)) if family.refusal is None and not broken.found else [])
+    configs = list(registers) or (
+        list(_everywhere(family, model)) if family.refusal is None and not broken.found else []
+    )
     for config in configs:
         subject = Subject(model=copy.deepcopy(model), inputs=make_inputs(model)[0])
         subject.add(config)
         where = f"placement={config.placement}, depth={config.depth}"
+        where += f", decoder_registers={config.decoder_registers}" if config.decoder_registers else ""
         for finding in prove(subject):
             broken.require(finding.passed is not False, f"{where}: {finding.name}: {finding.text}")
     if not family.reads_images and family.encoder is None and family.feed_forward_in is not None and not broken.found:
@@ -71,7 +74,10 @@ def missing_parts(family: Family, model: Any) -> Iterator[str]:
         yield from (path for path in family.lm_head if submodule(model, path) is None)
 
 
-def _everywhere(family: Family) -> Iterator[RegisterConfig]:
+def _everywhere(family: Family, model: nn.Module) -> Iterator[RegisterConfig]:
     for placement in family.placements:
         for depth in ("input",) if family.shared_layers else ("input", "every_layer"):
             yield RegisterConfig(num_registers=3, placement=placement, depth=depth, init_std=0.5)  # type: ignore[arg-type]
+    if decoder_of(model) is not None:
+        yield RegisterConfig(num_registers=2, decoder_registers=3, init_std=0.5)
+        yield RegisterConfig(num_registers=0, decoder_registers=3, depth="every_layer", init_std=0.5)

@@ -21,7 +21,7 @@ from regtune.analyses.attribution.batch import Batch, given_embeddings, word_emb
 from regtune.analyses.reversible import freeze
 from regtune.errors import UnsupportedModelError, unknown_name
 from regtune.registers.passes import Layout
-from regtune.registers.surgery import backbone_of, base_of, find_registers, layout_of
+from regtune.registers.surgery import backbone_of, base_of, find_decoder_registers, find_registers, layout_of
 from regtune.rows.targets import LOGITS, Resolved, TargetError, values_of
 from regtune.rows.token_classes import is_content
 
@@ -66,6 +66,11 @@ def attention_gradient_scores(batch: Batch, *, layers: str = "all") -> Scores:
     change, to first order, if nobody attended to it. `layers`: `all`, or the `last` alone.
     """
     _check_layers(layers)
+    if find_decoder_registers(batch.model) is not None:
+        raise UnsupportedModelError(
+            f"This {type(batch.model).__name__} has registers in its decoder, which attend to the text beside what is "
+            f"written, and no gradient of these weights is at hand. {_INSTEAD}"
+        )
     kept: list[Tensor] = []
     with ExitStack() as stack:
         freeze(batch.model, stack)

@@ -12,6 +12,7 @@ BART = Family(
     name="BART",
     model_types=("bart",),
     encoder="encoder",
+    decoder="decoder",
     cross_attention="encoder_attn",
     positions="absolute",
     word_embeddings="embed_tokens",

@@ -12,6 +12,7 @@ T5 = Family(
     model_types=("t5",),
     leading=0,
     encoder="encoder",
+    decoder="decoder",
     cross_attention="layer.1.EncDecAttention",
     positions="relative",
     word_embeddings="embed_tokens",
