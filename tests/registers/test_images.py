@@ -8,6 +8,7 @@ from transformers import Dinov2Backbone, Dinov2Config, Dinov2WithRegistersConfig
 
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, InputError
+from regtune.families import family_of
 from regtune.registers.saving import from_pretrained
 from regtune.registers.surgery import add_registers, backbone_of, disable_registers, mask_registers, max_text_length
 from regtune.testing import check_family
@@ -28,6 +29,29 @@ def test_every_family_of_images_keeps_every_promise(family, attention):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_without_a_head_keeps_every_promise(family):
     check_family(tiny_model(family, "none", "sdpa"), [FOUR])
+
+
+PLACES = [
+    (family, placement)
+    for family in FAMILIES
+    for placement in ("prefix", "after_cls", "suffix")
+    if placement != "after_cls" or family not in WITHOUT_CLS
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "placement"), PLACES)
+def test_registers_stand_in_front_of_all_behind_cls_or_behind_the_patches(family, placement):
+    model = tiny_model(family, "none")
+    add_registers(model, RegisterConfig(num_registers=4, init_std=0.5, placement=placement))
+    backbone, seen = backbone_of(model), []
+    backbone.get_submodule(family_of(backbone.config).layers)[0].register_forward_pre_hook(
+        lambda _, args, given: seen.append((*args, *given.values())[0]), with_kwargs=True
+    )
+    model(**images())
+    place = {"prefix": 0, "after_cls": 1, "suffix": LEADING[family] + 9}[placement]
+    assert seen[0].shape == (3, LEADING[family] + 9 + 4, 32)
+    assert torch.equal(seen[0][:, place : place + 4], backbone.registers(3))
 
 
 def with_registers_of_its_own(model):

