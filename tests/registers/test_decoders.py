@@ -108,7 +108,9 @@ def test_a_quantised_cache_continues_with_the_same_tokens_and_leaves_registers_a
     if backend == "quanto":
         pytest.importorskip("optimum.quanto")
         from optimum.quanto.library.extensions.cpp import ext
-        from optimum.quanto.library.unpack import unpack
+
+        def unpack(packed, bits):
+            return torch.cat([(packed >> place) & (2**bits - 1) for place in range(0, 8, bits)])
 
         monkeypatch.setattr(ext, "_lib", SimpleNamespace(unpack=unpack))  # which is compiled on its first use
     model, _ = with_registers(family, attentions_of(family)[-1])
