@@ -100,6 +100,16 @@ def test_images_of_another_size_are_read_or_refused_in_words(family):
 
 
 @torch.no_grad()
+def test_oblong_patches_are_counted_by_their_own_sides():
+    model, batch = tiny_model("vit", "none", image_size=(24, 36), patch_size=(8, 12)), images(size=(24, 36))
+    plain = model(**batch).last_hidden_state
+    add_registers(model, RegisterConfig(num_registers=4, init_std=0.5, placement="suffix"))
+    assert model(**batch).last_hidden_state.shape == plain.shape == (3, 1 + 3 * 3, 32)
+    with mask_registers(model):
+        assert torch.allclose(model(**batch).last_hidden_state, plain, atol=1e-5)
+
+
+@torch.no_grad()
 def test_attentions_of_patches_have_the_registers_in_front():
     model, batch = tiny_model("vit"), images()
     add_registers(model, BEHIND)
