@@ -83,6 +83,7 @@ def test_a_plan_that_goes_is_recorded_too_and_one_that_comes_late_was_not_planne
         run_sweep(dataclasses.replace(sweep, plan=each), tmp_path / "s", progress=False)
     late, gone = read_sweep_file(tmp_path / "s").plans
     assert (late.begun, gone.plan) == (4, None)
+    assert planned((late,)) is None
     assert planned((late, gone)) is None
     assert history((late, gone), (F1,))[1].startswith("Plan withdrawn")
 
