@@ -130,6 +130,17 @@ def test_attention_and_rollout_are_shares_read_where_the_head_reads(family):
         assert found.relevance.sum() + found.registers.sum() == pytest.approx(1.0)
     if family == "siglip_vision_model":  # it has no [CLS]: the mean over its patches is read
         assert found.read_from == ()
+    (found, _) = attribute(model, {"pixel_values": pixels}, method="attention")
+    with torch.no_grad():
+        weights = model(pixels, output_attentions=True).attentions[-1][0].mean(0)
+    count = len(found.relevance)
+    cls, patches = torch.eye(count)[0].double(), (torch.arange(count) >= LEADING[family]).double() / 9
+    read = {"siglip_vision_model": patches, "clip_vision_model": patches, "dinov2": (cls + patches) / 2}.get(
+        family, cls
+    )
+    expected = read @ weights[2:].double()
+    assert np.allclose(found.relevance, expected[2:], atol=1e-6)
+    assert np.allclose(found.registers, expected[:2], atol=1e-6)
 
 
 def test_any_method_without_chefers_rules_explains_an_image_and_scores_belong_to_it(folder, data):
