@@ -254,9 +254,11 @@ def _new_cache(backbone: Any, family: Family) -> Any:
 def _own_cache(named: dict[str, Any], family: Family) -> Any:
     """What a decoder's own tokens are kept in, of the cache that it is given."""
     given = named.get("past_key_values")
+    if given is None or not family.beside_encoder:
+        return given
     if isinstance(given, EncoderDecoderCache):
         return given.self_attention_cache
-    if given is not None and family.beside_encoder and named.get("encoder_hidden_states") is not None:
+    if named.get("encoder_hidden_states") is not None:
         raise InputError(
             f"past_key_values is a {type(given).__name__}; beside an encoder it must be an EncoderDecoderCache: "
             "EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))."
