@@ -7,12 +7,15 @@ import json
 import re
 
 import pytest
+import torch
 
+import regtune
 from methods.conformance import KINDS, WORKS, Cell, cells, outcome, prepare, tried
 from regtune.config import RunConfig
 from regtune.errors import ConfigError
 from regtune.methods.listing import SUPPORT
 from regtune.methods.used import methods_of
+from regtune.registers.sinks import add_sink_logits, sinks_in
 from regtune.registry import METHODS
 from regtune.session import SharedInputs
 
@@ -100,6 +103,49 @@ def test_methods_that_do_not_exclude_each_other_run_together(pair, folder, input
 def test_all_methods_that_do_not_exclude_each_other_run_together(folder, inputs):
     for pair in sorted(run_together()):
         assert_together(pair, folder, inputs)
+
+
+# Adapters on a model that has sink logits already
+
+
+@pytest.fixture(scope="module")
+def folder_with_sinks(tmp_path_factory):
+    """The same tiny models, each with a sink a head that takes a third of what one key of score 0 has."""
+    folder = prepare(tmp_path_factory.mktemp("sinks"))
+    for kind, task in (("BERT", "classify"), ("ModernBERT", "classify"), ("Llama", "lm")):
+        place = folder / f"{KINDS[kind]}-{task}"
+        session = regtune.open(place, task=task)
+        add_sink_logits(session.model, share=0.25).save_pretrained(place)
+    return folder
+
+
+def assert_on_sinks(cell, folder, inputs):
+    """An adapter on a base with sinks does what it does on one without, and the base's sinks come back with it."""
+    said = outcome(cell, folder, inputs)
+    name = cell.name
+    assert numberless(said) == numberless(SAID[cell.method][cell.kind][name])
+    if said == WORKS:
+        sinks = sinks_in(regtune.open(folder / "run").model)
+        assert len(sinks) == 3
+        start = sinks_in(regtune.open(folder / f"{KINDS[cell.kind]}-{cell.task}", task=cell.task).model)
+        assert all(torch.equal(one.logits, other.logits) for one, other in zip(sinks, start, strict=True))
+
+
+ADAPTERS = [name for name in tried() if METHODS.get(name).base == "kept"]
+
+
+@pytest.mark.parametrize("registers", [False, True])
+def test_lora_is_trained_saved_opened_and_scored_on_a_model_with_sink_logits(registers, folder_with_sinks, inputs):
+    assert_on_sinks(Cell("lora", "BERT", "classify", registers=registers), folder_with_sinks, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["BERT", "ModernBERT", "Llama"])
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_every_adapter_goes_onto_a_model_with_sink_logits(method, kind, folder_with_sinks, inputs):
+    task = "lm" if kind == "Llama" else "classify"
+    for registers in (False, True):
+        assert_on_sinks(Cell(method, kind, task, registers=registers), folder_with_sinks, inputs)
 
 
 @pytest.mark.slow

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
+import json
+
 import pytest
 import torch
 
@@ -9,11 +13,13 @@ import regtune
 from regtune.config import DataConfig, RunConfig, TrainConfig
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.methods.used import methods_of
+from regtune.registers.in_peft import AdaptedModel, RegisterLoraConfig
 from regtune.registers.sinks import sinks_in
 from regtune.session import SharedInputs
 from regtune.sweeps.run import build_session, run_experiment
 from regtune.testing import check_method
 from regtune.training.parameter_groups import parameter_groups
+from tiny import tiny_model
 from tiny_tokenizer import save_questions, save_tiny
 
 
@@ -75,5 +81,23 @@ def test_they_come_and_go_without_a_trace(family, tmp_path):
 def test_with_an_adapter_or_attention_of_another_kind_they_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="lora and sink_logits exclude each other"):
         methods_of(config_for(tmp_path, methods=("sink_logits", "lora")))
+    adapted = AdaptedModel(tiny_model("bert"), RegisterLoraConfig(target_modules=["query"]))
+    with pytest.raises(UnsupportedModelError, match="has an adapter of peft, which would be saved without these sinks"):
+        regtune.add_sink_logits(adapted)
     with pytest.raises(UnsupportedModelError, match="computes its attention itself"):
         check_method("sink_logits", save_tiny(tmp_path / "deberta", "deberta-v2"))
+
+
+def test_an_adapter_is_trained_on_the_model_of_a_run_that_trained_sinks(tmp_path):
+    run_experiment(config_for(tmp_path), progress=False)
+    first = [sinks.logits.tolist() for sinks in sinks_in(regtune.open(tmp_path / "run").model)]
+    config = dataclasses.replace(
+        config_for(tmp_path, methods=("lora",)), model=str(tmp_path / "run" / "model"), output_dir=tmp_path / "lora"
+    )
+    run_experiment(config, progress=False)
+    session = regtune.open(tmp_path / "lora")
+    assert [sinks.logits.tolist() for sinks in sinks_in(session.model)] == first
+    with gzip.open(next((tmp_path / "lora" / "predictions").iterdir())) as file:
+        kept = json.load(file)
+    found = [one.to_json() for one in session.predict(session.sample())]
+    assert [one["text"] for one in found] == [one["text"] for one in kept]

@@ -51,7 +51,11 @@ _CLASHES = {
     ("kept", "kept"): f"{_BESIDE} and so does the other; a model has one kind of adapter",
     ("kept", "frozen"): f"{_BESIDE} so they are frozen already",
     ("kept", "moved"): f"{_BESIDE} and what the other one would learn in them is not saved with it",
-    ("kept", "changed"): f"{_BESIDE} and what the other one changes in the model is not saved with it",
+    (
+        "kept",
+        "changed",
+    ): f"{_BESIDE} and what the other one changes in the model is not saved with it. What was changed "
+    "in a run of its own may be the base of this one (--model RUN/model)",
     ("frozen", "later"): "keeps the base model's weights frozen to the end, and the other one lets them learn",
 }
 

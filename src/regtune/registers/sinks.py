@@ -208,6 +208,11 @@ def _refuse(model: nn.Module, backbone: Any, family: Family) -> None:
             "sink logits have no way into its softmax. Take registers, which any model can have."
         )
     _Seen(backbone.config).require_known()
+    if any(hasattr(type(part), "adapter_layer_names") or hasattr(part, "peft_type") for part in model.modules()):
+        raise UnsupportedModelError(
+            f"This {type(model).__name__} has an adapter of peft, which would be saved without these sinks. Add the "
+            "sinks first and save that model; the adapter then goes onto it, and finds them there."
+        )
 
 
 def _goes_through_table(module: nn.Module) -> bool:
