@@ -29,11 +29,18 @@ from regtune.session import SharedInputs
 from regtune.sweeps.run import build_session, run_experiment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_images import folder_of
+from tiny_images import save_tiny as save_images
 from tiny_tokenizer import save_questions, save_tiny
 
-KINDS = {"BERT": "bert", "ModernBERT": "modernbert", "DeBERTa": "deberta-v2", "Llama": "llama"}
-HEADS = {"qa": "question-answering", "classify": "sequence-classification", "lm": "causal-lm"}
-SETS = {"qa": "qa.json", "classify": "classify.csv", "lm": "lm.txt"}
+KINDS = {"BERT": "bert", "ModernBERT": "modernbert", "DeBERTa": "deberta-v2", "Llama": "llama", "ViT": "vit"}
+HEADS = {
+    "qa": "question-answering",
+    "classify": "sequence-classification",
+    "lm": "causal-lm",
+    "images": "image-classification",
+}
+SETS = {"qa": "qa.json", "classify": "classify.csv", "lm": "lm.txt", "images": "pets"}
 SETTINGS = {
     "qa": {"stride": 8, "max_question_length": 20},
     "lm": {"stride": 8, "documents": "lines", "max_new_tokens": 0},
@@ -61,8 +68,10 @@ def tried() -> list[str]:
 
 
 def tasks_of(kind: str) -> list[str]:
-    """Next tokens are for decoders alone."""
-    return [task for task in HEADS if task != "lm" or kind == "Llama"]
+    """Next tokens are for decoders alone, and images for models that read them."""
+    if kind == "ViT":
+        return ["images"]
+    return [task for task in HEADS if task != "images" and (task != "lm" or kind == "Llama")]
 
 
 def cells() -> Iterator[Cell]:
@@ -77,8 +86,10 @@ def prepare(folder: Path) -> Path:
     """Models and data for all cells."""
     for kind, family in KINDS.items():
         for task in tasks_of(kind):
-            save_tiny(folder / f"{family}-{task}", family, head=HEADS[task])
+            save = save_images if task == "images" else save_tiny
+            save(folder / f"{family}-{task}", family, head=HEADS[task])
     save_questions(folder / "qa.json", 8)
+    folder_of(folder / "pets", classes=("bird", "cat", "dog"), count=2)
     lines = [f"the cat is in house {number},{'ab'[number % 2]}\n" for number in range(8)]
     (folder / "classify.csv").write_text("text,label\n" + "".join(lines))
     (folder / "lm.txt").write_text("".join(line.replace(",", " ") for line in lines))

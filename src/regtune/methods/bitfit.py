@@ -38,7 +38,8 @@ class BitFitLayer(OwnLayer):
 
     def change(self, adapter: str, output: Tensor) -> Tensor:
         """The shifted output."""
-        changed: Tensor = output + self.bitfit_shift[adapter]
+        inner = self.get_base_layer().weight.dim() - 2  # a convolution's channels come before places
+        changed: Tensor = output + self.bitfit_shift[adapter].view(-1, *[1] * inner)
         return changed
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -543,6 +543,10 @@ def _is_llama(place: Place) -> str | None:
     return None if own in kinds else f"peft has it for {', '.join(kinds)} alone, and this is {own}"
 
 
+def _reads_words(place: Place) -> str | None:
+    return "it reads images, and this learns embeddings of words" if place.family.reads_images else None
+
+
 def _has_biases(place: Place) -> str | None:
     return None if place.biased() else "it has no biases"
 
@@ -758,6 +762,7 @@ ROWS: tuple[Row, ...] = (
             "N vectors; N positions of the text",
             "with very large models",
         ),
+        _reads_words,
     ),
     Row(
         "p_tuning",
@@ -770,6 +775,7 @@ ROWS: tuple[Row, ...] = (
             "as prompt tuning; the network is not kept",
             "when prompt tuning is unsteady",
         ),
+        _reads_words,
     ),
     Row(
         "mpt",
@@ -782,6 +788,7 @@ ROWS: tuple[Row, ...] = (
             "as prompt tuning",
             "with one task here: as its control",
         ),
+        _reads_words,
     ),
     Row(
         "prefix",
@@ -816,6 +823,7 @@ ROWS: tuple[Row, ...] = (
         TokenSettings,
         _tokens,
         ("embeddings of chosen tokens learn", "a vector a token", "with new words; nearest to registers in peft"),
+        _reads_words,
     ),
 )
 TABLE = {row.name: row for row in ROWS}
