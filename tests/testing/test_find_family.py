@@ -32,7 +32,7 @@ from tiny_tokenizer import save_tiny, tiny_tokenizer
 TWO = RegisterConfig(num_registers=2)
 THREE = ("--registers.num-registers", "3")
 NOT_READ = {
-    *("name", "model_types", "inputs", "encoder", "unsupported", "refusal", "mixing"),
+    *("name", "model_types", "inputs", "encoder", "decoder", "unsupported", "refusal", "mixing"),
     *("relevance", "attention_by", "single_precision"),
 }
 """What is given beforehand, what is tried later, and what only a person knows."""

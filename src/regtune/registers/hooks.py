@@ -128,14 +128,15 @@ class RegisterHooks:
 
     def _install_positions(self, backbone: Any) -> None:
         """The hooks that keep the text's positions what they are without registers."""
-        if self.among_words and self.family.position_embeddings is not None:
+        numbered = self.among_words and (not self.family.causal or self.family.beside_encoder)
+        if numbered and self.family.position_embeddings is not None:
             positions = backbone.get_submodule(self.family.position_embeddings)
-            if not self.family.causal:
-                positions.register_forward_pre_hook(self.count_text)
-                positions.register_forward_hook(self.leave_unnumbered)
-            elif self.family.beside_encoder:
+            if self.family.causal:
                 positions.register_forward_pre_hook(self.number_text, with_kwargs=True)
                 positions.register_forward_hook(self.leave_front_unnumbered)
+            else:
+                positions.register_forward_pre_hook(self.count_text)
+                positions.register_forward_hook(self.leave_unnumbered)
         if self.family.beside_encoder and self.family.positions == "relative":
             first = next(backbone.get_submodule(self.family.layers).children())
             first.get_submodule(self.family.attention).register_forward_pre_hook(self.measure, with_kwargs=True)
