@@ -108,11 +108,10 @@ def remove_registers(model: ModelT) -> ModelT:
         UnsupportedModelError: the model has no registers, another library has wrapped them, or it is
             distributed over several processes.
     """
-    owners = _all_owners(model)
-    if not owners:
+    if find_registers(model) is None and find_decoder_registers(model) is None:
         require_registers(model)
     _refuse_shared_out(model)
-    for backbone in owners:
+    for backbone in _all_owners(model):
         neurons: Any = backbone._modules.get(NEURONS_KEY)
         if neurons is not None:
             neurons.take_back(model)
