@@ -34,7 +34,7 @@ docs: $(STAMP)  ## the documentation as a site in build/site, which needs no net
 results: $(STAMP)  ## write the tables and figures of README and docs/results again from the committed records
 	$(BIN)/python docs/build_results.py
 
-screenshots: $(STAMP)  ## take the pictures of the report and the explorer again (needs Chromium, and what make demo leaves)
+screenshots: $(STAMP)  ## take the pictures of the report and the explorer again (needs Chromium)
 	$(BIN)/python docs/screenshot.py
 
 benchmarks: $(STAMP)  ## measure the speed figures again (half an hour, on a machine that does nothing else)

@@ -18,6 +18,7 @@ from typing import Any
 
 import ablation_results as ablation
 import inside_results as looks
+import questions_results as questions
 import registers_picture
 import speed_results as speed
 
@@ -37,6 +38,7 @@ PICTURE = ROOT / "docs" / "pictures" / "registers.svg"
 PAGES = (
     ROOT / "README.md",
     RESULTS / "ablation.md",
+    RESULTS / "minilm-questions.md",
     RESULTS / "minilm-tydiqa-en.md",
     RESULTS / "speed.md",
     RESULTS / "inside.md",
@@ -178,6 +180,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "inside-faithfulness": looks.table_faithfulness,
     "inside-registers": looks.table_registers,
     "inside-sentiment": looks.table_sentiment,
+    "questions-scores": questions.table_scores,
+    "questions-training": questions.table_training,
     "families": lambda: list_families().markdown().strip(),
     "unlisted": table_unlisted,
     "methods": lambda: "\n".join(table.markdown() for table in list_methods()).strip(),

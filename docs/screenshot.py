@@ -1,7 +1,6 @@
-"""Takes pictures in a real browser, 300 kB at most each: the ablation's report, and the explorer on the demo's runs.
+"""Takes pictures in a real browser, 300 kB at most each: the ablation's report, and the explorer on the ready adapter.
 
-Needs Chromium and, for the explorer, what `make demo` leaves in `runs/demo`. Pictures depend on the fonts of a machine,
-so `make check` doesn't compare them.
+Needs Chromium. Pictures depend on the fonts of a machine, so `make check` doesn't compare them.
 
     python docs/screenshot.py [report] [explorer]
 """
@@ -17,15 +16,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from regtune.report.collect import collect
-
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "tests"))
 from browser import BROWSER, Page, choose, click, fill  # noqa: E402 - the browser of the tests
 
 REPORT = DOCS / "results" / "ablation"
-RUNS = DOCS.parent / "runs" / "demo"
-TEXT = "A warm breeze dried the streets after the rain."
+MODEL = "minilm-questions"
+QUESTION = "When was the bridge opened to traffic?"
+CONTEXT = (
+    "Work on the stone bridge began in 1862. It was opened to traffic in the spring of 1867, two years late, and "
+    "closed again in 1931 for repairs."
+)
 LIMIT_BYTES = 300_000
 
 
@@ -44,22 +45,19 @@ def report(page: Page) -> Image.Image:
 
 
 def explorer(page: Page) -> Image.Image:
-    """Which words matter for a prediction, without and with registers."""
-    if not (RUNS / "sweep.json").is_file():
-        raise SystemExit(f"{RUNS} holds no runs; make demo trains them.")
-    (group,) = collect(RUNS).groups
-    plain, with_registers = (str(group.of(arm)[0].folder.relative_to(DOCS.parent)) for arm in group.arms)
-    command = [sys.executable, "-m", "regtune", "explore", with_registers, "--compare", plain, "--port", "0"]
+    """Which words matter for the start and the end of an answer."""
+    command = [sys.executable, "-m", "regtune", "explore", MODEL, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=DOCS.parent) as served:
         try:
             assert served.stdout is not None
             address = re.search(r"http://127\.0\.0\.1:\d+", served.stdout.readline())
             assert address is not None
             page.open(address[0])
-            fill(page, "text", TEXT)
+            fill(page, "question", QUESTION)
+            fill(page, "context", CONTEXT)
             choose(page, "#view", "relevance")
             click(page, "document.querySelector('#look')")
-            page.wait("document.querySelectorAll('#shown .ledger').length >= 2", seconds=300)
+            page.wait("document.querySelectorAll('#shown .ledger').length >= 1", seconds=300)
             return photograph(page)
         finally:
             served.terminate()

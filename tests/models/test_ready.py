@@ -1,4 +1,4 @@
-"""Adapters that come with regtune: packed from a run and opened by a name."""
+"""Adapters that come with regtune: packed from a run, opened by a name, and what is asked for without a name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import regtune
+from command_line import invoke
 from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, DataError
 from regtune.models import loading
@@ -76,6 +77,15 @@ def test_it_opens_by_its_name_with_its_bases_tokenizer(place):
     assert regtune.num_registers(session.model) == 2
     assert session.reader.get_vocab() == regtune.open(folder / "base").reader.get_vocab()
     assert answers("minilm-questions") == answers(folder / "minilm-questions")
+
+
+def test_without_a_name_it_is_asked(place, capsys):
+    said = regtune.QuestionAnswerer()(**QUESTION)
+    assert said.to_json()["text"] == answers("minilm-questions")[0]
+    asked = ("ask", "--question", QUESTION["question"], "--context", QUESTION["context"], "--json")
+    code, out, err = invoke(capsys, asked)
+    assert code == 0, err
+    assert json.loads(out)["text"] == said.to_json()["text"]
 
 
 def test_a_base_that_is_gone_is_named_with_what_to_do(place, tmp_path):

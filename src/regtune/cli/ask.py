@@ -17,6 +17,7 @@ HELP = CommandHelp(
     name="ask",
     sentence="Ask a fine-tuned model a question about a text.",
     examples=(
+        'regtune ask --question "Who built it?" --context "It was built by Ada."',
         'regtune ask runs/first --question "Who built it?" --context "It was built by Ada."',
         'cat article.txt | regtune ask runs/first --question "When was it found?" --context-file - --json',
     ),
@@ -27,8 +28,9 @@ HELP = CommandHelp(
 class AskArgs:
     """Asks a fine-tuned model one question about a text; shows its best answers with their probabilities."""
 
-    target: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")]
-    """A run directory, a model's folder or a hub name; comes first."""
+    target: Annotated[Positional[str], tyro.conf.arg(metavar="DIR")] = "minilm-questions"
+    """A run directory, a model's folder or a hub name; comes first. By default the adapter for English questions that
+    comes with regtune."""
     question: str
     """The question."""
     context: str | None = None

@@ -14,27 +14,32 @@ from regtune.session import open as open_session
 from regtune.tables import Column, Table
 from regtune.tasks.qa.answers import Prediction
 
+READY = "minilm-questions"
+"""The adapter for English questions that comes with regtune."""
+
 
 class QuestionAnswerer:
     """Answers questions about contexts of any length.
 
     Example:
-        >>> answerer = QuestionAnswerer("runs/latest")  # doctest: +SKIP
+        >>> answerer = QuestionAnswerer()  # doctest: +SKIP
         >>> answerer(question="Who built it?", context="It was built by Ada.").text  # doctest: +SKIP
         'Ada'
     """
 
-    def __init__(self, name: str | Path | Session, **settings: Any) -> None:
+    def __init__(self, name: str | Path | Session = READY, **settings: Any) -> None:
         """Opens a model that answers questions, with or without registers.
 
         Args:
-            name: a run directory, a folder, a hub name, or a session that is open already.
+            name: a run directory, a folder, a hub name, or a session that is open already; by default the adapter for
+                English questions that comes with regtune.
             settings: in place of the run's own: `top_k`, `max_answer_tokens`, `null_answers`, `max_length`, `stride`, …
                 Questions may fill half of a window.
 
         Raises:
             CheckpointError: no such model, or one without a question-answering head.
             ConfigError: a setting that can't be.
+            MissingExtraError: the default without the `demo` extra.
         """
         session = name if isinstance(name, Session) else open_session(name, task="qa")
         own = session.task_settings
@@ -92,7 +97,7 @@ def ask(name: str, question: str, context: str, *, top_k: int = 5) -> Prediction
     """One question about one context, to a run's model or any question-answering model.
 
     Args:
-        name: a run directory, a folder or a hub name.
+        name: a run directory, a folder, a hub name or `minilm-questions`, the adapter that comes with regtune.
         question: the question.
         context: the text that holds the answer, of any length.
         top_k: how many answers; their length and "no answer" are as in the run's own settings.
