@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 
 .PHONY: demo test test-slow test-oldest check docs benchmarks results screenshots clean
 
-demo: $(STAMP)  ## fine-tune MiniLM without and with registers, three seeds each, and write a page about it
+demo: $(STAMP)  ## ask the ready adapter, fine-tune MiniLM without and with registers, three seeds each, and write a page about it
 	$(BIN)/regtune demo
 
 test: $(STAMP)  ## the tests that take minutes together

@@ -16,17 +16,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from regtune.app.demo import CONTEXT, QUESTION
+
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "tests"))
 from browser import BROWSER, Page, choose, click, fill  # noqa: E402 - the browser of the tests
 
 REPORT = DOCS / "results" / "ablation"
 MODEL = "minilm-questions"
-QUESTION = "When was the bridge opened to traffic?"
-CONTEXT = (
-    "Work on the stone bridge began in 1862. It was opened to traffic in the spring of 1867, two years late, and "
-    "closed again in 1931 for repairs."
-)
 LIMIT_BYTES = 300_000
 
 

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from regtune.app import demo
-from regtune.app.demo import COUNTS, SEEDS, demo_sweep, run_demo
+from regtune.app.demo import COUNTS, QUESTION, SEEDS, demo_sweep, run_demo
 from regtune.errors import CheckpointError
 from tiny_tokenizer import save_tiny
 
@@ -41,10 +41,13 @@ def small(tmp_path, monkeypatch):
 def test_the_demo_compares_three_seeds_of_each_and_writes_a_page_that_needs_nothing(small, capsys):
     result = run_demo(small)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("1/3 fine-tuning MiniLM 6 times")
+    assert lines[0].startswith(f"1/4 asking minilm-questions: {QUESTION}")
+    assert any(line.startswith("2/4 fine-tuning MiniLM 6 times") for line in lines)
     assert sum("registers N=4" in line for line in lines) >= len(SEEDS), "it is said which run is on"
     page = result.page.read_text(encoding="utf-8")
     for words in (
+        QUESTION,
+        "1867",
         "Which words matter for the prediction",
         "Attention, with the registers set apart",
         "What to do next",
@@ -57,6 +60,7 @@ def test_the_demo_compares_three_seeds_of_each_and_writes_a_page_that_needs_noth
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing outside the page is needed"
     assert 'role="button"' not in page, "nothing on the page looks as if it could be clicked"
     assert str(result.page) in str(result)
+    assert str(result).index("1867") < str(result).index(result.sentence)
     assert "is no evidence" in page
     assert "is no evidence" in repr(result.blocks())
     assert "3 seeds" in str(result) or "baseline" in str(result)

@@ -1,4 +1,4 @@
-"""The demo: a real model fine-tuned without and with registers, three seeds each, and one page about it."""
+"""The demo: a question to the ready adapter, a real model fine-tuned without and with registers, and a page about it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,17 @@ from regtune.report.scores import Settings
 from regtune.report.sections import Part, Section
 from regtune.sweeps.grid import SearchConfig, SweepConfig
 from regtune.sweeps.sweep import run_sweep
+from regtune.tables import Column
+from regtune.tasks.qa.question_answerer import READY, ask
 
 COUNTS = (0, 4)
 """Numbers of registers that are compared."""
 SEEDS = (0, 1, 2)
+QUESTION = "When was the bridge opened to traffic?"
+CONTEXT = (
+    "Work on the stone bridge began in 1862. It was opened to traffic in the spring of 1867, two years late, and "
+    "closed again in 1931 for repairs."
+)
 _SET = "embedded"
 _CARE = (
     "These texts are learnt in seconds, and nearly all of them by both arms: the demo shows how it works, and is no "
@@ -42,6 +49,8 @@ class DemoResult(ShownByBlocks):
     report: Report
     page: Path
     """HTML; opens by its path."""
+    answers: Block
+    """What the adapter that comes with regtune answered to a question."""
 
     @property
     def sentence(self) -> str:
@@ -54,7 +63,7 @@ class DemoResult(ShownByBlocks):
         """The scores with their intervals, and the verdict."""
         (section, *_) = self.report.results
         said = "\n".join(filter(None, (self.sentence, section.note)))
-        return [*section.blocks(""), Block(kind="text", title="Verdict", text=said)]
+        return [self.answers, *section.blocks(""), Block(kind="text", title="Verdict", text=said)]
 
     def __repr__(self) -> str:
         return f"<DemoResult in {self.folder}: {self.sentence}>"
@@ -93,7 +102,9 @@ def demo_sweep(*, full: bool = False) -> SweepConfig:
 
 
 def run_demo(output_dir: Path = Path("runs/demo"), *, full: bool = False, progress: bool = True) -> DemoResult:
-    """Fine-tunes MiniLM without and with registers, three seeds each, and writes a page; continues where it stopped.
+    """Asks the ready adapter, fine-tunes MiniLM without and with registers, three seeds each, and writes a page.
+
+    Stopped and started again, it continues.
 
     Two to three minutes on two cores; no hub, no GPU.
 
@@ -109,7 +120,9 @@ def run_demo(output_dir: Path = Path("runs/demo"), *, full: bool = False, progre
     """
     minilm_folder()  # a missing extra is told before anything is written
     environment()
-    with stages(3, shown=progress):
+    with stages(4, shown=progress):
+        begin_stage(f"asking {READY}: {QUESTION}")
+        answers = _answers()
         begin_stage(f"fine-tuning MiniLM {len(COUNTS) * len(SEEDS)} times")
         outcome = run_sweep(demo_sweep(full=full), output_dir)
         for label, why in outcome.failed.items():
@@ -120,12 +133,20 @@ def run_demo(output_dir: Path = Path("runs/demo"), *, full: bool = False, progre
         begin_stage("explaining one text, and writing the page")
         first, *others, how = report.sections
         results = (first if full else dataclasses.replace(first, note=_CARE), *others)
-        sections = (*results, _inside(sweep.groups[0]), _next(sweep.groups[0]), how)
+        asked = Section(title="A question to the adapter that comes with regtune", parts=(_part(answers),))
+        sections = (*results, asked, _inside(sweep.groups[0]), _next(sweep.groups[0]), how)
         report = dataclasses.replace(report, sections=sections)
         place = output_dir / "report"
         for name, text in draw(report).items():
             write(place / name, text)
-    return DemoResult(folder=output_dir, report=report, page=place / PAGE)
+    return DemoResult(folder=output_dir, report=report, page=place / PAGE, answers=answers)
+
+
+def _answers() -> Block:
+    """What the adapter that comes with regtune says to a question, best first."""
+    rows = tuple((span.text, span.probability) for span in ask(READY, QUESTION, CONTEXT, top_k=3).n_best)
+    columns = (Column("answer", align="left"), Column("probability", ".3f"))
+    return Block(kind="table", title=QUESTION, columns=columns, rows=rows, text=CONTEXT)
 
 
 def _first_seed(group: Group) -> list[Path]:
@@ -159,10 +180,15 @@ def _next(group: Group) -> Section:
     with_registers, plain = _first_seed(group)
     own = "--data.train my.csv --data.eval my.dev.csv --output-dir runs/mine"
     commands = (
+        ("ask the adapter about a text of your own", 'regtune ask --question "…" --context-file article.txt'),
         ("look into these two models in the browser", f"regtune explore {with_registers} --compare {plain}"),
         ("learn from your own texts (columns text and label)", f"regtune train --task classify {own}"),
         ("do the same in Python", "model = regtune.fit(texts, labels); model.predict(more_texts)"),
         ("find out whether registers help there", "regtune sweep my.yaml, then regtune report runs/my"),
     )
     table = Block(kind="table", title="Commands", columns=("to", "type"), rows=commands)
-    return Section(title="What to do next", parts=(Part(title="", blocks=(table,)),))
+    return Section(title="What to do next", parts=(_part(table),))
+
+
+def _part(block: Block) -> Part:
+    return Part(title="", blocks=(block,))

