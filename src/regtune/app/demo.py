@@ -1,4 +1,4 @@
-"""The demo: a question to the ready adapter, a real model fine-tuned without and with registers, and a page about it."""
+"""The demo: a question to the ready adapter, a real model fine-tuned without and with registers, and one page."""
 
 from __future__ import annotations
 

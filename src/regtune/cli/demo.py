@@ -10,7 +10,7 @@ from regtune.cli.parsing import CommandHelp, parse, quiet, say
 
 HELP = CommandHelp(
     name="demo",
-    sentence="Ask the ready adapter, fine-tune MiniLM without and with registers, three seeds each, and write a page about it.",
+    sentence="Ask the ready adapter, fine-tune MiniLM without and with registers, and write a page about it.",
     examples=("regtune demo", "regtune demo --full"),
 )
 
