@@ -16,13 +16,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from regtune.config import Registers
 from regtune.errors import ConfigError
-from regtune.interfaces import Metric
-from regtune.stats.comparison import shown_margin
 from regtune.typed import Checked, Range
+
+if TYPE_CHECKING:
+    from regtune.interfaces import Metric
 
 Weights = Literal["last", "held_out"]
 
@@ -60,6 +61,8 @@ class Plan(Checked, section="plan"):
 
     def words(self, metrics: Sequence[Metric]) -> str:
         """The plan in one line; `metrics` are the task's."""
+        from regtune.stats.comparison import shown_margin  # the command line starts without what it imports
+
         metric = metric_named(self.metric, metrics)
         counts = ", ".join(map(str, self.compared))
         weights = "the last epoch's weights" if self.weights == "last" else "weights chosen on held-out examples"
