@@ -7,7 +7,6 @@ if there is one), the head (the one that the model was saved with), the sample (
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,7 +46,7 @@ from regtune.records import (
     verify,
 )
 from regtune.registers.saving import from_pretrained
-from regtune.registers.surgery import backbone_of, max_text_length, register_positions
+from regtune.registers.surgery import accepted_arguments, backbone_of, max_text_length, register_positions
 from regtune.registry import TASKS
 from regtune.rows.reading import read_sets
 from regtune.rows.texts import PlainText, is_text_file, read_paragraphs, text_rows
@@ -149,9 +148,8 @@ class Session:
 
     @cached_property
     def accepted(self) -> frozenset[str]:
-        """Arguments of the model's `forward`; of the model inside a PEFT model, which takes any."""
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return frozenset(inspect.signature(inner.forward).parameters)
+        """Arguments of the model's `forward`."""
+        return accepted_arguments(self.model)
 
     # What it reads
 

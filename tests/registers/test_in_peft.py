@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import peft
 import pytest
 import torch
 
 from regtune import RegisterConfig, RegisterLoraConfig, add_registers, from_pretrained, num_registers
+from regtune.analyses.attribution.attribute import attribute
 from regtune.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from regtune.registers.surgery import find_registers, register_parameters
 from tiny import inputs, tiny_model
@@ -261,3 +263,19 @@ def test_one_model_answers_as_two_do(requests, tmp_path):
         assert found.numpy().tobytes() == expected.numpy().tobytes(), request
     own = sum(p.numel() for p in both.parameters()) - sum(p.numel() for p in apart["base"].parameters())
     assert own == sum(p.numel() for n, p in both.named_parameters() if "lora_" in n or "modules_to_save" in n)
+
+
+def test_it_is_explained_like_the_model_that_it_makes():
+    """A PEFT model's own `forward` names no arguments; Chefer's rules want one weight in each layer."""
+    model, batch = adapted(), inputs("bert", pad=4)
+    merged = adapted().merge_and_unload()
+    for method in ("attnlrp", "gradient-input"):
+        for one, other in zip(
+            attribute(model, batch, method=method), attribute(merged, batch, method=method), strict=True
+        ):
+            np.testing.assert_allclose(one.relevance, other.relevance, atol=1e-4)
+    with pytest.raises(UnsupportedModelError, match=r"query has an adapter beside it.*merge the adapter"):
+        attribute(model, batch, method="chefer")
+    assert len(attribute(merged, batch, method="chefer")) == len(batch["input_ids"])
+    with model.disable_adapter():
+        assert attribute(model, batch, method="chefer")

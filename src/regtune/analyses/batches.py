@@ -7,7 +7,6 @@ makes them.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from regtune.errors import ConfigError
 from regtune.interfaces import Batch
 from regtune.models.precision import device_of
-from regtune.registers.surgery import backbone_of
+from regtune.registers.surgery import accepted_arguments, backbone_of
 from regtune.rows.token_classes import TokenClass, is_content
 
 _FORWARDED = ("input_ids", "pixel_values", "attention_mask", "token_type_ids")
@@ -49,7 +48,7 @@ def with_words(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def run(model: nn.Module, batch: Batch) -> Any:
     """The model's output for what it takes of a batch, on its own device, without a cache."""
-    accepted = inspect.signature(model.forward).parameters
+    accepted = accepted_arguments(model)
     given: dict[str, Any] = {
         name: batch[name].to(device_of(model)) for name in _FORWARDED if name in batch and name in accepted
     }

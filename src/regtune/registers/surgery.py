@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -217,6 +218,12 @@ def base_of(model: nn.Module) -> Any:
     backbone = backbone_of(model)
     whole = (part for part in model.modules() if _is_pretrained(part) and _encoder_in(part) is backbone)
     return next(whole, backbone)
+
+
+def accepted_arguments(model: Any) -> frozenset[str]:
+    """Names of what a model's `forward` takes; of the model inside a PEFT model, which takes any."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return frozenset(inspect.signature(inner.forward).parameters)
 
 
 def decoder_of(model: nn.Module) -> Any:

@@ -10,7 +10,6 @@ here needs to know the architecture, so the methods without rules explain any Hu
 
 from __future__ import annotations
 
-import inspect
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
 from regtune.families._family import Family, patch_grid
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import active_registers, base_of
+from regtune.registers.surgery import accepted_arguments, active_registers, base_of
 from regtune.rows.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
 from regtune.rows.token_classes import TokenClass, patch_names, token_classes
 
@@ -80,7 +79,7 @@ class Batch:
 
     def run_rows(self, rows: Tensor | None, length: int | None = None, **more: Any) -> Any:
         """The outputs for the named rows, in that order and with repetitions, cut to a length that holds their text."""
-        accepted = inspect.signature(self.model.forward).parameters
+        accepted = accepted_arguments(self.model)
         seq = self.text.shape[1]
         arguments: dict[str, Any] = {name: value for name, value in self.inputs.items() if name in accepted}
         if rows is not None:
@@ -177,7 +176,7 @@ def make_batch(
     without them. A target of None is the head's default.
     """
     device = next(model.parameters()).device
-    known = {*inspect.signature(model.forward).parameters, "attention_mask"} - set(_LABELS)
+    known = {*accepted_arguments(model), "attention_mask"} - set(_LABELS)
     inputs = {name: value.to(device) for name, value in tensors.items() if name in known}
     if f"{_DECODER}input_ids" not in inputs and base_of(model).config.is_encoder_decoder and writes_tokens(model):
         first = _token_id("decoder_start", model.config, getattr(model, "generation_config", None))

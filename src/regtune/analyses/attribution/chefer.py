@@ -31,7 +31,7 @@ from regtune.analyses.attribution.lrp import STATES, relevance_rules
 from regtune.analyses.attribution.rollout import fresh_rows, read_from, registers_of
 from regtune.analyses.attribution.rules import Ledger, Rules, Unary, given
 from regtune.analyses.reversible import attention_weights, masked
-from regtune.errors import ConfigError
+from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.rows.targets import Resolved, values_of
 
 
@@ -41,6 +41,7 @@ def chefer_scores(batch: Batch, *, start_layer: int = 0) -> Scores:
     `start_layer`: the first block that is rolled out. 0 is the paper's product over all blocks; the authors' script for
     BERT starts at 11, the last block of BERT-base.
     """
+    _refuse_adapters(batch.model)
     with torch.no_grad():
         outputs = batch.run()
         targets = batch.resolve(outputs)
@@ -68,6 +69,17 @@ def chefer_scores(batch: Batch, *, start_layer: int = 0) -> Scores:
         scale=torch.ones_like(largest),
         kept=torch.full_like(largest, torch.inf).scatter_reduce_(0, index, sizes, "amin"),
     )
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    """The rule of a linear layer reads its weight; an adapter's layer is a sum of two, and each would be passed all."""
+    for path, module in model.named_modules():
+        acts = bool(getattr(module, "active_adapters", None)) and not getattr(module, "disable_adapters", False)
+        if acts and getattr(module, "merged", None) is False:
+            raise UnsupportedModelError(
+                f"Chefer's rules read the weight of each linear layer, and {path} has an adapter beside it. Use "
+                "attnlrp, or merge the adapter (model.merge_and_unload())."
+            )
 
 
 def sides_of(target: Resolved) -> list[tuple[Resolved, float]]:
