@@ -55,6 +55,9 @@ def explorer(page: Page) -> Image.Image:
             choose(page, "#view", "relevance")
             click(page, "document.querySelector('#look')")
             page.wait("document.querySelectorAll('#shown .ledger').length >= 1", seconds=300)
+            page.wait("!document.body.innerText.includes('processing')")
+            page.wait("new Promise((done) => setTimeout(() => done(true), 1000))")  # it fades in
+            page.run("document.querySelector('#shown').scrollIntoView()")
             return photograph(page)
         finally:
             served.terminate()
