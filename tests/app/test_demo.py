@@ -60,7 +60,7 @@ def test_the_demo_compares_three_seeds_of_each_and_writes_a_page_that_needs_noth
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing outside the page is needed"
     assert 'role="button"' not in page, "nothing on the page looks as if it could be clicked"
     assert str(result.page) in str(result)
-    assert str(result).index("1867") < str(result).index(result.sentence)
+    assert str(result).index("1867") < str(result).index("Verdict")
     assert "is no evidence" in page
     assert "is no evidence" in repr(result.blocks())
     assert "3 seeds" in str(result) or "baseline" in str(result)
