@@ -30,7 +30,7 @@ from regtune.errors import ConfigError, InputError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import Family, first_readers, modules_at
 from regtune.registers.passes import Unclear, forget, in_backward, lost, recall, remember
-from regtune.registers.surgery import backbone_of, forget_entry, write_entry
+from regtune.registers.surgery import backbone_of, forget_entry, is_adapter, write_entry
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -208,7 +208,7 @@ def _refuse(model: nn.Module, backbone: Any, family: Family) -> None:
             "sink logits have no way into its softmax. Take registers, which any model can have."
         )
     _Seen(backbone.config).require_known()
-    if any(hasattr(type(part), "adapter_layer_names") or hasattr(part, "peft_type") for part in model.modules()):
+    if any(map(is_adapter, model.modules())):
         raise UnsupportedModelError(
             f"This {type(model).__name__} has an adapter of peft, which would be saved without these sinks. Add the "
             "sinks first and save that model; the adapter then goes onto it, and finds them there."

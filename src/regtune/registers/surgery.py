@@ -220,6 +220,11 @@ def base_of(model: nn.Module) -> Any:
     return next(whole, backbone)
 
 
+def is_adapter(module: nn.Module) -> bool:
+    """Whether a module is a part that peft put in, or its whole wrapper."""
+    return hasattr(type(module), "adapter_layer_names") or hasattr(module, "peft_type")
+
+
 def accepted_arguments(model: Any) -> frozenset[str]:
     """Names of what a model's `forward` takes; of the model inside a PEFT model, which takes any."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -462,7 +467,7 @@ def _refuse_shared_out(model: nn.Module) -> None:
 def _refuse_adapted(model: nn.Module) -> None:
     """peft saves its adapters alone: registers that join behind them would learn and be left out without a word."""
     for module in model.modules():
-        if hasattr(type(module), "adapter_layer_names") or hasattr(module, "peft_type"):
+        if is_adapter(module):
             raise UnsupportedModelError(
                 f"This {type(model).__name__} has an adapter of peft, which would be saved without these registers. "
                 "Put both into one adapter: get_peft_model(base, regtune.RegisterLoraConfig(registers="
