@@ -5,7 +5,13 @@ import torch
 from torch.nn import functional
 
 from regtune.training import cpu_dropout
-from regtune.training.cpu_dropout import FastCpuDropout, dropout_attention, dropout_factors, recomputed_alike
+from regtune.training.cpu_dropout import (
+    DropoutBits,
+    FastCpuDropout,
+    dropout_attention,
+    dropout_factors,
+    recomputed_alike,
+)
 from tiny import tiny_model
 from tiny_windows import PAD, tiny_windows
 
@@ -32,29 +38,75 @@ def test_the_same_torch_seed_gives_the_same_mask_and_the_next_call_another():
     assert not torch.equal(first, second)
 
 
-def _attention_case():
+def _attention_case(*shape, dtype=torch.float32):
+    """q, k, v of [batch, heads, positions, width] and a mask that hides the end of the first row."""
+    shape = shape or (2, 3, 5, 4)
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 5, 4, generator=generator, requires_grad=True) for _ in range(3))
-    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
-    mask[0, ..., 3:] = False
+    q, k, v = (torch.randn(*shape, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+    mask = torch.ones(shape[0], 1, 1, shape[2], dtype=torch.bool)
+    mask[0, ..., shape[2] // 2 + 1 :] = False
     return q, k, v, mask
 
 
-def test_attention_and_its_gradients_are_those_of_the_definition(monkeypatch):
-    q, k, v, mask = _attention_case()
-    factors = dropout_factors((2, 3, 5, 5), 0.3, torch.float32)
-    monkeypatch.setattr(cpu_dropout, "dropout_factors", lambda *_: factors)
+def _defined(q, k, v, mask, p):
+    """The definition, in float64, with the factors that the next call draws."""
+    batch, heads, length, width = q.shape
+    state = torch.get_rng_state()
+    factors = DropoutBits(p, torch.float32).factors(batch, heads * length * length).double()
+    torch.set_rng_state(state)
+    scores = q.double() @ k.double().transpose(-1, -2) / width**0.5
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return (scores.softmax(-1) * factors.reshape(scores.shape)) @ v.double()
+
+
+@pytest.mark.parametrize("piece", [1, 80, 1 << 19])  # scores: one row of the batch at a time, two, all
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_and_its_gradients_are_those_of_the_definition(monkeypatch, piece, biased):
+    monkeypatch.setattr(cpu_dropout, "_PIECE", piece)
+    q, k, v, mask = _attention_case(3, 3, 5, 4)
+    mask = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(1)) if biased else mask
+    defined = _defined(q, k, v, mask, 0.3)
     ours = dropout_attention(q, k, v, mask=mask, p=0.3)
-    weights = (q @ k.transpose(-1, -2) / 2).masked_fill(~mask, -torch.inf).softmax(-1)
-    defined = (weights * factors) @ v
-    torch.testing.assert_close(ours, defined)
-    probe = torch.randn_like(ours)
+    torch.testing.assert_close(ours, defined.float())
+    probe = torch.randn(ours.shape)
     for mine, theirs in zip(
         torch.autograd.grad((ours * probe).sum(), (q, k, v)),
         torch.autograd.grad((defined * probe).sum(), (q, k, v)),
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_bfloat16_attention_is_off_by_rounding_alone():
+    """A rounding to bfloat16 moves a number by up to 2⁻⁹ of itself; on average a few together stay within 4."""
+    q, k, v, mask = _attention_case(4, 4, 64, 32, dtype=torch.bfloat16)
+    defined = _defined(q, k, v, mask, 0.1)
+    ours = dropout_attention(q, k, v, mask=mask, p=0.1)
+    probe = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
+    pairs = [
+        (ours, defined),
+        *zip(
+            torch.autograd.grad(ours, (q, k, v), probe),
+            torch.autograd.grad(defined, (q, k, v), probe.double()),
+            strict=True,
+        ),
+    ]
+    for mine, exact in pairs:
+        mine, exact = mine.detach().double(), exact.detach().double()
+        off = (mine - exact).norm() / exact.norm()
+        assert off.item() < 4 * 2**-9
+
+
+def test_how_the_batch_is_cut_changes_nothing(monkeypatch):
+    q, k, v, mask = _attention_case(5, 3, 7, 4)
+    outputs = []
+    for piece in (1, 400, 1 << 19):
+        monkeypatch.setattr(cpu_dropout, "_PIECE", piece)
+        torch.manual_seed(1)
+        outputs.append(dropout_attention(q, k, v, mask=mask, p=0.3))
+    assert torch.equal((outputs[0] == 0), (outputs[2] == 0))
+    for other in outputs[1:]:
+        torch.testing.assert_close(outputs[0], other)
 
 
 def test_added_masks_and_true_false_masks_agree():

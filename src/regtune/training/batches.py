@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 from torch.utils.data import Sampler
 
@@ -15,6 +14,10 @@ from regtune.interfaces import Batch, Rows
 
 POOL_BATCHES = 50
 """Batches whose rows are drawn together before they are sorted by length: more wastes less, fewer mixes more."""
+
+
+LENGTH_MULTIPLE = 8
+"""What a batch's length is rounded up to: a GPU's matrix units like it, and a CPU keeps kernels for each new length."""
 
 
 class BatchOrder(Sampler[int]):
@@ -59,14 +62,6 @@ class BatchOrder(Sampler[int]):
             longest = int(self.lengths[batches].max(axis=1).argmax())
             batches[[0, longest]] = batches[[longest, 0]]
         return np.concatenate([batches.reshape(-1), ordered[full * self.batch_size :]])
-
-
-def length_multiple(device: torch.device) -> int:
-    """What batches are padded up to a multiple of: a GPU's matrix units like 8.
-
-    On a CPU oneDNN keeps kernels and memory of its own for each new length, so there are few.
-    """
-    return 8 if device.type == "cuda" else 16
 
 
 class Collator:

@@ -1,14 +1,16 @@
 """Dropout that a CPU can afford.
 
 PyTorch draws dropout masks on a CPU one number at a time, in one thread: a third of the time of a bfloat16 training
-step of a small BERT. Here 64 random bits are drawn at once and give four elements, and attention with dropout
-(for which PyTorch has no fused CPU kernel) computes its softmax in float32 and everything else in the given format.
-The distribution is that of ordinary dropout, with p rounded to a multiple of 2⁻¹⁶.
+step of a small BERT. Here 64 random bits are drawn at once and give four elements. The distribution is that of
+ordinary dropout, with p rounded to a multiple of 2⁻¹⁶.
+
+For attention with dropout PyTorch has no fused CPU kernel. Here it goes through the batch in pieces whose scores stay
+in the processor's cache, and its backward pass is written by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,47 +24,94 @@ from torch.overrides import TorchFunctionMode
 
 _FORMATS = (torch.float32, torch.bfloat16)
 _LEVELS = 1 << 16
+_PIECE = 1 << 19
+"""Scores in one piece of attention: a megabyte in bfloat16."""
+
+
+class DropoutBits:
+    """A stream of dropout factors, seeded by one number of torch's default generator.
+
+    So `torch.manual_seed` and a restored random state repeat it.
+    """
+
+    def __init__(self, p: float, dtype: torch.dtype) -> None:
+        self.p = p
+        self.dtype = dtype
+        self.source = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
+
+    def factors(self, rows: int, size: int) -> Float[Tensor, "rows size"]:
+        """0 with probability p, else 1 / (1 - p), independently for every element; each row begins a new word."""
+        words = -(-size // 4)
+        drawn = torch.from_numpy(self.source.random_raw(rows * words).view(np.int16))
+        bits = drawn.view(rows, words * 4)[:, :size]
+        kept = bits.ge_(min(round(self.p * _LEVELS), _LEVELS - 1) - _LEVELS // 2)
+        if self.dtype == torch.bfloat16:
+            scale = torch.tensor(1 / (1 - self.p), dtype=self.dtype).view(torch.int16)
+            return kept.mul_(scale).view(self.dtype)
+        return kept.to(self.dtype).mul_(1 / (1 - self.p))
 
 
 def dropout_factors(shape: Iterable[int], p: float, dtype: torch.dtype) -> Tensor:
-    """What dropout multiplies by: 0 with probability p, else 1 / (1 - p), independently for every element.
-
-    The bits come from a generator of numpy's that is seeded by one number of torch's default generator, so
-    `torch.manual_seed` and a restored random state repeat them.
-    """
+    """What dropout of a tensor of this shape multiplies by."""
     size = torch.Size(shape)
-    count = size.numel()
-    seed = int(torch.randint(2**63 - 1, ()))
-    words = np.random.SFC64(seed).random_raw(-(-count // 4))
-    bits = torch.from_numpy(words.view(np.int16))[:count]
-    kept = bits.ge_(min(round(p * _LEVELS), _LEVELS - 1) - _LEVELS // 2)
-    if dtype == torch.bfloat16:
-        scale = torch.tensor(1 / (1 - p), dtype=dtype).view(torch.int16)
-        return kept.mul_(scale).view(dtype).view(size)
-    return kept.to(dtype).mul_(1 / (1 - p)).view(size)
+    return DropoutBits(p, dtype).factors(1, size.numel()).view(size)
 
 
 class _DropoutAttention(torch.autograd.Function):
-    """softmax(q kᵀ + bias), dropped out, times v; q is scaled already. The backward pass is written by hand."""
+    """softmax(q kᵀ + bias), dropped out, times v; q is scaled already, and all are `[batch, heads, positions, width]`.
+
+    With w the softmax, d the dropped-out w, o = d v and g the gradient of o, the gradient of the scores is
+    (g vᵀ) ∘ d - w ∘ rowsum(g ∘ o): rowsum((g vᵀ) ∘ d) = rowsum(g ∘ o), as in FlashAttention (arXiv 2205.14135,
+    appendix B.2).
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, p: float) -> Tensor:
-        scores = torch.matmul(q, k.transpose(-1, -2)).float()
-        if bias is not None:
-            scores.add_(bias)
-        weights = torch.softmax(scores, dim=-1).to(q.dtype)
-        factors = dropout_factors(weights.shape, p, q.dtype)
-        ctx.save_for_backward(q, k, v, weights, factors)
-        return torch.matmul(weights * factors, v)
+        batch, heads, queries = q.shape[:3]
+        q, k, v = (part.reshape(batch * heads, *part.shape[2:]) for part in (q, k, v))
+        weights = q.new_empty(batch * heads, queries, k.shape[1])
+        dropped, output = torch.empty_like(weights), q.new_empty(batch * heads, queries, v.shape[2])
+        bits = DropoutBits(p, q.dtype)
+        for rows, piece in _pieces(batch, heads, queries * k.shape[1]):
+            scores = torch.bmm(q[piece], k[piece].transpose(1, 2))
+            if bias is not None:
+                some = bias[rows] if bias.shape[0] == batch else bias
+                if some.dtype != scores.dtype:
+                    scores = scores.to(some.dtype)
+                scores.view(-1, heads, *scores.shape[1:]).add_(some)
+            if scores.dtype == q.dtype:
+                torch.softmax(scores, dim=-1, out=weights[piece])
+            else:
+                weights[piece] = torch.softmax(scores, dim=-1)
+            factors = bits.factors(rows.stop - rows.start, heads * queries * k.shape[1]).reshape(scores.shape)
+            torch.mul(weights[piece], factors, out=dropped[piece])
+            torch.bmm(dropped[piece], v[piece], out=output[piece])
+        ctx.save_for_backward(q, k, v, weights, dropped, output)
+        return output.view(batch, heads, queries, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, factors = ctx.saved_tensors  # type: ignore[attr-defined]
-        to_v = torch.matmul((weights * factors).transpose(-1, -2), gradient)
-        to_weights = torch.matmul(gradient, v.transpose(-1, -2)).mul_(factors)
-        to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-        return torch.matmul(to_scores, k), torch.matmul(to_scores.transpose(-1, -2), q), to_v, None, None
+        q, k, v, weights, dropped, output = ctx.saved_tensors  # type: ignore[attr-defined]
+        batch, heads = gradient.shape[:2]
+        gradient = gradient.reshape(output.shape)
+        to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        total = (gradient * output).sum(-1, keepdim=True, dtype=torch.float32).neg_().to(q.dtype)
+        for _, piece in _pieces(batch, heads, q.shape[1] * k.shape[1]):
+            torch.bmm(dropped[piece].transpose(1, 2), gradient[piece], out=to_v[piece])
+            to_scores = torch.bmm(gradient[piece], v[piece].transpose(1, 2))
+            to_scores.mul_(dropped[piece]).addcmul_(weights[piece], total[piece])
+            torch.bmm(to_scores, k[piece], out=to_q[piece])
+            torch.bmm(to_scores.transpose(1, 2), q[piece], out=to_k[piece])
+        return *(part.view(batch, heads, *part.shape[1:]) for part in (to_q, to_k, to_v)), None, None
+
+
+def _pieces(batch: int, heads: int, scores: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of the batch, and of batch times heads, that hold about `_PIECE` scores for each thread."""
+    rows = max(1, _PIECE * torch.get_num_threads() // max(1, heads * scores))
+    for start in range(0, batch, rows):
+        stop = min(batch, start + rows)
+        yield slice(start, stop), slice(start * heads, stop * heads)
 
 
 def dropout_attention(
@@ -76,13 +125,16 @@ def dropout_attention(
 ) -> Float[Tensor, "batch heads query width"]:
     """Attention with dropout, as `torch.nn.functional.scaled_dot_product_attention` defines it.
 
-    `mask`: None, True where a key may be seen, or numbers to add; broadcasts to `[batch, heads, query, key]`. `p`:
-    probability that an attention weight is dropped.
+    `mask`: None, True where a key may be seen, or numbers to add (in float32); broadcasts to
+    `[batch, heads, query, key]`. `p`: probability that an attention weight is dropped.
     """
     bias = mask
     if mask is not None:
-        lowest = torch.finfo(torch.float32).min
-        bias = torch.zeros(mask.shape).masked_fill_(~mask, lowest) if mask.dtype == torch.bool else mask.float()
+        if mask.dtype == torch.bool:
+            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min)
+        else:
+            bias = mask.float()
+        bias = bias.reshape((1,) * (4 - bias.dim()) + bias.shape)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     output: Tensor = _DropoutAttention.apply(q * factor, k, v, bias, p)  # type: ignore[no-untyped-call]
     return output

@@ -22,7 +22,7 @@ from regtune.interfaces import Metric, Rows
 from regtune.models.loading import quiet_transformers
 from regtune.models.precision import has_bfloat16, resolve_precision
 from regtune.registers.surgery import num_registers
-from regtune.training.batches import BatchOrder, Collator, check_rows, length_multiple
+from regtune.training.batches import LENGTH_MULTIPLE, BatchOrder, Collator, check_rows
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike
 from regtune.training.parameter_groups import register_group
@@ -113,9 +113,7 @@ def fine_tune(
             claims=claims or (lambda of: [register_group(of, config)]),
             store=store,
             train_dataset=range(len(rows)),
-            data_collator=Collator(
-                rows, length=None if grouped else max_length, multiple_of=length_multiple(arguments.device)
-            ),
+            data_collator=Collator(rows, length=None if grouped else max_length, multiple_of=LENGTH_MULTIPLE),
         )
         flow = RunFlow(trainer, steps_per_epoch=steps_per_epoch)
         trainer.add_callback(flow)

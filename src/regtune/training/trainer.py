@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import math
 import random
 import re
@@ -31,6 +29,7 @@ from regtune.progress import steps
 from regtune.training.batches import BatchOrder
 from regtune.training.checkpoints import STATE, CheckpointStore, read_state, unwritten, write_state
 from regtune.training.cpu_dropout import FastCpuDropout
+from regtune.training.heap import TRIMMED_EVERY, keep_freed_memory, return_freed_memory
 from regtune.training.parameter_groups import parameter_groups
 
 Evaluate = Callable[[Any], Mapping[str, float]]
@@ -310,6 +309,8 @@ class RunFlow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts the clock and the count of steps."""
+        if args.device.type == "cpu":
+            keep_freed_memory()
         self.trainer.stopwatch.start()
         self.tell = self.inside.enter_context(steps(state.max_steps, "steps", done=state.global_step))
 
@@ -330,7 +331,7 @@ class RunFlow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Asks for a log line, an evaluation and a checkpoint where they are due, and says how far it is."""
-        if args.device.type == "cpu" and state.global_step % _TRIMMED_EVERY == 0:
+        if args.device.type == "cpu" and state.global_step % TRIMMED_EVERY == 0:
             return_freed_memory()
         within = (state.global_step - 1) % self.steps_per_epoch + 1
         if within in self.due or state.global_step >= state.max_steps:
@@ -367,27 +368,3 @@ def preserved_random_state() -> Iterator[None]:
         yield
     finally:
         _set_random_state(state)
-
-
-_TRIMMED_EVERY = 25
-"""Steps between two calls of `return_freed_memory`. What it gives back, the next steps have to ask the system for
-again, page by page: every second step, that was a fifth of the time; every 25th, memory is as flat (docs/log.md)."""
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
-    return found
-
-
-def return_freed_memory() -> bool:
-    """Gives free pages of the C library's heap back to the system; True if there was something to give back.
-
-    Batches of many lengths leave holes of many sizes in it: the process grew to three times its working set over an
-    epoch. glibc gives whole free pages back when it is asked to; elsewhere this does nothing.
-    """
-    trim = _malloc_trim()
-    return bool(trim and trim(0))
