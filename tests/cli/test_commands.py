@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import tiny_seq2seq
 from command_line import QUICK, SMALL, invoke, prepare, train
 from regtune.cli.main import main
+from regtune.config import RegisterConfig
 from regtune.locks import owned
 from regtune.models.minilm import minilm_folder
 from regtune.records import read_json
+from regtune.registers.surgery import add_registers
 from regtune.sweeps.evaluate import evaluate
 from regtune.tasks.qa.question_answerer import QuestionAnswerer
 from tiny_tokenizer import save_questions, save_tiny
@@ -84,6 +87,16 @@ def test_info_tells_what_a_model_without_registers_is(run, place):
     code, out, _ = run("info", "model")
     assert code == 0
     assert "registers     none" in out
+
+
+def test_info_names_a_decoder_s_own_registers_where_there_are_some(run, finished, tmp_path):
+    assert "decoder_registers" not in run("info", finished)[1]
+    model = tiny_seq2seq.tiny_model("bart")
+    add_registers(model, RegisterConfig(num_registers=0, decoder_registers=3)).save_pretrained(tmp_path / "bart")
+    code, out, _ = run("info", tmp_path / "bart")
+    assert code == 0
+    assert "num_registers 0, decoder_registers 3, " in out
+    assert "of them 192 in registers" in out
 
 
 def test_evaluate_gives_a_table_and_a_file(run, finished, tmp_path):

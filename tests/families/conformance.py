@@ -129,16 +129,30 @@ def cells_of(family: str) -> Cells:
         }
     writer = made.get("causal LM", made.get("text to text"))
     found["caches"] = {} if writer is None else dict(caches_of(writer, about.causal))
+    if about.decoder is not None and writer is not None:
+        found["decoder_registers"] = dict(beside_an_encoder(writer))
     scored = made[heads[0]]
     found["relevance"] = {rule: tried(lambda r=rule: explained(scored, r)) for rule in (*LEDGER, "chefer")}
     found["looks"] = {name: tried(lambda look=look: look(copy.deepcopy(plain))) for name, look in LOOKS.items()}
     return found
 
 
-def caches_of(model: Any, causal: bool) -> Iterator[tuple[str, str]]:
+def beside_an_encoder(model: Any) -> Iterator[tuple[str, str]]:
+    """Registers of the decoder's own: beside the encoder's, without any there, fresh in every layer, in each cache."""
+    own = {"decoder_registers": 3}
+    for name, settings in {
+        "beside": own,
+        "alone": {**own, "num_registers": 0},
+        "every_layer": {**own, "num_registers": 0, "depth": "every_layer"},
+    }.items():
+        yield name, tried(lambda given=settings: proved(copy.deepcopy(model), **given))  # type: ignore[misc]
+    yield from caches_of(model, False, **own)
+
+
+def caches_of(model: Any, causal: bool, **settings: Any) -> Iterator[tuple[str, str]]:
     """The caches with which the same tokens follow as without one."""
     subject = Subject(model=copy.deepcopy(model), inputs=make_inputs(model)[0])
-    subject.add(RegisterConfig(**TWO))
+    subject.add(RegisterConfig(**{**TWO, **settings}))
     batch = subject.moved() if causal else subject.inputs
     given = {name: batch[name] for name in ("input_ids", "attention_mask")}
 

@@ -25,6 +25,8 @@ def test_every_family_has_a_row_and_what_was_not_tried_says_so():
         assert row["places"].split(", ") == list(family.placements), family.name
         assert set(family.relevance) <= set(row["relevance"].split(", ")), family.name
         assert bool(row["caches"]) == bool(family.causal or family.encoder), family.name
+        beside = "beside, alone, every_layer, dynamic, static" if family.decoder else ""
+        assert row["decoder_registers"] == beside, family.name
 
 
 @pytest.mark.parametrize("name", ["BERT", pytest.param("BART", marks=pytest.mark.slow)])

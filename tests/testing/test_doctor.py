@@ -7,9 +7,11 @@ import hashlib
 import pytest
 import torch
 
+import tiny_seq2seq
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError
 from regtune.registers import hooks
+from regtune.registers.decoders import _Step
 from regtune.registers.hooks import RegisterHooks
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import add_registers
@@ -50,6 +52,26 @@ def test_a_checkpoint_with_registers_is_examined_as_it_is(tmp_path):
     assert report.healthy
     assert "5 registers of its own" in report.summary
     assert "frozen" in report_text(report)
+
+
+@pytest.mark.parametrize("own", [0, 2])
+def test_a_decoder_s_own_registers_are_counted_and_its_causality_proved(own, tmp_path, monkeypatch):
+    model = tiny_seq2seq.tiny_model("t5")
+    add_registers(model, RegisterConfig(num_registers=own, decoder_registers=3, init_std=1.0))
+    model.save_pretrained(tmp_path)
+    report = examine(str(tmp_path), SMALL)
+    assert report.healthy
+    assert f"{own} (encoder) and 3 (decoder) registers of its own" in report.summary
+    assert "8 causality and cache" in {finding.name for finding in report.findings if finding.passed}
+    extend = _Step.extend
+
+    def registers_see_all(self, masks, *, explicit=False):
+        mask = extend(self, masks, explicit=True)
+        mask[..., : self.n, :] = True if mask.dtype == torch.bool else 0.0
+        return mask
+
+    monkeypatch.setattr(_Step, "extend", registers_see_all)
+    assert "8 causality and cache" in failed(examine(str(tmp_path), SMALL))
 
 
 @pytest.mark.parametrize("changes", [{"placement": "suffix"}, {"depth": "every_layer"}, {"layer_norm": True}])

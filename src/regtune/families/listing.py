@@ -1,7 +1,7 @@
 """Every architecture of the registry, and what was seen to work on it.
 
 `support.json` is written by `tests/families/conformance.py`, which tries heads, places, caches, relevance and looks
-inside on a tiny model of each; nobody types it.
+inside on a tiny model of each, and a decoder's own registers where it stands beside an encoder; nobody types it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from regtune.tables import Table
 
 SUPPORT = Path(__file__).parent / "support.json"
 WORKS, NOT_TRIED, REFUSED = "works", "not tried", "refused"
-KINDS = ("heads", "places", "depths", "caches", "relevance", "looks")
+KINDS = ("heads", "places", "depths", "caches", "decoder_registers", "relevance", "looks")
 
 
 def list_families() -> Table:

@@ -107,7 +107,7 @@ def describe_text(facts: dict[str, Any]) -> str:
         ("architecture", f"{facts['architecture']} ({facts['model_type']})"),
         ("family", facts["family"]),
         ("size", f"{facts['layers']} layers, hidden size {facts['hidden_size']}, {facts['positions']} positions"),
-        ("registers", _settings(registers) if registers else "none"),
+        ("registers", _settings(_counts_first(registers)) if registers else "none"),
     ]
     if parameters:
         rows.append(("parameters", f"{parameters['total']:,}, of them {parameters['registers']:,} in registers"))
@@ -128,6 +128,12 @@ def describe_text(facts: dict[str, Any]) -> str:
 def scores_text(record: RunRecord) -> str:
     """The task's metrics on each evaluation set, a line each."""
     return "\n".join(f"{name}: {_scores(values, record.task)}" for name, values in record.metrics.items())
+
+
+def _counts_first(registers: dict[str, Any]) -> dict[str, Any]:
+    """Settings of registers, how many in front; of a decoder's own nothing is said where it has none."""
+    counts = {name: registers.get(name) for name in ("num_registers", "decoder_registers")}
+    return {name: value for name, value in {**counts, **registers}.items() if value or name != "decoder_registers"}
 
 
 def _settings(values: dict[str, Any]) -> str:

@@ -242,7 +242,7 @@ def _summary(model: Any, added: RegisterConfig | None) -> str:
         counts, whose = (num_registers(model), in_decoder.num_registers if in_decoder else 0), "registers of its own"
     else:
         counts, whose = (added.num_registers, added.decoder_registers), "added for the proofs"
-    said = f"{counts[0]} and the decoder's {counts[1]}" if counts[1] else str(counts[0])
+    said = f"{counts[0]} (encoder) and {counts[1]} (decoder)" if counts[1] else str(counts[0])
     whose = f"{said} {whose}" if added is None else f"no registers of its own; {said} {whose}"
     total = sum(parameter.numel() for parameter in model.parameters())
     return (

@@ -25,6 +25,7 @@ from regtune.registers.surgery import (
     CONFIG_KEY,
     backbone_of,
     disable_registers,
+    find_decoder_registers,
     mask_registers,
     register_parameters,
     remove_registers,
@@ -219,6 +220,8 @@ def causality_kept(subject: Subject) -> str:
     """8a: no token's state depends on a later token, and a cache holds what came before."""
     backbone = backbone_of(subject.model)
     family = family_of(backbone.config)
+    if find_decoder_registers(subject.model) is not None and "decoder_input_ids" in subject.inputs:
+        return _writes_without_looking_ahead(subject)
     if not family.causal:
         raise NotApplicableError(f"{family.name} reads the whole text at once")
     mask = subject.inputs["attention_mask"].bool()
@@ -229,6 +232,18 @@ def causality_kept(subject: Subject) -> str:
     cache = backbone(**before, use_cache=True).past_key_values
     last = backbone(text["input_ids"][:, -1:], attention_mask=text["attention_mask"], past_key_values=cache)[0]
     return f"{told}; {_within('read from a cache, the last differs by', last[0], whole[-1:], REORDERED_TOLERANCE)}"
+
+
+@torch.no_grad()
+def _writes_without_looking_ahead(subject: Subject) -> str:
+    """8a, for a decoder with registers of its own: no state depends on what is written later."""
+    batch, written = subject.inputs, subject.inputs["decoder_input_ids"]
+    earlier, whole = (
+        subject.model(**{**batch, "decoder_input_ids": tokens}, use_cache=False)[0]
+        for tokens in (written[:, :-1], written)
+    )
+    words = "without the last token that is written, earlier ones differ by"
+    return _within(words, earlier, whole[:, :-1], REORDERED_TOLERANCE)
 
 
 def generation_agrees(subject: Subject) -> str:
