@@ -250,7 +250,7 @@ def search(rows, **best):
     """What `search.json` holds."""
     names = ("learning_rate", "register_learning_rate")
     facts = {"held_out": "every 7th paragraph", "metric": "f1", "training_examples": 3170, "held_out_examples": 526}
-    facts |= {"epochs": 1.0, "seed": 0, "num_registers": 8, "machine": {}, "rows": rows}
+    facts |= {"epochs": 1.0, "seeds": [0], "num_registers": 8, "machine": {}, "rows": rows}
     return facts | {"best": {arm: dict(zip(names, rates, strict=True)) for arm, rates in best.items()}}
 
 
@@ -267,6 +267,29 @@ def test_the_search_for_learning_rates_is_shown(tmp_path):
         "held-out examples."
     )
     assert table.notes[1] == "Chosen: registers: 0.0002, 0.001."
+
+
+def test_a_rate_that_was_tried_with_several_seeds_is_one_row_with_the_mean():
+    from regtune.report.result_tables import search_table
+    from regtune.sweeps.search import SearchFile
+    from regtune.typed import typed
+
+    rows = [
+        {
+            "arm": "baseline",
+            "seed": seed,
+            "learning_rate": rate,
+            "f1": f1,
+            "seconds": 10.0 + seed,
+            "key": f"{rate}{seed}",
+        }
+        for rate, found in ((1e-4, (0.5, 0.7)), (2e-4, (0.8, 0.9)))
+        for seed, f1 in enumerate(found)
+    ]
+    found = search(rows, baseline=(2e-4, None)) | {"seeds": [0, 1]}
+    table = search_table(typed(SearchFile, found, "search.json")).table
+    assert table.cells == (("baseline", "0.0001", "60.0", "10.5"), ("baseline", "0.0002", "85.0", "10.5"))
+    assert "means over the seeds 0, 1, 1 epoch a run" in table.notes[0]
 
 
 def test_a_rate_at_the_edge_of_the_search_is_said_to_be_there():

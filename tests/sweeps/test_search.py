@@ -59,6 +59,46 @@ def test_every_arm_gets_the_same_search_and_its_own_best_rates(tmp_path, searche
     assert {config.training.epochs for config in runs} == {1.0}
 
 
+def test_the_mean_over_the_seeds_decides_and_not_the_best_of_them(tmp_path, searched, runs, monkeypatch):
+    def scored(config, *, progress=True, inputs=None):
+        training = config.training
+        lucky = 0.3 if (training.learning_rate, training.seed) == (0.03, 2) else 0.0
+        save_record(config.output_dir, invented(config, f1=0.5 + lucky - abs(training.learning_rate - 0.02) * 20))
+
+    monkeypatch.setattr(experiment, "run_experiment", scored)
+    search = dataclasses.replace(searched.search, seeds=(1, 2, 3))
+    sweep = dataclasses.replace(searched, search=search, arms=("baseline",), num_registers=(), at_best=())
+    found = read_json(search_learning_rates(sweep, tmp_path / "s", progress=False))
+    assert [(row["learning_rate"], row["seed"]) for row in found["rows"]] == [
+        (rate, seed) for rate in (0.01, 0.02, 0.03) for seed in (1, 2, 3)
+    ]
+    assert max(found["rows"], key=lambda row: row["f1"])["learning_rate"] == 0.03
+    assert found["best"]["baseline"]["learning_rate"] == 0.02
+    assert found["seeds"] == [1, 2, 3]
+
+
+def test_register_rates_at_the_best_rate_without_registers_give_each_arm_as_many_tries(tmp_path, searched):
+    search = dataclasses.replace(searched.search, register_learning_rates=(0.1, 0.2, 0.3), register_rates_at="best")
+    sweep = dataclasses.replace(searched, search=search, arms=("registers", "baseline", "registers+lora", "lora"))
+    found = read_json(search_learning_rates(sweep, tmp_path / "s", progress=False))
+    tried = [(row["arm"], row["learning_rate"], row["register_learning_rate"]) for row in found["rows"]]
+    rates, own = (0.01, 0.02, 0.03), (0.1, 0.2, 0.3)
+    assert tried == [
+        *(("registers", 0.02, register) for register in own),
+        *(("baseline", rate, None) for rate in rates),
+        *(("registers+lora", 0.02, register) for register in own),
+        *(("lora", rate, None) for rate in rates),
+        *(("sep_copies", rate, None) for rate in rates),
+    ]
+    assert found["best"]["registers"] == {"learning_rate": 0.02, "register_learning_rate": 0.3}
+
+
+def test_register_rates_at_the_best_rate_need_the_arm_without_registers(searched):
+    search = dataclasses.replace(searched.search, register_rates_at="best")
+    with pytest.raises(ConfigError, match=r"this sweep has none for 'registers\+lora'\. Add it to arms"):
+        dataclasses.replace(searched, search=search, arms=("baseline", "registers", "registers+lora"))
+
+
 def test_the_search_uses_held_out_training_paragraphs_and_no_evaluation_set(tmp_path, searched, runs, monkeypatch):
 
     whole = load_questions(tmp_path / "train.json").items

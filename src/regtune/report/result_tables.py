@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from regtune.interfaces import Block, Metric
@@ -335,8 +336,9 @@ def _counted(kind: str, found: Sequence[Mapping[str, Any]]) -> list[tuple[str, s
 
 
 def search_table(search: SearchFile) -> Block:
-    """The search for learning rates as it was recorded: one row for each cell that was tried."""
-    names = [key for key in dict.fromkeys(key for row in search.rows for key in row) if key != "key"]
+    """The search for learning rates: one row for each rate that was tried in an arm, with means over the seeds."""
+    left_out = ("key", "seed")
+    names = [key for key in dict.fromkeys(key for row in search.rows for key in row) if key not in left_out]
     metrics = {each.name: each for task in TASKS for each in TASKS.get(task).metrics}
     best = {arm: {key: getattr(rates, key) for key in _RATES} for arm, rates in search.best.items()}
     chosen = [f"{arm}: {', '.join(short(v) for v in rates.values() if v is not None)}" for arm, rates in best.items()]
@@ -345,12 +347,34 @@ def search_table(search: SearchFile) -> Block:
         "search",
         "The search for learning rates",
         [name.replace("_", " ") for name in names],
-        [tuple(_searched(row.get(name), metrics.get(name)) for name in names) for row in search.rows],
+        [tuple(_searched(row.get(name), metrics.get(name)) for name in names) for row in _over_seeds(search.rows)],
         f"Held out: {search.held_out}. Searched at N = {search.num_registers} for {', '.join(best)} by "
-        f"{search.metric}: one seed ({search.seed}), {epochs}, {search.held_out_examples:,} held-out examples.",
+        f"{search.metric}: {_seeds(search.seeds)}, {epochs}, {search.held_out_examples:,} held-out examples.",
         f"Chosen: {'; '.join(chosen)}." if chosen else "",
         _edges(search.rows, best),
     )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, seeds))
+    return f"one seed ({numbers})" if len(seeds) == 1 else f"means over the seeds {numbers}"
+
+
+def _over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that differ in the seed alone joined to one, with the means of their figures."""
+    same = ("arm", "num_registers", *_RATES)
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name) for name in same), []).append(row)
+    joined = []
+    for group in groups.values():
+        mean = {
+            name: fmean(row[name] for row in group)
+            for name, value in group[0].items()
+            if name not in (*same, "key", "seed") and value is not None
+        }
+        joined.append({**group[0], **mean})
+    return joined
 
 
 def _searched(value: Any, metric: Metric | None) -> str | None:

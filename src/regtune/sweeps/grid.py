@@ -35,20 +35,25 @@ class SearchConfig(Checked, section="search"):
 
     learning_rates: tuple[Rate, ...]
     register_learning_rates: tuple[Rate, ...]
-    """Tried in arms whose registers learn, each with every `learning_rate`."""
+    """Tried in arms whose registers learn, each with every `learning_rate`, or as `register_rates_at` says."""
+    register_rates_at: Literal["every", "best"] = "every"
+    """`best`: only at the learning rate that was best in the same arm without registers (`baseline` for `registers`,
+    `lora` for `registers+lora`). With as many rates in both lists each arm then has the same number of tries."""
     num_registers: Registers = 8
     """N of the arms with registers in the search."""
     epochs: Epochs = 1.0
-    seed: Seed = 0
+    seeds: tuple[Seed, ...] = (0,)
+    """Every rate is tried with each; the mean decides."""
     held_out: Annotated[int, Range(2, 10**6)] = 7
     """Every so-manieth group (`Task.group`: a passage, a document) of the first training set is held out to score the
     rates on, counted through class by class where examples have one (`Task.stratum`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("learning_rates", "register_learning_rates"):
+        for name in ("learning_rates", "register_learning_rates", "seeds"):
             if not getattr(self, name):
-                raise ConfigError(f"search.{name} is empty; name at least one rate.")
+                raise ConfigError(f"search.{name} is empty; name at least one.")
+            _refuse_repeats(f"search.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +138,7 @@ class SweepConfig(Checked):
             if not sets:
                 raise ConfigError(f"training_sets.{name} names no data set.")
         self._check_arms()
+        self._check_search()
         self._check_base()
         if self.plan is not None:
             self._check_plan(self.plan)
@@ -170,6 +176,22 @@ class SweepConfig(Checked):
             raise ConfigError("num_registers holds 0, which is the arm 'baseline'. Add it to arms, or take the 0 out.")
         if self.at_best and "registers" not in self.arms:
             raise ConfigError("at_best needs the arm 'registers', whose best N it takes. Add it to arms.")
+
+    def without_registers(self, arm: str) -> str | None:
+        """The arm of this sweep that has the same other methods and no registers, if there is one."""
+        wanted = {name: settings for name, settings in self.arm(arm).methods.items() if name != "registers"}
+        names = (name for name in (*self.arms, *self.at_best) if dict(self.arm(name).methods) == wanted)
+        return next(names, None)
+
+    def _check_search(self) -> None:
+        if self.search is None or self.search.register_rates_at == "every":
+            return
+        for name in (*self.arms, *self.at_best):
+            if self.arm(name).learns_registers and self.without_registers(name) is None:
+                raise ConfigError(
+                    f"search.register_rates_at='best' takes the learning rate of the same arm without registers, and "
+                    f"this sweep has none for {name!r}. Add it to arms, or set register_rates_at: every."
+                )
 
     def _check_base(self) -> None:
         plain, fresh = self.base.data, DataConfig()

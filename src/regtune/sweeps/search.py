@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +35,34 @@ HELD_OUT = "held-out"
 def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = True) -> Path:
     """Tries every rate of `sweep.search` in every arm and writes `search.json`: all rows, and the best of each arm.
 
-    Every `held_out`-th group of the first training set is held out (`every_group`); each cell
-    trains on the rest and is scored on what is held out, by the task's first metric. Rows that are there already are
-    not tried again. A second process waits for the first.
+    Every `held_out`-th group of the first training set is held out (`every_group`); each cell trains on the rest and is
+    scored on what is held out, by the task's first metric, whose mean over the seeds decides. Rows that are there
+    already are not tried again. A second process waits for the first.
     """
     settings = _settings(sweep)
     path, place = folder / SEARCH_FILE, folder / SEARCH_FOLDER
     with locked(lock_file(folder, "search"), wait=True):
         inputs = SharedInputs()
-        facts, cells = _prepare(sweep, settings, inputs)
+        facts, short = _prepare(sweep, settings, inputs)
         metric = TASKS.get(sweep.base.task).metrics[0]
         rows = {row["key"]: row for row in (_rows(path, metric) if path.is_file() else [])}
-        with stages(len(cells), shown=progress):
-            for cell, rates in cells:
-                begin_stage(f"searching: {cell.label}, {json.dumps(dataclasses.asdict(rates))}")
-                if cell.key not in rows and run_cell(cell, place, inputs=inputs) == "finished":
-                    rows[cell.key] = _row(cell, rates, place)
-        best = _best(cells, rows, place, metric)
-        chosen = [rows[key] for key in dict.fromkeys(cell.key for cell, _ in cells) if key in rows]
-        write_json(path, facts | {"machine": machine(), "best": best, "rows": chosen})
+        tried: list[_Tried] = []
+        best: dict[str, LearningRates] = {}
+        arms = (*sweep.arms, *sweep.at_best)
+        for arm in sorted(arms, key=lambda name: sweep.arm(name).learns_registers):  # those take rates of the others
+            points = list(_points(short, arm, best))
+            with stages(len(points), shown=progress):
+                for point in points:
+                    begin_stage(f"searching: {point.cell.label}, {json.dumps(dataclasses.asdict(point.rates))}")
+                    key = point.cell.key
+                    if key not in rows and run_cell(point.cell, place, inputs=inputs) == "finished":
+                        rows[key] = _row(point, place)
+            best[arm] = _best(arm, points, rows, place, metric)
+            tried += points
+        tried.sort(key=lambda point: arms.index(point.cell.arm))
+        chosen = [rows[key] for key in dict.fromkeys(point.cell.key for point in tried) if key in rows]
+        found = {arm: dataclasses.asdict(best[arm]) for arm in arms}
+        write_json(path, facts | {"machine": machine(), "best": found, "rows": chosen})
         shutil.rmtree(place, ignore_errors=True)  # the rows say it all; a report would take these runs for cells
     return path
 
@@ -69,7 +80,7 @@ class SearchFile:
     training_examples: int
     held_out_examples: int
     epochs: float
-    seed: int
+    seeds: list[int]
     num_registers: int
     machine: dict[str, Any]
 
@@ -110,9 +121,7 @@ def _settings(sweep: SweepConfig) -> SearchConfig:
     return sweep.search
 
 
-def _prepare(
-    sweep: SweepConfig, settings: SearchConfig, inputs: SharedInputs
-) -> tuple[dict[str, Any], list[tuple[Cell, LearningRates]]]:
+def _prepare(sweep: SweepConfig, settings: SearchConfig, inputs: SharedInputs) -> tuple[dict[str, Any], SweepConfig]:
     task: Task = TASKS.get(sweep.base.task)
     name, sets = next(iter(sweep.training_sets.items()))
     kept, held = every_group(read_sets(task, sets, settings_of(sweep.base), training=True), task, settings.held_out)
@@ -132,52 +141,67 @@ def _prepare(
         "training_examples": len(kept),
         "held_out_examples": len(held),
         "epochs": settings.epochs,
-        "seed": settings.seed,
+        "seeds": list(settings.seeds),
         "num_registers": settings.num_registers,
     }
-    return facts, list(_cells(short, settings))
+    return facts, short
 
 
-def _cells(sweep: SweepConfig, settings: SearchConfig) -> Iterator[tuple[Cell, LearningRates]]:
-    for arm in (*sweep.arms, *sweep.at_best):
-        kind = sweep.arm(arm)
-        own: tuple[float | None, ...] = settings.register_learning_rates if kind.learns_registers else (None,)
-        for rate in settings.learning_rates:
-            for register_rate in own:
-                rates = LearningRates(learning_rate=rate, register_learning_rate=register_rate)
-                tried = dataclasses.replace(sweep, learning_rates={arm: rates})
-                n = settings.num_registers if kind.has_registers else 0
-                yield tried.cell(arm, n, seed=settings.seed, training_set="search"), rates
+@dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """One run of the search."""
+
+    cell: Cell
+    rates: LearningRates
 
 
-def _row(cell: Cell, rates: LearningRates, place: Path) -> dict[str, Any]:
-    record = finished_record(place, cell)
+def _points(sweep: SweepConfig, arm: str, best: Mapping[str, LearningRates]) -> Iterator[_Tried]:
+    """The runs of one arm, rate after rate; `best`: the rates of the arms that have been searched."""
+    settings = _settings(sweep)
+    kind = sweep.arm(arm)
+    own: tuple[float | None, ...] = settings.register_learning_rates if kind.learns_registers else (None,)
+    rates = settings.learning_rates
+    if kind.learns_registers and settings.register_rates_at == "best":
+        partner = sweep.without_registers(arm)
+        assert partner is not None
+        rates = (best[partner].learning_rate,)
+    n = settings.num_registers if kind.has_registers else 0
+    for rate, register_rate in product(rates, own):
+        point = LearningRates(learning_rate=rate, register_learning_rate=register_rate)
+        tried = dataclasses.replace(sweep, learning_rates={arm: point})
+        for seed in settings.seeds:
+            yield _Tried(cell=tried.cell(arm, n, seed=seed, training_set="search"), rates=point)
+
+
+def _row(point: _Tried, place: Path) -> dict[str, Any]:
+    record = finished_record(place, point.cell)
     assert record is not None
     (scores,) = record.metrics.values()
     return {
-        "arm": cell.arm,
-        "num_registers": cell.num_registers,
-        **dataclasses.asdict(rates),
+        "arm": point.cell.arm,
+        "num_registers": point.cell.num_registers,
+        "seed": point.cell.seed,
+        **dataclasses.asdict(point.rates),
         **{name: round(value, 5) for name, value in scores.items()},
         "seconds": record.seconds,
-        "key": cell.key,
+        "key": point.cell.key,
     }
 
 
 def _best(
-    cells: list[tuple[Cell, LearningRates]], rows: dict[str, dict[str, Any]], place: Path, metric: Metric
-) -> dict[str, dict[str, Any]]:
-    """Arm to its rates with the best value of the metric; of equals the first."""
-    best: dict[str, tuple[float, LearningRates]] = {}
-    for cell, rates in cells:
-        if cell.key in rows:
-            value = metric.rank(rows[cell.key][metric.name])
-            if cell.arm not in best or value > best[cell.arm][0]:
-                best[cell.arm] = (value, rates)
-    for cell, _ in cells:
-        if cell.arm not in best:
-            raise TrainingError(
-                f"The search found no learning rate for the arm {cell.arm!r}: all its cells failed, the first with: "
-                f"{failure(place / cell.key)}. Mend that and start it again."
-            )
-    return {arm: dataclasses.asdict(rates) for arm, (_, rates) in best.items()}
+    arm: str, points: Sequence[_Tried], rows: Mapping[str, Mapping[str, Any]], place: Path, metric: Metric
+) -> LearningRates:
+    """The rates with the best mean of the metric over the seeds; of equals the first. Rates that failed don't count."""
+    values: dict[LearningRates, list[float]] = {}
+    for point in points:
+        row = rows.get(point.cell.key)
+        values.setdefault(point.rates, []).append(-math.inf if row is None else metric.rank(row[metric.name]))
+    means = {rates: sum(found) / len(found) for rates, found in values.items()}
+    best = max(means, key=means.__getitem__)
+    if means[best] == -math.inf:
+        raise TrainingError(
+            f"The search found no learning rate for the arm {arm!r}: each had a cell that failed, the first with: "
+            f"{failure(place / next(point.cell.key for point in points if point.cell.key not in rows))}. Mend that and "
+            "start it again."
+        )
+    return best
