@@ -12,6 +12,7 @@ from regtune.interfaces import Metric
 from regtune.records import read_json, save_record
 from regtune.sweeps import run as experiment
 from regtune.sweeps.grid import LearningRates, SearchConfig
+from regtune.sweeps.plan import Plan
 from regtune.sweeps.search import search_learning_rates, with_found_rates
 from regtune.sweeps.sweep import best_num_registers
 from regtune.tasks.qa.data.sources import load_questions
@@ -156,6 +157,12 @@ def test_the_direction_of_the_metric_chooses_the_rates_and_the_number_of_registe
         scores = invented(cell.config, f1=cell.num_registers / 10)
         save_record(tmp_path / "cells" / cell.key, scores)
     assert best_num_registers(sweep, tmp_path / "cells") == {"tiny": 4 if higher else 2}
+
+
+def test_a_sweep_with_a_plan_is_searched_too(tmp_path, searched):
+    plan = Plan(num_registers=(2,), on="dev", metric="f1", seeds=2, weights="last", delta=0.01)
+    sweep = dataclasses.replace(searched, seeds=(0, 1), plan=plan)
+    assert len(read_json(search_learning_rates(sweep, tmp_path / "s", progress=False))["rows"]) == 12
 
 
 def test_a_second_search_tries_nothing_again_and_leaves_no_runs_behind(tmp_path, searched, runs):

@@ -134,6 +134,7 @@ def _prepare(sweep: SweepConfig, settings: SearchConfig, inputs: SharedInputs) -
         base=dataclasses.replace(sweep.base, training=training),
         training_sets={"search": (learnt,)},
         evaluation_sets=(HELD_OUT,),
+        plan=None,  # it is about the cells
     )
     facts = {
         "held_out": f"every {settings.held_out}th group of the training set {name}",
