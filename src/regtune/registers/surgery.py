@@ -349,6 +349,17 @@ def active_registers(model: nn.Module) -> Registers | None:
     return registers if registers is not None and registers.enabled else None
 
 
+def active_sets(model: nn.Module) -> list[tuple[Any, Registers]]:
+    """Every set of registers that is switched on, behind the module that runs with it.
+
+    Of a model with an encoder and a decoder they are the encoder's, and then the decoder's own. Raises as
+    `find_registers`.
+    """
+    owners = {registers_in(owner): owner for owner in _all_owners(model)}
+    sets = dict.fromkeys((find_registers(model), find_decoder_registers(model)))
+    return [(owners[one], one) for one in sets if one is not None and one.enabled]
+
+
 def layout_of(model: nn.Module, attention_mask: Tensor) -> Layout | None:
     """Where the registers stand for a batch with this mask, `[batch, seq]`; None without registers that are on."""
     registers = active_registers(model)

@@ -23,7 +23,7 @@ from regtune.errors import ConfigError, UnsupportedModelError, shown, unknown_na
 from regtune.families import family_of, find_family
 from regtune.families._family import LEDGER, Family, patch_grid
 from regtune.models.precision import device_of, has_bfloat16
-from regtune.registers.surgery import backbone_of, base_of
+from regtune.registers.surgery import backbone_of, base_of, find_decoder_registers
 from regtune.rows.targets import Target
 from regtune.rows.token_classes import patch_classes
 
@@ -314,6 +314,7 @@ def _attributions(
 ) -> Iterator[Attribution]:
     averaged = batch.family is not None and batch.family.pooling == "mean"
     reads_token = not averaged and not base_of(batch.model).config.is_encoder_decoder
+    beside = find_decoder_registers(batch.model) if scores.registers.shape[1] else None
     shown = {name: _plain_option(value) for name, value in options.items() if name not in _UNSEEN}
     for row, target in enumerate(scores.targets):
         text = batch.text[row].cpu()
@@ -334,6 +335,7 @@ def _attributions(
             offsets=None if offsets is None else tuple((int(start), int(end)) for start, end in offsets),
             relevance=_numbers(scores.tokens[row].detach().cpu()[text]),
             registers=_numbers(scores.registers[row]),
+            decoder_registers=0 if beside is None else beside.num_registers,
             residual=0.0 if scores.residual is None else float(scores.residual[row]),
             steps=None if scores.steps is None else scores.steps[row],
             error=None if scores.error is None else float(scores.error[row]),

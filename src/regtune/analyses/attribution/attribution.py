@@ -49,7 +49,10 @@ class Attribution:
     relevance: Float64[np.ndarray, " tokens"]
     """A score for each token."""
     registers: Float64[np.ndarray, " registers"]
-    """A score for each register, over all depths; empty without registers."""
+    """A score for each register, over all depths; empty without registers. Of a model with an encoder and a decoder the
+    encoder's and then the decoder's own, which the decoder's attention over the text gives nothing (`attention`)."""
+    decoder_registers: int = 0
+    """How many of them, the last, are a decoder's own."""
     positions: float = 0.0
     """Position embeddings and relative position biases."""
     types: float = 0.0
@@ -85,8 +88,18 @@ class Attribution:
             raise ValueError(f"{len(self.tokens)} tokens but {len(self.relevance)} scores.")
         if self.offsets is not None and len(self.offsets) != len(self.tokens):
             raise ValueError(f"{len(self.tokens)} tokens but {len(self.offsets)} offsets.")
+        if not 0 <= self.decoder_registers <= len(self.registers):
+            raise ValueError(
+                f"{len(self.registers)} registers, but {self.decoder_registers} of the decoder's among them."
+            )
         for scores in (self.relevance, self.registers):
             scores.setflags(write=False)
+
+    @property
+    def register_names(self) -> tuple[str, ...]:
+        """r0, r1, ... and, of a decoder's own beside an encoder's, d0, d1, ..."""
+        first = len(self.registers) - self.decoder_registers
+        return (*(f"r{index}" for index in range(first)), *(f"d{index}" for index in range(self.decoder_registers)))
 
     def merged(self, groups: Sequence[Sequence[int]]) -> Attribution:
         """The scores of groups of neighbouring tokens (their indices, in order, each once), added up."""

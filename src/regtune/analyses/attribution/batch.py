@@ -10,6 +10,7 @@ here needs to know the architecture, so the methods without rules explain any Hu
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from regtune.errors import ConfigError, UnsupportedModelError, unknown_name
 from regtune.families._family import Family, patch_grid
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import accepted_arguments, active_registers, base_of
+from regtune.registers.surgery import accepted_arguments, active_sets, base_of
 from regtune.rows.targets import END, LOGITS, START, Resolved, Row, Target, TargetError, target_named
 from regtune.rows.token_classes import TokenClass, patch_names, token_classes
 
@@ -297,23 +298,28 @@ def _absent(batch: Batch, baseline: Any, text: Tensor) -> Tensor:
 class GivenEmbeddings:
     """What stands in for the model's own embeddings in the passes inside `given_embeddings`."""
 
-    def __init__(self, active: Registers | None, known: Tensor | None = None, *, images: bool = False) -> None:
-        self.active = active
+    def __init__(self, sets: Sequence[Registers], known: Tensor | None = None, *, images: bool = False) -> None:
+        self.sets = tuple(sets)
         self.known = known
         """The batch's token ids, to see that an unknown architecture looks up what is thought."""
         self.images = images
         self.words: Tensor | None = None
         """`[batch, seq, width]`, or None for the model's own."""
         self.registers: Sequence[Tensor] = ()
-        """For each depth at which registers join, `[batch, registers, width]`; empty for the model's own."""
+        """Of each set, for each depth at which it joins, `[batch, registers, width]`; empty for the model's own."""
         self._calls = 0
 
     def learned_registers(self) -> list[Tensor]:
-        """The registers' own vectors, `[registers, width]` for each depth at which they join."""
-        if self.active is None:
-            return []
-        depths = 1 if self.active.deep is None else 1 + len(self.active.deep)
-        return [self.active(1, depth)[0].detach() for depth in range(depths)]
+        """The registers' own vectors, `[registers, width]`: of each set, for each depth at which it joins."""
+        return [one(1, depth)[0].detach() for one in self.sets for depth in range(_depths(one))]
+
+    def by_register(self, scores: Sequence[Tensor]) -> Tensor:
+        """Scores `[batch, registers]` in the order of `learned_registers`, added up over depths: one a register."""
+        rest, found = list(scores), []
+        for one in self.sets:
+            mine, rest = rest[: _depths(one)], rest[_depths(one) :]
+            found.append(torch.stack(mine).sum(0))
+        return torch.cat(found, dim=1)
 
     def _restart(self, _module: nn.Module, _args: tuple) -> None:
         self._calls = 0
@@ -340,9 +346,14 @@ class GivenEmbeddings:
             words = torch.cat([output[:, :1], words[:, :-1]], dim=1)
         return torch.cat([words, output[:, words.shape[1] :]], dim=1)  # some models pad their text further
 
-    def _give_registers(self, _module: nn.Module, args: tuple, _output: Tensor) -> Tensor | None:
+    def _give_registers(self, module: nn.Module, args: tuple, _output: Tensor) -> Tensor | None:
         _batch, depth = (*args, 0)[:2]
-        return self.registers[depth] if self.registers else None
+        before = itertools.takewhile(lambda one: one is not module, self.sets)
+        return self.registers[sum(map(_depths, before)) + depth] if self.registers else None
+
+
+def _depths(registers: Registers) -> int:
+    return 1 if registers.deep is None else 1 + len(registers.deep)
 
 
 @contextmanager
@@ -350,7 +361,7 @@ def given_embeddings(batch: Batch) -> Iterator[GivenEmbeddings]:
     """Inside the context, passes of the batch's model run on what is set on the yielded object."""
     backbone = base_of(batch.model)
     known = batch.inputs["input_ids"] if batch.family is None else None
-    given = GivenEmbeddings(active_registers(batch.model), known, images=batch.reads_images)
+    given = GivenEmbeddings([one for _, one in active_sets(batch.model)], known, images=batch.reads_images)
     tables = {id(table): table for table in _tables(batch.model)}
     shifted = bool(getattr(backbone.config, "is_encoder_decoder", False)) and not batch.decodes
     with ExitStack() as stack:
@@ -359,8 +370,8 @@ def given_embeddings(batch: Batch) -> Iterator[GivenEmbeddings]:
         for table in list(tables.values())[: 2 if shifted else 1]:
             hook = table.register_forward_hook(lambda _, args, output: given._give_words(args[0], output, shifted))
             stack.callback(hook.remove)
-        if given.active is not None:
-            stack.callback(given.active.register_forward_hook(given._give_registers).remove)
+        for one in given.sets:
+            stack.callback(one.register_forward_hook(given._give_registers).remove)
         yield given
 
 

@@ -32,7 +32,7 @@ from regtune.families._family import LEDGER
 from regtune.interfaces import Block, Examples, Rows, Shown, ShownByBlocks
 from regtune.progress import each
 from regtune.records import plain
-from regtune.registers.surgery import backbone_of, num_registers
+from regtune.registers.surgery import backbone_of, find_decoder_registers, num_registers
 from regtune.rows.targets import Target
 from regtune.rows.texts import PlainText, text_rows
 from regtune.session import Session, session_of
@@ -62,6 +62,8 @@ class ExplainedModel:
     """Of an image: what the model read, as a PNG in a data URI."""
     grid: tuple[int, int] | None = None
     """Of an image: rows and columns of its patches, which are the last tokens."""
+    decoder_registers: int = 0
+    """Of a decoder's own, beside the encoder's `num_registers`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,9 +291,11 @@ def _explained(
     if said.text is not None:
         span = {} if said.span is None else {"start": said.span[0], "end": said.span[1]}
         answer = {"text": said.text, "probability": said.probability, **span}
+    beside = find_decoder_registers(session.model)
     made = ExplainedModel(
         name=session.name,
         num_registers=num_registers(session.model),
+        decoder_registers=0 if beside is None else beside.num_registers,
         answer=answer,
         notes=(*said.notes, *notes),
         context_start=int(batch["context_start"][0]) if "context_start" in batch else 0,

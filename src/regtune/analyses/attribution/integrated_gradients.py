@@ -114,8 +114,8 @@ def integrated_gradients_scores(
     starts = values.new_tensor([row.known[0.0] for row in rows])
     seq = path.starts[0].shape[1]
     tokens, of_registers = scores[:, :seq], scores[:, seq:]
-    if not of_registers.shape[1] and given.active is not None:  # held: they are there, with nothing to their name
-        of_registers = scores.new_zeros(len(rows), given.active.num_registers)
+    if not of_registers.shape[1]:  # held: they are there, with nothing to their name
+        of_registers = scores.new_zeros(len(rows), sum(one.num_registers for one in given.sets))
     return Scores(
         targets=targets,
         values=values,
@@ -293,7 +293,7 @@ class _Path:
             )
             tokens, *registers = [one.sum(-1, dtype=torch.float64) for one in scores]
             whole = torch.nn.functional.pad(tokens, (0, self.starts[0].shape[1] - tokens.shape[1]))
-            together = torch.cat([whole, torch.stack(registers).sum(0)], 1) if registers else whole
+            together = torch.cat([whole, self.given.by_register(registers)], 1) if registers else whole
             found |= dict(zip(part, together, strict=True))
         return [found[place] for place in range(len(wanted))]
 

@@ -21,7 +21,14 @@ from regtune.analyses.attribution.batch import Batch, given_embeddings, word_emb
 from regtune.analyses.reversible import freeze
 from regtune.errors import UnsupportedModelError, unknown_name
 from regtune.registers.passes import Layout
-from regtune.registers.surgery import backbone_of, base_of, find_decoder_registers, find_registers, layout_of
+from regtune.registers.surgery import (
+    active_sets,
+    backbone_of,
+    base_of,
+    find_decoder_registers,
+    find_registers,
+    layout_of,
+)
 from regtune.rows.targets import LOGITS, Resolved, TargetError, values_of
 from regtune.rows.token_classes import is_content
 
@@ -55,7 +62,10 @@ def attention_scores(batch: Batch, *, layers: str = "last") -> Scores:
     outputs, targets = _watch(batch, follow, across=True)
     weights = kept[0] / kept[0].sum(-1, keepdim=True)
     read = _require_reading(batch, targets)
-    tokens, registers = read_from(weights, read, registers_of(batch), patches=_pooled(batch))
+    beside = batch.decodes  # what a decoder pays to the text, beside whose states no registers stand
+    tokens, registers = read_from(weights, read, None if beside else registers_of(batch), patches=_pooled(batch))
+    if beside:
+        registers = tokens.new_zeros(len(tokens), sum(one.num_registers for _, one in active_sets(batch.model)))
     return Scores(targets=targets, values=values_of(outputs, targets), tokens=tokens, registers=registers)
 
 

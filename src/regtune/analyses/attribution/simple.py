@@ -15,7 +15,7 @@ from regtune.analyses.attribution.batch import Batch, baseline_embeddings, given
 from regtune.analyses.attribution.rules import relevance_of
 from regtune.analyses.reversible import freeze, only_reader
 from regtune.errors import ConfigError
-from regtune.registers.surgery import active_registers, mask_registers
+from regtune.registers.surgery import active_sets, mask_registers
 from regtune.rows.targets import Resolved, values_of
 
 
@@ -39,7 +39,7 @@ def gradient_input_scores(batch: Batch) -> Scores:
         leaves = [words, *given.registers]
         gradients = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
     found = [relevance_of(leaf.detach(), gradient) for leaf, gradient in zip(leaves, gradients, strict=True)]
-    registers = torch.stack(found[1:]).sum(0) if given.registers else found[0][:, :0]
+    registers = given.by_register(found[1:]) if given.registers else found[0][:, :0]
     return Scores(targets=targets, values=values, tokens=found[0], registers=registers)
 
 
@@ -62,12 +62,12 @@ def occlusion_scores(
         outputs = batch.run()
         targets = batch.resolve(outputs)
         values = values_of(outputs, targets).double()
-        found = active_registers(batch.model)
-        count = 0 if found is None else found.num_registers
-        registers = values.new_zeros(len(targets), count)
-        for number in range(count):
-            with mask_registers(batch.model, [number]):
-                registers[:, number] = values - values_of(batch.run(), targets)
+        losses = []
+        for owner, found in active_sets(batch.model):
+            for number in range(found.num_registers):
+                with mask_registers(owner, [number]):
+                    losses.append(values - values_of(batch.run(), targets).double())
+        registers = torch.stack(losses, dim=1) if losses else values.new_zeros(len(targets), 0)
         absent = baseline_embeddings(batch, baseline, special_tokens=special_tokens)
         places = (~batch.held(special_tokens)).nonzero()
         places = places[torch.argsort(batch.text.sum(1)[places[:, 0]], stable=True)]
@@ -110,8 +110,7 @@ def random_scores(batch: Batch, *, seed: int = 0) -> Scores:
     with torch.no_grad():
         outputs = batch.run()
     targets = batch.resolve(outputs)
-    registers = active_registers(batch.model)
-    count = 0 if registers is None else registers.num_registers
+    count = sum(registers.num_registers for _, registers in active_sets(batch.model))
     tokens = torch.zeros(batch.text.shape, dtype=torch.float64)
     of_registers = torch.zeros(len(targets), count, dtype=torch.float64)
     for row, text in enumerate(batch.text.cpu()):

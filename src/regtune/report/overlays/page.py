@@ -104,16 +104,20 @@ class Overlay:
     def table(self, model: Model) -> Table:
         """Every number of a model that has any: a row a token and register, a column a method and target."""
         first = model.panels[0]
-        names = [*(token for token, _ in first.tokens), *(f"register {index}" for index in range(len(first.registers)))]
+        names = [token for token, _ in first.tokens] + [_register(name) for name, _ in first.registers]
         columns = [
-            [percent(panel.share(score)) for score in (*(score for _, score in panel.tokens), *panel.registers)]
-            for panel in model.panels
+            [percent(panel.share(score)) for _, score in (*panel.tokens, *panel.registers)] for panel in model.panels
         ]
         return Table(
             columns=("token", *(f"{panel.method}, {panel.asked}" for panel in model.panels)),
             rows=tuple(zip(names, *columns, strict=True)),
             notes=("Shares of everything that was booked, in percent.",),
         )
+
+
+def _register(name: str) -> str:
+    """A register's name in full."""
+    return f"register {name[1:]}" if name.startswith("r") else f"decoder's register {name[1:]}"
 
 
 def overlay_page(content: Any, *, palette: str = "green-red", source: str = "the explanations") -> str:

@@ -1,10 +1,11 @@
 """What an overlay shows, from explanations as JSON: pieces of real text with their scores, strips and the ledger.
 
 An *explanations document* is a dict with `schema_version`, `kind` ("explanations"), `question` (or null), `context`,
-`notes`, and `models`: each with `name`, `num_registers`, `answer` (`text`, `start`, `end` in characters of the context,
-`probability`; or null), `notes`, `context_start` (number of tokens before the context) and `attributions`
-(`Attribution.to_json()`, with the target's name as `asked` and with offsets). Of an image the offsets are missing, and
-a model has `picture` (a PNG in a data URI) and `grid` (rows and columns of patches, which are the last tokens).
+`notes`, and `models`: each with `name`, `num_registers`, `decoder_registers` (none by default), `answer` (`text`,
+`start`, `end` in characters of the context, `probability`; or null), `notes`, `context_start` (number of tokens before
+the context) and `attributions` (`Attribution.to_json()`, with the target's name as `asked` and with offsets). Of an
+image the offsets are missing, and a model has `picture` (a PNG in a data URI) and `grid` (rows and columns of patches,
+which are the last tokens).
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Panel:
     """Those that are no text."""
     patches: tuple[Piece, ...] = ()
     """Of an image, row by row."""
-    registers: tuple[float, ...]
+    registers: tuple[tuple[str, float], ...]
+    """Each one's name and score."""
     ledger: tuple[tuple[str, float], ...]
     """Name and amount of each part that the method has; `residual` last, where there is a law that it could break."""
     how: str
@@ -79,11 +81,6 @@ class Panel:
     def has_law(self) -> bool:
         """Whether the parts add up to the value."""
         return self.method in ADDING_UP
-
-    @property
-    def register_names(self) -> list[tuple[str, float]]:
-        """Each register's name and score."""
-        return [(f"r{index}", score) for index, score in enumerate(self.registers)]
 
     @property
     def unit(self) -> str:
@@ -125,13 +122,14 @@ class Model:
     """The image that it read, as a data URI."""
     grid: tuple[int, int] | None = None
     """Rows and columns of its patches."""
+    decoder_registers: int = 0
 
     @property
     def label(self) -> str:
         """With or without registers, in words."""
-        if not self.num_registers:
-            return "without registers"
-        return f"with {self.num_registers} register{'' if self.num_registers == 1 else 's'}"
+        counts = [(self.num_registers, ""), (self.decoder_registers, " of the decoder's own")]
+        said = [f"{count} register{'' if count == 1 else 's'}{whose}" for count, whose in counts if count]
+        return f"with {' and '.join(said)}" if said else "without registers"
 
     def panel(self, method: str, asked: str) -> Panel | None:
         """The panel of that row, if this model has it."""
@@ -210,14 +208,19 @@ def _model(one: Mapping[str, Any], question: str | None, context: str) -> Model:
         panels = tuple(_image_panel(found, int(grid[0]) * int(grid[1])) for found in one["attributions"])
     return Model(
         name=str(one.get("name") or "model"),
-        num_registers=int(one.get("num_registers") or max((len(panel.registers) for panel in panels), default=0)),
+        num_registers=int(one.get("num_registers") or max(map(_of_encoder, panels), default=0)),
         answer=answer.get("text"),
         probability=answer.get("probability"),
         notes=tuple(map(str, one.get("notes") or ())),
         panels=panels,
         picture=picture,
         grid=None if grid is None else (int(grid[0]), int(grid[1])),
+        decoder_registers=int(one.get("decoder_registers") or 0),
     )
+
+
+def _of_encoder(panel: Panel) -> int:
+    return sum(name.startswith("r") for name, _ in panel.registers)
 
 
 def _panel(
@@ -248,7 +251,7 @@ def _panel(
         cut=(bool(context[:first].strip()), bool(context[last:].strip())),
         tokens=tuple(zip(tokens, scores, strict=True)),
         special=tuple((token, score) for start, end, token, score in shown if end <= start),
-        registers=tuple(found.registers.tolist()),
+        registers=tuple(zip(found.register_names, found.registers.tolist(), strict=True)),
         ledger=tuple(_ledger(found)),
         how=how(found),
         inside=_inside(found),
@@ -283,7 +286,7 @@ def _image_panel(record: Mapping[str, Any], count: int) -> Panel:
         tokens=tuple(rows),
         special=tuple(rows[: len(rows) - count]),
         patches=tuple(Piece(text="", score=score, token=token) for token, score in rows[len(rows) - count :]),
-        registers=tuple(found.registers.tolist()),
+        registers=tuple(zip(found.register_names, found.registers.tolist(), strict=True)),
         ledger=tuple(_ledger(found)),
         how=how(found),
         inside=_inside(found),
@@ -309,7 +312,7 @@ def _inside(found: Attribution) -> Table | None:
     """Relevance by layer, head or neuron: sums, and the strongest tokens or neurons behind them."""
     if found.inner is None:
         return None
-    names = [*(f"r{index}" for index in range(len(found.registers))), *found.tokens]
+    names = [*found.register_names, *found.tokens]
 
     def strongest(scores: Any, called: Sequence[str] | None = None) -> str:
         best = sorted(range(len(scores)), key=lambda place: -abs(scores[place]))[:_STRONGEST]

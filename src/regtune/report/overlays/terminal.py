@@ -99,7 +99,7 @@ class _Painter:
         else:
             before, behind = ("… " if panel.cut[0] else ""), (" …" if panel.cut[1] else "")
             yield from self._text(panel, (Piece(text=before), *panel.context, Piece(text=behind)))
-        for name, scores in (("special tokens", panel.special), ("registers", tuple(panel.register_names))):
+        for name, scores in (("special tokens", panel.special), ("registers", panel.registers)):
             if scores:
                 yield from self._strip(panel, name, scores)
         parts = "  ".join(f"{name} {signed(amount)}" for name, amount in panel.ledger)
