@@ -103,7 +103,7 @@ def test_options_stand_on_the_page_and_in_the_terminal():
 def test_a_share_is_of_everything_that_was_booked():
     (picture,) = read_pictures(document(attribution(num_registers=2)))
     (panel,) = picture.models[0].panels
-    booked = sum(abs(score) for _, score in panel.tokens) + sum(map(abs, panel.registers)) + 0.4 + 1.1 + 0.3
+    booked = sum(abs(score) for _, score in (*panel.tokens, *panel.registers)) + 0.4 + 1.1 + 0.3
     assert panel.size == pytest.approx(booked)
 
 
