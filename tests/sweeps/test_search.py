@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -171,6 +172,29 @@ def test_a_second_search_tries_nothing_again_and_leaves_no_runs_behind(tmp_path,
     search_learning_rates(searched, tmp_path / "s", progress=False)
     assert len(runs) == before == 12
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"search.json", "locks"}
+
+
+def test_a_search_that_is_cut_short_keeps_its_rows_and_chooses_nothing(tmp_path, searched, runs, monkeypatch):
+    record = experiment.run_experiment
+
+    def cut(config, *, progress=True, inputs=None):
+        if len(runs) == 7:
+            raise KeyboardInterrupt
+        return record(config)
+
+    monkeypatch.setattr(experiment, "run_experiment", cut)
+    with pytest.raises(KeyboardInterrupt):
+        search_learning_rates(searched, tmp_path / "s", progress=False)
+    shutil.rmtree(tmp_path / "s" / "search")  # on another machine there is the file alone
+    found = read_json(tmp_path / "s" / "search.json")
+    assert (len(found["rows"]), found["best"], found["finished"]) == (7, {}, False)
+    with pytest.raises(ConfigError, match=r"isn't finished \(7 runs so far\). Go on with --search"):
+        with_found_rates(searched, tmp_path / "s")
+    monkeypatch.setattr(experiment, "run_experiment", record)
+    found = read_json(search_learning_rates(searched, tmp_path / "s", progress=False))
+    assert len(runs) == len(found["rows"]) == 12
+    assert found["best"]["registers"] == {"learning_rate": 0.02, "register_learning_rate": 0.3}
+    assert with_found_rates(searched, tmp_path / "s").learning_rates["baseline"].learning_rate == 0.02
 
 
 def test_found_rates_apply_where_the_recipe_names_none(tmp_path, searched):

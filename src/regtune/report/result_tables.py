@@ -342,16 +342,18 @@ def search_table(search: SearchFile) -> Block:
     metrics = {each.name: each for task in TASKS for each in TASKS.get(task).metrics}
     best = {arm: {key: getattr(rates, key) for key in _RATES} for arm, rates in search.best.items()}
     chosen = [f"{arm}: {', '.join(short(v) for v in rates.values() if v is not None)}" for arm, rates in best.items()]
+    arms = dict.fromkeys(str(row["arm"]) for row in search.rows)
     epochs = f"{search.epochs:g} epoch{'' if search.epochs == 1 else 's'} a run"
     return _table(
         "search",
         "The search for learning rates",
         [name.replace("_", " ") for name in names],
         [tuple(_searched(row.get(name), metrics.get(name)) for name in names) for row in _over_seeds(search.rows)],
-        f"Held out: {search.held_out}. Searched at N = {search.num_registers} for {', '.join(best)} by "
+        f"Held out: {search.held_out}. Searched at N = {search.num_registers} for {', '.join(arms)} by "
         f"{search.metric}: {_seeds(search.seeds)}, {epochs}, {search.held_out_examples:,} held-out examples.",
         f"Chosen: {'; '.join(chosen)}." if chosen else "",
         _edges(search.rows, best),
+        "" if search.finished else "The search is not finished: nothing has been chosen yet.",
     )
 
 

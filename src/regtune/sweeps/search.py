@@ -37,7 +37,8 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
 
     Every `held_out`-th group of the first training set is held out (`every_group`); each cell trains on the rest and is
     scored on what is held out, by the task's first metric, whose mean over the seeds decides. Rows that are there
-    already are not tried again. A second process waits for the first.
+    already are not tried again, and the file grows with each, so that it goes on anywhere. A second process waits for
+    the first.
     """
     settings = _settings(sweep)
     path, place = folder / SEARCH_FILE, folder / SEARCH_FOLDER
@@ -57,6 +58,8 @@ def search_learning_rates(sweep: SweepConfig, folder: Path, *, progress: bool = 
                     key = point.cell.key
                     if key not in rows and run_cell(point.cell, place, inputs=inputs) == "finished":
                         rows[key] = _row(point, place)
+                        unfinished = {"best": {}, "finished": False, "rows": [*rows.values()]}
+                        write_json(path, facts | {"machine": machine(), **unfinished})
             best[arm] = _best(arm, points, rows, place, metric)
             tried += points
         tried.sort(key=lambda point: arms.index(point.cell.arm))
@@ -83,6 +86,8 @@ class SearchFile:
     seeds: list[int]
     num_registers: int
     machine: dict[str, Any]
+    finished: bool = True
+    """False while runs are still to come; `best` is empty until then."""
 
 
 def read_search(path: Path) -> SearchFile:
@@ -105,11 +110,18 @@ def _rows(path: Path, metric: Metric) -> list[dict[str, Any]]:
 
 
 def with_found_rates(sweep: SweepConfig, folder: Path) -> SweepConfig:
-    """The sweep with the rates that a search in its folder found, in arms for which the recipe names none."""
+    """The sweep with the rates that a search in its folder found, in arms for which the recipe names none.
+
+    Raises:
+        ConfigError: the search was cut short.
+    """
     path = folder / SEARCH_FILE
     if not path.is_file():
         return sweep
-    found = read_search(path).best
+    search = read_search(path)
+    if not search.finished:
+        raise ConfigError(f"The search in {path} isn't finished ({len(search.rows)} runs so far). Go on with --search.")
+    found = search.best
     arms = (*sweep.arms, *sweep.at_best)
     rates = {arm: found[arm] for arm in arms if arm in found} | dict(sweep.learning_rates)
     return dataclasses.replace(sweep, learning_rates=rates)
