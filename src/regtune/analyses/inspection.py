@@ -246,9 +246,8 @@ def _inspect_one(
 def lacks(session: Session, examples: Examples, need: Need) -> str:
     """What a model or its data lacks for a need, in a sentence; empty where it has it."""
     if need == "registers":
-        beside = find_decoder_registers(session.model) is not None
-        none = "the model has registers in its decoder alone." if beside else "the model has no registers."
-        return "" if num_registers(session.model) else none
+        some = num_registers(session.model) or find_decoder_registers(session.model) is not None
+        return "" if some else "the model has no registers."
     if need == "attention":
         from regtune.families import family_of
 
@@ -283,7 +282,9 @@ def _record(
 def subject_of(session: Session, made: Mapping[str, str]) -> dict[str, Any]:
     """What a record says of the model that was looked at (`PartRecord.subject`); `made` are the versions."""
     run, count = session.record, num_registers(session.model)
-    bare = f"registers, N = {count}" if count else "no registers"
+    own = find_decoder_registers(session.model)
+    beside = f", decoder's {own.num_registers}" if own is not None else ""
+    bare = f"registers, N = {count}{beside}" if count or beside else "no registers"
     return {
         "name": session.name,
         "architecture": type(session.model).__name__,

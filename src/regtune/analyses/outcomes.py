@@ -38,7 +38,7 @@ class Outcomes:
     said: tuple[str, ...] | None = None
     """What was predicted, as text."""
     moved: Floats | None = None
-    """How far the last hidden state moved, where that was measured for want of a loss (`Runs`)."""
+    """What was measured for want of a loss: how far the last hidden state moved (`Runs`), or the like."""
 
     @property
     def change(self) -> Floats:

@@ -16,7 +16,13 @@ from regtune.analyses.attribution.explain import explain
 from regtune.app.inside import attention_blocks, lens_blocks, norm_blocks, places_of
 from regtune.errors import ConfigError, DataError, unknown_name
 from regtune.interfaces import Batch, Block, Examples
-from regtune.registers.surgery import backbone_of, disable_registers, mask_registers, num_registers
+from regtune.registers.surgery import (
+    backbone_of,
+    disable_registers,
+    find_decoder_registers,
+    mask_registers,
+    num_registers,
+)
 from regtune.report.collect import Cell, open_cell
 from regtune.report.flips import examples_of, find_flips
 from regtune.rows.texts import PlainText
@@ -50,18 +56,19 @@ class Change:
             if self.off:
                 stack.enter_context(disable_registers(session.model))
             elif chosen := self._of(session):
-                stack.enter_context(mask_registers(session.model, chosen))
+                stack.enter_context(mask_registers(backbone_of(session.model), chosen))
             yield
 
     def words(self, session: Session) -> str:
         """What the model is then."""
-        count = num_registers(session.model)
-        if not count:
+        count, beside = num_registers(session.model), find_decoder_registers(session.model)
+        if not count and beside is None:
             return "no registers"
         chosen = self._of(session)
         if self.off:
             return "registers off"
-        return f"{count} registers" + (f", without {', '.join(map(str, chosen))}" if chosen else "")
+        own = "" if beside is None else f", decoder's {beside.num_registers}"
+        return f"{count} registers" + (f", without {', '.join(map(str, chosen))}" if chosen else "") + own
 
     def _of(self, session: Session) -> list[int]:
         count = num_registers(session.model)

@@ -190,7 +190,7 @@ def _listen(batch: Batch, hear: Callable[[Tensor], None], *, across: bool = Fals
             return batch.run()
     with torch.no_grad():
         plain = _logits(batch.run())
-    with _eager(batch.model):
+    with eager_attention(batch.model):
         outputs = batch.run(output_attentions=True)
     total = batch.text.shape[1]
     names = ("encoder_attentions",) * within + ("cross_attentions",) if decodes else ("attentions",)
@@ -215,7 +215,7 @@ def _logits(outputs: Any) -> Tensor:
 
 
 @contextmanager
-def _eager(model: Any) -> Iterator[None]:
+def eager_attention(model: Any) -> Iterator[None]:
     """Inside the context the model attends by the implementation that hands its weights back."""
     before = getattr(model.config, "_attn_implementation", None)
     if before in (None, "eager"):

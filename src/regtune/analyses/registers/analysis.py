@@ -3,13 +3,12 @@
 Every register is knocked out by itself and all together, in several ways (`regtune.analyses.registers.knock_out`). With
 a head and labels the change in loss, in the task's first metric and in what is said is measured; otherwise how far the
 last hidden state moves. The model runs over the rows 1 + ways × (N + 1) times. States, attention and relevance are of
-one row an example.
+one row an example. A model with an encoder and a decoder has two sets: `regtune.analyses.registers.stacks`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,24 +22,22 @@ from regtune.analyses.attention.measures import CLASSES
 from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.batches import with_words
 from regtune.analyses.outcomes import Outcomes, Runs, explained, outcomes
-from regtune.analyses.parts import estimate, figure, mean_interval, table, text, with_interval
+from regtune.analyses.parts import estimate, figure, table, text, with_interval
 from regtune.analyses.pictures import Estimate, dots, heat_map, matrix, numbered
+from regtune.analyses.registers.effects import HOW_WORDS, effects
 from regtune.analyses.registers.knock_out import How, KnockOut, knocked_out
 from regtune.analyses.registers.lens import register_lens
-from regtune.analyses.registers.roles import ALPHA, Change, Effect, judge_roles, rank_correlation
+from regtune.analyses.registers.roles import ALPHA, judge_roles, rank_correlation
+from regtune.analyses.registers.stacks import stack_blocks, stacks
 from regtune.analyses.registers.states import CONSTANT_BELOW, register_states
 from regtune.errors import ConfigError
-from regtune.interfaces import Analysis, Batch, Block, Examples, Metric, Rows
+from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
 from regtune.progress import each
-from regtune.registers.surgery import num_registers
+from regtune.registers.surgery import decoder_of, num_registers
 from regtune.session import Session
-from regtune.stats.comparison import compare
-from regtune.stats.scores import ArmScores
 from regtune.typed import Checked
 
 _REGISTER = CLASSES.index("register")
-_HOWS = {"mask": "hidden", "mean": "its mean state", "swap": "its neighbour's copy", "zero": "zeros"}
-_CHANGE = Metric(name="change", title="change", columns=("change",), bounds=(-math.inf, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +69,8 @@ class RegisterAnalysis(Analysis):
         self, session: Session, rows: Rows[Any], examples: Examples, settings: RegisterSettings
     ) -> Mapping[str, Any]:
         """See `Analysis.measure`."""
+        if decoder_of(session.model) is not None:
+            return stacks(session, rows, examples, settings)
         count = num_registers(session.model)
         hows = [how for how in settings.hows if how != "swap" or count > 1]  # a single one has none to be swapped with
         if not hows:
@@ -134,6 +133,9 @@ class RegisterAnalysis(Analysis):
 
     def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
         """See `Analysis.blocks`."""
+        if "sets" in content:
+            yield from stack_blocks(content)
+            return
         count = int(content["num_registers"])
         unit = "nats" if content["quantity"] == "loss" else "relative"
         sentences = [content["verdict"]]
@@ -149,7 +151,7 @@ class RegisterAnalysis(Analysis):
         for entry in content["knock_outs"]:
             one = estimate(entry["loss"])
             if entry["register"] is not None and one is not None:
-                single.setdefault(_HOWS[entry["how"]], {})[str(entry["register"])] = one
+                single.setdefault(HOW_WORDS[entry["how"]], {})[str(entry["register"])] = one
         yield figure(
             f"Change in {content['quantity']} when one register is taken away, with its 95 % interval",
             dots(single, xlabel=f"change, {unit} (right of 0: it is missed)", ylabel="register"),
@@ -172,39 +174,6 @@ class RegisterAnalysis(Analysis):
             f"Largest: {np.nanmax(variation):.1%}.",
         )
         yield _table(content, count)
-
-
-def effects(
-    untouched: Outcomes, knocked: Mapping[KnockOut, Outcomes], *, resamples: int = 10_000, seed: int = 0
-) -> list[Effect]:
-    """What every knock-out changed; the p-values of single registers are corrected together, each way by itself."""
-    found: dict[KnockOut, dict[str, Change]] = {one: {} for one in knocked}
-    groups: dict[tuple[str, bool], list[KnockOut]] = {}
-    for one in knocked:
-        groups.setdefault((one.how, one.registers is None), []).append(one)
-    for group in groups.values():
-        draws = max(100, resamples, math.ceil(4 * len(group) / ALPHA))
-        scores = {"loss": (untouched.change, {one: knocked[one].change for one in group})}
-        if untouched.score is not None:
-            scores["score"] = (untouched.score, {one: np.asarray(knocked[one].score) for one in group})
-        for name, (base, arms) in scores.items():
-            first, *others = (ArmScores(scores=v[None], metric=_CHANGE, gaps=True) for v in (base, *arms.values()))
-            named = {str(place): other for place, other in enumerate(others)}
-            for one, compared in zip(arms, compare(first, named, resamples=draws, seed=seed), strict=True):
-                low, high = compared.interval
-                found[one][name] = Change(
-                    difference=compared.difference,
-                    low=low,
-                    high=high,
-                    p_value=compared.p_value,
-                    p_adjusted=compared.p_adjusted,
-                )
-    for one, scored in knocked.items():
-        if untouched.said is not None and scored.said is not None:
-            differs = [a != b for a, b in zip(scored.said, untouched.said, strict=True)]
-            other = mean_interval(np.array(differs, dtype=np.float64))
-            found[one]["said"] = Change(difference=other.value, low=other.low, high=other.high)
-    return [Effect(knock_out=one, **changes) for one, changes in found.items()]
 
 
 def _relevance(
@@ -263,8 +232,8 @@ def _table(content: Mapping[str, Any], count: int) -> Block:
     return table(
         "Each register knocked out",
         (
-            *("register", f"{_HOWS[main]} (95 %)", "p", metric["title"] if metric else "metric", "changed"),
-            *(_HOWS[how] for how in others),
+            *("register", f"{HOW_WORDS[main]} (95 %)", "p", metric["title"] if metric else "metric", "changed"),
+            *(HOW_WORDS[how] for how in others),
             *("varies", "attended", "relevance", "words"),
         ),
         rows,

@@ -49,7 +49,8 @@ def knocked_out(
 ) -> Iterator[None]:
     """Inside the context the model runs with registers knocked out; afterwards it is as it was.
 
-    `mean` needs the registers' mean state at every depth (`RegisterStates.means`).
+    Of a model with an encoder and a decoder they are the encoder's; pass the decoder for its own. `mean` needs the
+    registers' mean state at every depth (`RegisterStates.means`).
     """
     registers = require_active_registers(model)
     count = registers.num_registers
@@ -68,7 +69,7 @@ def knocked_out(
 
     with ExitStack() as stack:
         if knock_out.how == "mask":
-            stack.enter_context(mask_registers(model, chosen))
+            stack.enter_context(mask_registers(backbone_of(model), chosen))  # not a decoder's beside it
         elif knock_out.how != "mean":
             stack.callback(registers.register_forward_hook(exchanged).remove)
         else:
