@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSeq2SeqLM, AutoModelForTextEncoding, DynamicCache, EncoderDecoderCache, StaticCache
 
 from regtune.analyses.attribution.attribute import attribute
@@ -213,6 +214,98 @@ def test_padding_behind_what_the_decoder_reads_changes_nothing(family):
     mask = pad(torch.ones_like(written), (0, 2))
     found = model(**batch, decoder_input_ids=pad(written, (0, 2), value=9), decoder_attention_mask=mask).logits
     close(found[:, :6], expected, 5e-5)
+
+
+LEFT = (0, 2, 5)
+
+
+def padded_before(model) -> tuple[dict, dict, list]:
+    """Three texts, what is written of each with padding before it, and each pair alone."""
+    batch, rows = texts(12, 7, 9), [to_write(model, 11 - pad) for pad in LEFT]
+    ids, mask = torch.full((3, 11), 1), torch.zeros(3, 11, dtype=torch.long)
+    for row, (pad_, written) in enumerate(zip(LEFT, rows, strict=True)):
+        ids[row, pad_:], mask[row, pad_:] = written[0], 1
+    alone = [
+        {"input_ids": batch["input_ids"][row : row + 1, :length], "decoder_input_ids": rows[row]}
+        for row, length in enumerate((12, 7, 9))
+    ]
+    return batch, {"decoder_input_ids": ids, "decoder_attention_mask": mask}, alone
+
+
+@torch.no_grad()
+@CONFIGS
+@ATTENTIONS
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+def test_padding_before_what_a_decoder_reads_moves_nothing_where_positions_are_distances(family, attention, config):
+    model, plain = pair(family, config, attention)
+    batch, written, alone = padded_before(model)
+    mask = written["decoder_attention_mask"]
+    for use_cache in (True, False):
+        found = model(**batch, **written, use_cache=use_cache).logits
+        for row, pad_ in enumerate(LEFT):
+            close(found[row, pad_:], model(**alone[row]).logits[0], 1e-4)
+    for static in (False, True):
+        kind, read = StaticCache if static else DynamicCache, model.get_encoder()(**batch)
+        rooms = [{"max_cache_len": size} if static else {} for size in (11, 12)]
+        cache = EncoderDecoderCache(*(kind(config=model.config, **room) for room in rooms))
+        given = {"encoder_outputs": read, "attention_mask": batch["attention_mask"], "past_key_values": cache}
+        parts = []
+        for first, last in ((0, 6), (6, 7), (7, 11)):
+            ids, seen = written["decoder_input_ids"][:, first:last], mask[:, :last]
+            parts.append(model(decoder_input_ids=ids, decoder_attention_mask=seen, **given).logits)
+        close(torch.cat(parts, dim=1)[mask.bool()], found[mask.bool()], 1e-4)
+    with mask_registers(model):
+        close(model(**batch, **written).logits[mask.bool()], plain(**batch, **written).logits[mask.bool()], 1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+def test_texts_are_continued_alike_with_padding_before_them(family, beams):
+    model, _ = pair(family, BOTH)
+    batch, written, alone = padded_before(model)
+    for way in CACHES.values():
+        found = model.generate(**batch, **written, **GREEDY, num_beams=beams, **way)[:, 11:]
+        for row, pad_ in enumerate(LEFT):
+            expected = model.generate(**alone[row], **GREEDY, num_beams=beams)[:, 11 - pad_ :]
+            assert torch.equal(found[row : row + 1], expected)
+
+
+class RunAgain(torch.nn.Module):
+    """A layer that is run again in the backward pass with its hooks."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args, **kwargs):
+        return checkpoint(self.layer, *args, use_reentrant=False, **kwargs)
+
+
+@pytest.mark.parametrize("depth", ["input", "every_layer"])
+def test_padding_before_what_a_decoder_reads_changes_no_gradient_and_layers_run_again_know_of_it(depth):
+    config = RegisterConfig(num_registers=2, decoder_registers=N, init_std=0.5, depth=depth)
+    model, _ = pair("t5", config, dropout_rate=0.0)
+    batch, written, alone = padded_before(model)
+    taught = {"labels": written["decoder_input_ids"].masked_fill(written["decoder_attention_mask"] == 0, -100)}
+
+    def gradients(*given: dict) -> list[torch.Tensor]:
+        model.zero_grad()
+        for one in given:
+            tokens = int((one["labels"] != -100).sum())
+            (model(**one, use_cache=False).loss * tokens).backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    expected = gradients(*({**one, "labels": one["decoder_input_ids"]} for one in alone))
+    found = [gradients({**batch, **written, **taught})]
+    model.train().activation_checkpointing_enable()
+    found.append(gradients({**batch, **written, **taught}))
+    model.activation_checkpointing_disable()
+    model.decoder.block[0] = RunAgain(model.decoder.block[0])
+    found.append(gradients({**batch, **written, **taught}))
+    for way in found:
+        for one, right in zip(way, expected, strict=True):
+            close(one, right, 1e-4 * max(1.0, float(right.abs().max())))
 
 
 @torch.no_grad()
@@ -442,12 +535,12 @@ def test_a_cache_filled_with_other_registers_is_refused(family):
     assert torch.equal(again, model(**batch, decoder_input_ids=written).logits)
 
 
-def test_padding_before_what_a_decoder_reads_is_refused_where_positions_are_distances():
+def test_texts_of_padding_alone_at_first_are_refused_where_positions_are_distances():
     model, _ = pair("t5")
     batch, written = texts(12, 7), to_write(model, 6, 6)
     mask = torch.ones_like(written)
-    mask[1, :2] = 0
-    with pytest.raises(InputError, match=r"pads on the left.*Pad what the decoder reads on the right"):
+    mask[1, :] = 0
+    with pytest.raises(InputError, match=r"Row 1 of what the decoder reads first is nothing but padding"):
         model(**batch, decoder_input_ids=written, decoder_attention_mask=mask)
     with disable_registers(model):
         model(**batch, decoder_input_ids=written, decoder_attention_mask=mask)

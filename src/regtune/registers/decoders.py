@@ -42,7 +42,8 @@ class Held(NamedTuple):
         key: of the set of registers (`RegisterHooks.key`).
         num_registers: N.
         setting: which of them were masked when they were written.
-        places: those before each text's first position, `[batch or 1, registers]`, for windows that registers leave.
+        places: those before each text's first position, `[batch or 1, registers]`, for windows that registers leave
+            and for texts that don't start at place 0 where distances are counted along the sequence.
         ahead: whether they were read before any text, so that each text has to start at position 0.
     """
 
@@ -227,11 +228,11 @@ def begin(now: Pass, family: Family, named: dict[str, Any], source: Tensor) -> N
         return
     step = _Step(now, named, source, cache, joins)
     step.check()
-    if not torch.compiler.is_compiling():
-        if step.ahead:
-            step.check_kept(family)
-        if joins and family.positions == "relative":
-            step.check_beside()
+    if step.ahead and not torch.compiler.is_compiling():
+        step.check_kept(family)
+    if joins and family.positions == "relative":
+        now.places = step.places_beside()
+        held = held._replace(places=now.places)
     if joins and cache is not None:
         _take_in(cache, held, len(backbone.get_submodule(family.layers)))
         now.cache = cache
@@ -266,12 +267,48 @@ def _own_cache(named: dict[str, Any], family: Family) -> Any:
     return given
 
 
-def text_and_keys(cache: Any, n: int, seq: int) -> tuple[Any, Any]:
-    """How many tokens and registers a first layer holds, and how many keys attention gets from it with `seq` more."""
-    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+def bias_from_cache(attention: Any, cache: Any, n: int, states: Tensor) -> Tensor:
+    """The bias of distances, `[batch or 1, heads, seq, registers + keys]`, of tokens behind what a cache holds (T5).
+
+    Args:
+        attention: the first layer's, which makes it.
+        cache: with n registers.
+        n: how many.
+        states: that it reads, `[batch, seq, hidden]`.
+    """
+    batch, seq = states.shape[:2]
+    own: Any = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     past = own.get_seq_length()
     past = past.clone() if isinstance(past, Tensor) else past  # which a fixed cache goes on counting in
-    return past + n, own.get_mask_sizes(seq, 0)[0] + n
+    keys, places = own.get_mask_sizes(seq, 0)[0], own.registers.places
+    if places is None:
+        found: Tensor = attention.compute_bias(seq, keys + n, device=states.device, past_seen_tokens=past + n)
+        return found
+    if len(places) != batch:
+        raise InputError(
+            f"past_key_values was filled with {len(places)} texts padded differently, and this call has {batch}. Fill "
+            "it with as many."
+        )
+    queries = torch.arange(seq, device=states.device) + past
+    return bias_beside(attention, places, queries.expand(batch, -1), keys)
+
+
+def bias_beside(attention: Any, places: Tensor, queries: Tensor, keys: int) -> Tensor:
+    """The same, `[batch, heads, queries, registers + keys]`, for texts that start elsewhere than at place 0.
+
+    Args:
+        attention: the first layer's.
+        places: of the registers, `[batch, registers]`; the first of `keys` tokens is at 0.
+        queries: places of what attends, `[batch, queries]`.
+        keys: tokens of text.
+    """
+    seen = torch.arange(keys, device=places.device).expand(len(places), -1)
+    farthest = places.shape[1] + keys - 1
+    behind = torch.cat([places, seen], dim=1).unsqueeze(1) - queries.unsqueeze(2) + farthest  # later keys are hidden
+    by_distance: Tensor = attention.compute_bias(1, farthest + 1, device=places.device, past_seen_tokens=farthest)[
+        0, :, 0
+    ]
+    return by_distance[:, behind.clamp(0, farthest)].transpose(0, 1)
 
 
 def _wants_cache(backbone: Any, named: dict[str, Any]) -> bool:
@@ -348,13 +385,20 @@ class _Step:
                 "(attention_mask.cumsum(1) - 1).clamp(min=0)."
             )
 
-    def check_beside(self) -> None:
-        """Refuses texts that start elsewhere than behind the registers, where distances are counted along all."""
-        if bool(self._start().any()):
-            raise InputError(
-                "The decoder's mask pads on the left. Its positions are distances, so its registers would be further "
-                "from these texts than from the same ones alone. Pad what the decoder reads on the right."
-            )
+    def places_beside(self) -> Tensor | None:
+        """Places directly before each text, `[batch, registers]`, where distances are counted; None: all start at 0."""
+        if self.mask is None:
+            return None
+        start = self._start()
+        if not torch.compiler.is_compiling():
+            if not bool(start.any()):
+                return None
+            if bool((start == self.seq).any()):
+                raise InputError(
+                    f"Row {int((start == self.seq).int().argmax())} of what the decoder reads first is nothing but "
+                    "padding, so it isn't known where its registers go. Give the first call at least a token of each."
+                )
+        return (start - self.n + torch.arange(self.n, device=self.device)).expand(self.batch, -1)
 
     def _check_mask(self, mask: Any) -> None:
         if mask is None:

@@ -103,6 +103,8 @@ class RegisterHooks:
         self.family = family
         self.parameter_names = tuple(inspect.signature(backbone.forward).parameters)
         self.among_words = family.joins_words or family.masks_first
+        self.starts_later = False
+        """Whether texts were read, where distances are counted, that didn't start at place 0."""
         self.window: int | None = getattr(backbone.config, family.local_window) if family.local_window else None
 
     def install(self, backbone: Any, *, deep: bool) -> None:
@@ -140,6 +142,7 @@ class RegisterHooks:
         if self.family.beside_encoder and self.family.positions == "relative":
             first = next(backbone.get_submodule(self.family.layers).children())
             first.get_submodule(self.family.attention).register_forward_pre_hook(self.measure, with_kwargs=True)
+            first.register_forward_pre_hook(self.measure_beside, with_kwargs=True)
 
     @staticmethod
     def of(backbone: nn.Module) -> RegisterHooks:
@@ -455,10 +458,26 @@ class RegisterHooks:
             return None
         if kwargs.get("past_key_values") is None:  # a layer that is run again
             return None
-        states, name = args[0] if args else kwargs["hidden_states"], self.family.position_bias or ""
-        before, keys = decoders.text_and_keys(kwargs["past_key_values"], now.registers.num_registers, states.shape[1])
-        bias = module.compute_bias(states.shape[1], keys, device=states.device, past_seen_tokens=before)
-        return args, {**kwargs, name: bias}
+        states, n = args[0] if args else kwargs["hidden_states"], now.registers.num_registers
+        bias = decoders.bias_from_cache(module, kwargs["past_key_values"], n, states)
+        return args, {**kwargs, self.family.position_bias or "": bias}
+
+    def measure_beside(self, layer: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        """Before the first layer: counts distances to registers that stand beside texts which start later (T5)."""
+        name, states = self.family.position_bias or "", args[0] if args else kwargs["hidden_states"]
+        if not self.starts_later and thread.top is None:  # run again, of a model that never read such texts
+            return None
+        now = self.running(states, "Layers")
+        if now is None or now.layout is None or now.places is None:
+            return None
+        self.starts_later = True
+        seq = states.shape[1] - now.layout.num_registers
+        queries = torch.cat([now.places, torch.arange(seq, device=states.device).expand(len(now.places), -1)], dim=1)
+        attention = layer.get_submodule(self.family.attention)
+        keys = seq if now.cache is None else now.cache.get_mask_sizes(seq, 0)[0]  # a fixed one has room for more
+        bias = decoders.bias_beside(attention, now.places, queries, keys)
+        named = dict(zip(inspect.signature(layer.forward).parameters, args, strict=False))
+        return (), {**named, **kwargs, name: bias}
 
     def _numbered(self) -> Layout | None:
         now = thread.top

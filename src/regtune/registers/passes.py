@@ -108,6 +108,8 @@ class Pass:
         text_mask: the mask as it was given.
         joined: the registers are in the sequence.
         cache: a decoder's cache that they are written to in this pass.
+        places: where distances are counted along the sequence, the places of registers before each text that doesn't
+            start at place 0, `[batch, registers]`.
     """
 
     def __init__(self, key: str, backbone: nn.Module, registers: Registers, setting: Setting) -> None:
@@ -119,6 +121,7 @@ class Pass:
         self.text_mask: Tensor | None = None
         self.joined = False
         self.cache: Any = None
+        self.places: Tensor | None = None
 
     @property
     def total(self) -> int:
