@@ -12,9 +12,9 @@ from regtune.errors import InputError, UnsupportedModelError
 from regtune.methods.mutor import AttachedMutor, MutorSettings, register_places, what_is_seen
 from regtune.records import read_json
 from regtune.registry import METHODS
+from regtune.rows.texts import NOT_SCORED
 from regtune.session import SharedInputs
 from regtune.sweeps.run import build_session, run_experiment
-from regtune.tasks.lm import NOT_SCORED
 from regtune.testing import check_method
 from regtune.training.trainer import RegisterTrainer
 from tiny import tiny_model

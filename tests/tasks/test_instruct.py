@@ -13,8 +13,8 @@ from command_line import QUICK, invoke
 from regtune.errors import DataError
 from regtune.interfaces import Examples
 from regtune.records import read_json
+from regtune.rows.texts import NOT_SCORED
 from regtune.tasks.instruct import Instruction, InstructionTuning, InstructSettings
-from regtune.tasks.lm import NOT_SCORED
 from tiny_tokenizer import save_tiny, tiny_tokenizer
 
 TASK = InstructionTuning()

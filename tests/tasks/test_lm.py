@@ -22,8 +22,8 @@ from regtune.interfaces import Examples
 from regtune.noise import noise_of
 from regtune.records import read_json
 from regtune.rows.reading import perturbed
+from regtune.rows.texts import NOT_SCORED
 from regtune.tasks.lm import (
-    NOT_SCORED,
     PERPLEXITY,
     WORD_PERPLEXITY,
     Document,

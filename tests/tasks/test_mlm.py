@@ -14,7 +14,8 @@ from regtune.errors import DataError, UnsupportedModelError
 from regtune.interfaces import Examples
 from regtune.noise import noise_of
 from regtune.rows.reading import perturbed
-from regtune.tasks.lm import NOT_SCORED, Document
+from regtune.rows.texts import NOT_SCORED
+from regtune.tasks.lm import Document
 from regtune.tasks.mlm import MaskedLanguageModelling, MlmSettings
 from tiny_tokenizer import save_tiny
 

@@ -199,6 +199,12 @@ def stack_of(backbone: nn.Module, family: Family) -> nn.Module:
     return found[-1] if isinstance(found, nn.ModuleList) else found
 
 
+def num_layers(backbone: Any, family: Family) -> int:
+    """How many layers a backbone has: a config doesn't say it of a decoder beside an encoder, nor modules of ALBERT."""
+    shared = family.shared_layers
+    return int(backbone.config.num_hidden_layers) if shared else len(backbone.get_submodule(family.layers))
+
+
 def embed_words(backbone: nn.Module, family: Family, ids: Tensor) -> Tensor:
     """The words' embeddings as the backbone reads them, `[batch, seq, width]`."""
     words: Tensor = backbone.get_submodule(family.word_embeddings)(ids)

@@ -28,7 +28,7 @@ from regtune.errors import InputError, UnsupportedModelError
 from regtune.families import find_family
 from regtune.interfaces import Attached, Group, Method, Rows
 from regtune.registers.surgery import backbone_of
-from regtune.tasks.lm import NOT_SCORED
+from regtune.rows.texts import NOT_SCORED
 from regtune.typed import Checked, Range
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ cosine and squared error. Fine-tuning goes on from there.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,6 +32,7 @@ from regtune.models.precision import device_of
 from regtune.registers.surgery import (
     backbone_of,
     disable_registers,
+    keeping_flags,
     num_registers,
     register_parameters,
     register_positions,
@@ -100,7 +100,8 @@ class SelfDistil(Method):
             )
         how = _of_images if session.modality == "image" else _of_texts
         lengths, loss_of, count = how(session, settings, examples, copy.deepcopy(backbone).eval())
-        with preserved_random_state(), _learning(model, settings.trainable):
+        with preserved_random_state(), keeping_flags(model):
+            _let_learn(model, settings.trainable)
             torch.manual_seed(config.training.seed)
             facts = learn(backbone, lengths, loss_of, settings, config) | count
         model.eval()
@@ -235,11 +236,9 @@ def distance(states: Float[Tensor, "tokens hidden"], target: Float[Tensor, "toke
     return found
 
 
-@contextmanager
-def _learning(model: nn.Module, who: str) -> Iterator[None]:
-    """Lets the registers, and what is asked for beside them, learn; puts the flags back afterwards."""
+def _let_learn(model: nn.Module, who: str) -> None:
+    """Lets the registers, and what is asked for beside them, learn."""
     backbone = backbone_of(model)
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     registers = {id(parameter) for parameter in register_parameters(model)}
     layers = list(backbone.get_submodule(family_of(backbone.config).layers).children())
     chosen = {"registers": [], "last_layer": list(layers[-1].parameters()), "all": list(backbone.parameters())}[who]
@@ -247,8 +246,3 @@ def _learning(model: nn.Module, who: str) -> Iterator[None]:
     for parameter in model.parameters():
         if id(parameter) not in registers:
             parameter.requires_grad_(id(parameter) in wanted)
-    try:
-        yield
-    finally:
-        for parameter, flag in before.items():
-            parameter.requires_grad_(flag)

@@ -29,7 +29,14 @@ from regtune.errors import CheckpointError, ConfigError, DataError, TrainingErro
 from regtune.interfaces import Examples, Method
 from regtune.models.precision import autocast, device_of, resolve_precision
 from regtune.progress import each
-from regtune.registers.surgery import backbone_of, base_of, num_registers, register_parameters, register_positions
+from regtune.registers.surgery import (
+    backbone_of,
+    base_of,
+    keeping_flags,
+    num_registers,
+    register_parameters,
+    register_positions,
+)
 from regtune.session import load_model
 from regtune.tasks.mlm import mask_tokens
 from regtune.training.batches import BatchOrder
@@ -103,7 +110,8 @@ def warm_up(
             "Use warm_up.trainable='all'."
         )
     passages = cut_passages(texts, tokenizer, max_length=config.data.max_length - register_positions(model))
-    with preserved_random_state(), _trainable(model, settings.trainable):
+    with preserved_random_state(), keeping_flags(model):
+        _let_learn(model, settings.trainable)
         torch.manual_seed(config.training.seed)
         masked = masked_lm_on(model, config)
         facts = _train(masked, passages, tokenizer, settings, config)
@@ -265,19 +273,12 @@ def _batches(lengths: Sequence[int], settings: Any, config: RunConfig) -> Iterat
         epoch += 1
 
 
-@contextlib.contextmanager
-def _trainable(model: nn.Module, who: str) -> Iterator[None]:
-    """Lets the registers or everything learn (frozen registers stay frozen), and puts the flags back afterwards."""
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+def _let_learn(model: nn.Module, who: str) -> None:
+    """Lets the registers or everything learn; frozen registers stay frozen."""
     registers = {id(parameter) for parameter in register_parameters(model)}
     for parameter in backbone_of(model).parameters():
         if id(parameter) not in registers:
             parameter.requires_grad_(who == "all")
-    try:
-        yield
-    finally:
-        for parameter, flag in before.items():
-            parameter.requires_grad_(flag)
 
 
 def save_backbone(backbone: nn.Module, path: Path, facts: dict[str, Any]) -> None:

@@ -30,8 +30,8 @@ from transformers.cache_utils import (
 from transformers.masking_utils import create_masks_for_generate, find_first_full_attention_index
 
 from regtune.errors import InputError
-from regtune.families._family import Family
-from regtune.registers.passes import Layout, Pass, hidden_score, open_pass
+from regtune.families._family import Family, num_layers
+from regtune.registers.passes import Layout, Pass, hidden_score, open_pass, seen_places
 from regtune.registers.registers import Setting
 
 
@@ -144,9 +144,9 @@ def _with_registers(kind: type) -> type:
     return type(f"{kind.__name__}WithRegisters", (kinds.get(kind, _Beside), kind), {"plain": kind, "_layer_type": None})
 
 
-def _take_in(cache: Any, held: Held, num_layers: int) -> None:
+def _take_in(cache: Any, held: Held, layers: int) -> None:
     """Makes an empty cache ready for registers."""
-    while len(cache.layers) < num_layers and cache.layer_class_to_replicate is not None:
+    while len(cache.layers) < layers and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())
     strange = [type(layer).__name__ for layer in cache.layers if not isinstance(layer, CacheLayerMixin)]
     if strange:
@@ -234,7 +234,7 @@ def begin(now: Pass, family: Family, named: dict[str, Any], source: Tensor) -> N
         now.places = step.places_beside()
         held = held._replace(places=now.places)
     if joins and cache is not None:
-        _take_in(cache, held, len(backbone.get_submodule(family.layers)))
+        _take_in(cache, held, num_layers(backbone, family))
         now.cache = cache
     masks = step.text_masks()
     if joins:
@@ -499,14 +499,10 @@ class _Step:
         """The position of each row's first token; padding that is counted comes before it."""
         if self.position_ids is not None:
             return self.position_ids.amin(dim=1, keepdim=True)
-        mask = self.mask
-        if isinstance(mask, dict):
-            mask = next((part for part in mask.values() if part is not None), None)
-        if mask is None or self.seq == 0:
+        seen = seen_places(self.mask)
+        if seen is None or self.seq == 0:
             return torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        if mask.dim() == 4:  # padding is a column that no token sees
-            mask = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(2).any(1)
-        attended = mask[:, : self.seq].bool()
+        attended = seen[:, : self.seq]
         first = torch.where(attended.any(1), attended.int().argmax(1), self.seq)
         return first.unsqueeze(1)
 

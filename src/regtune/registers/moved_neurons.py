@@ -12,21 +12,20 @@ same for all (Sun et al. 2024, arXiv 2402.17762), and no token's state depends o
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import Family, first_readers, modules_at
 from regtune.registers.hooks import RegisterHooks
-from regtune.registers.passes import Pass, Unclear, in_backward, lost, open_pass, recall, remember
+from regtune.registers.passes import Again, Unclear, in_backward, open_pass, remember, seen_places
 from regtune.registers.surgery import NEURONS_KEY, backbone_of, forget_entry, require_registers, write_entry
 from regtune.typed import Checked, Range, typed
 
@@ -45,13 +44,8 @@ class Neuron(Checked, section=NEURONS_KEY):
     """What a decoder's registers have of it."""
 
 
-class _Again(threading.local):
-    """The pass whose layer a backward pass runs again in this thread, until its neurons were moved."""
-
-    now: Pass | Unclear | None = Unclear.UNKNOWN
-
-
-_again = _Again()
+_again = Again()
+"""The pass of a layer."""
 
 
 class RegisterNeurons(nn.Module):
@@ -78,21 +72,15 @@ class RegisterNeurons(nn.Module):
         states, key = args[0] if args else kwargs["hidden_states"], f"{hooks.key} neurons"
         if torch.compiler.is_compiling():
             return
-        if not in_backward():
+        if in_backward():
+            _again.find(states, key, "Layers")
+        else:
             remember(states, key, open_pass())
-            return
-        found = recall(states, key)
-        if found is Unclear.AMBIGUOUS:
-            raise lost("Layers")
-        if found is not Unclear.UNKNOWN:
-            _again.now = found
 
     def move(self, hooks: RegisterHooks, layer: int, _projection: nn.Module, args: tuple) -> tuple | None:
         """Before a layer's second projection: its neurons' activations go to the registers."""
-        now = open_pass()
-        if in_backward():
-            again, _again.now = _again.now, Unclear.UNKNOWN
-            now = now if isinstance(again, Unclear) else again
+        again = _again.take()
+        now = open_pass() if again is Unclear.UNKNOWN else again
         if now is None or now.key != hooks.key or not now.setting.enabled:
             return None
         layout, states, neurons = now.layout, args[0], self.of_layer(layer)
@@ -103,14 +91,15 @@ class RegisterNeurons(nn.Module):
         moved = states * others
         if layout is not None:
             text = layout.strip(states[..., index])
-            at_registers = self(layer, states) if self.causal else self._largest(text, _real(now.text_mask), neurons)
+            at_registers = self(layer, states) if self.causal else self._largest(text, now.text_mask, neurons)
             joined = layout.insert(at_registers, torch.zeros_like(text))
             moved = moved.index_add(-1, index, joined.to(states.dtype))
         return (moved, *args[1:])
 
-    def _largest(self, text: Tensor, real: Bool[Tensor, "batch seq"] | None, neurons: list[Neuron]) -> Tensor:
+    def _largest(self, text: Tensor, mask: Any, neurons: list[Neuron]) -> Tensor:
         sign = torch.tensor([neuron.sign for neuron in neurons], dtype=text.dtype, device=text.device)
         signed = text * sign
+        real = seen_places(mask)
         if real is not None:
             signed = signed.masked_fill(~real[..., None], torch.finfo(text.dtype).min)
         return (signed.amax(dim=1, keepdim=True) * sign).expand(-1, self.num_registers, -1)
@@ -129,19 +118,6 @@ class RegisterNeurons(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"{len(self.neurons)} neurons"
-
-
-def _real(mask: Any) -> Tensor | None:
-    """Places of the text that some token sees."""
-    if isinstance(mask, dict):
-        mask = next((part for part in mask.values() if part is not None), None)
-    if mask is None:
-        return None
-    if mask.dim() == 4:
-        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        mask = seen.any(dim=2).any(dim=1)
-    found: Tensor = mask.bool()
-    return found
 
 
 def move_neurons(model: nn.Module, neurons: Sequence[Neuron]) -> None:

@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -96,6 +96,18 @@ def hidden_score(mask: Tensor) -> bool | float:
     return torch.finfo(mask.dtype).min
 
 
+def seen_places(mask: Any) -> Bool[Tensor, "batch keys"] | None:
+    """The places that some token sees, in any form of a mask (of several the first); None where there is none."""
+    if isinstance(mask, dict):
+        mask = next((part for part in mask.values() if part is not None), None)
+    if mask is None:
+        return None
+    if mask.dim() == 4:  # padding is a column that no token sees
+        mask = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(2).any(1)
+    seen: Tensor = mask.bool()
+    return seen
+
+
 class Pass:
     """What belongs to one forward pass of one backbone.
 
@@ -172,6 +184,31 @@ def recall(states: Tensor, key: str) -> Any:
     reference = _storage(states)
     found = None if reference is None else _REMEMBERED.get((reference.cdata, key))
     return Unclear.UNKNOWN if found is None else found[1]
+
+
+class Again(threading.local):
+    """What was noted of a layer that a backward pass runs again in this thread, until a part of the layer takes it."""
+
+    noted: Any = Unclear.UNKNOWN
+
+    def find(self, states: Tensor, key: str, what: str) -> None:
+        """Before that layer: looks up what `remember` was told of what it reads; `what` runs again, for the error.
+
+        Raises:
+            InputError: it was told two things.
+        """
+        found = recall(states, key)
+        if found is Unclear.AMBIGUOUS:
+            raise lost(what)
+        if found is not Unclear.UNKNOWN:
+            self.noted = found
+
+    def take(self) -> Any:
+        """What was noted, once; UNKNOWN where nothing was, or no backward pass runs."""
+        if not in_backward():
+            return Unclear.UNKNOWN
+        noted, self.noted = self.noted, Unclear.UNKNOWN
+        return noted
 
 
 def _storage(states: Tensor) -> StorageWeakRef | None:

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, RegtuneError, UnsupportedModelError, shown
 from regtune.families import family_of, find_family
-from regtune.families._family import Family, submodule
+from regtune.families._family import Family, num_layers, submodule
 from regtune.models.safety import (
     HUB_OPTIONS,
     check_model_config,
@@ -44,7 +44,6 @@ from regtune.registers.surgery import (
     find_decoder_registers,
     find_registers,
     join_registers,
-    num_layers,
     require_registers,
     write_config,
 )

@@ -29,7 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from regtune.errors import ConfigError, InputError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import Family, first_readers, modules_at
-from regtune.registers.passes import Unclear, forget, in_backward, lost, recall, remember
+from regtune.registers.passes import Again, Unclear, forget, in_backward, remember
 from regtune.registers.surgery import backbone_of, forget_entry, is_adapter, write_entry
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -46,13 +46,8 @@ _contexts = 0
 _MEASURED: ContextVar[Mapping[Any, list[Tensor]]] = ContextVar("sinks that are measured", default=MappingProxyType({}))
 
 
-class _Again(threading.local):
-    """Whether the layer that a backward pass runs again in this thread had its sinks on, until it has attended."""
-
-    on: bool | None = None
-
-
-_again = _Again()
+_again = Again()
+"""Whether a layer's sinks were on."""
 
 
 class SinkLogits(nn.Module):
@@ -80,11 +75,7 @@ class SinkLogits(nn.Module):
             return
         states = args[0] if args else kwargs["hidden_states"]
         if in_backward():
-            found = recall(states, self.key)
-            if found is Unclear.AMBIGUOUS:
-                raise lost("Layers with sink logits")
-            if found is not Unclear.UNKNOWN:
-                _again.on = found
+            _again.find(states, self.key, "Layers with sink logits")
         elif module.training or torch.is_grad_enabled():
             forget()
             remember(states, self.key, self.on)
@@ -173,10 +164,8 @@ def sink_of(module: nn.Module) -> Float[Tensor, " heads"] | None:
     sinks = module._modules.get(SINKS_KEY)
     if not isinstance(sinks, SinkLogits):
         return None
-    on: bool | None = None
-    if in_backward():
-        on, _again.on = _again.on, None
-    return sinks.logits if (sinks.on if on is None else on) else None
+    on = _again.take()
+    return sinks.logits if (sinks.on if on is Unclear.UNKNOWN else on) else None
 
 
 def with_sink(

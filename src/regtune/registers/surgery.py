@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from regtune.families import family_of, find_family, refuse_variants
-from regtune.families._family import Family, embed_words, modules_at, sides, submodule
+from regtune.families._family import Family, embed_words, modules_at, num_layers, sides, submodule
 from regtune.registers.card import HOOKED, WithCard
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks, registers_in
 from regtune.registers.passes import Layout
@@ -381,6 +381,17 @@ def num_registers(model: nn.Module) -> int:
     return 0 if registers is None else registers.num_registers
 
 
+@contextmanager
+def keeping_flags(model: nn.Module) -> Iterator[None]:
+    """Inside the context parameters may be made to learn or not; behind it, those learn that did before."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        yield
+    finally:
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)
+
+
 def register_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The registers' parameters, for a parameter group of their own; of several sets, all."""
     return [parameter for owner in _all_owners(model) for parameter in _parameters_of(owner)]
@@ -580,11 +591,6 @@ def make_registers(
     if config.init in ("embedding", "sep", "mask") and weight.device.type != "meta":
         registers.reset_parameters(_embedding_scale(config, family, backbone, token_ids))
     return registers
-
-
-def num_layers(backbone: Any, family: Family) -> int:
-    """How many layers a backbone has; of a decoder beside an encoder, whose config is of both, those that are there."""
-    return len(backbone.get_submodule(family.layers)) if family.beside_encoder else backbone.config.num_hidden_layers
 
 
 def _joined(backbone: Any, family: Family) -> Tensor:

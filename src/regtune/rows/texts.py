@@ -17,6 +17,8 @@ from regtune.errors import DataError, UnsupportedModelError
 from regtune.interfaces import Batch, Examples, Rows
 from regtune.rows.token_classes import token_classes
 
+NOT_SCORED = -100
+"""The label of a token that is in no loss (PyTorch's)."""
 RECORDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 """Ends of names of files that hold records; any other is text."""
 
@@ -165,6 +167,16 @@ def _collate(pad_token_id: int, rows: Sequence[TextRow], pad_to: int | None) -> 
     batch = pad_tokens(rows, pad_token_id, pad_to)
     if rows[0].labels is not None:
         batch["labels"] = torch.tensor([row.labels for row in rows])
+    return batch
+
+
+def collate_labels(pad_token_id: int, rows: Sequence[TextRow], pad_to: int | None) -> Batch:
+    """A padded batch of rows whose labels, where they have any, are one a token; padding is `NOT_SCORED`."""
+    batch = pad_tokens(rows, pad_token_id, pad_to)
+    if rows[0].labels is not None:
+        batch["labels"] = torch.full_like(batch["input_ids"], NOT_SCORED)
+        for index, row in enumerate(rows):
+            batch["labels"][index, : len(row.labels)] = torch.as_tensor(row.labels)
     return batch
 
 

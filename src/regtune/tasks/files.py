@@ -281,6 +281,17 @@ def read_examples(
     return Examples(items=tuple(items[:limit]), names=tuple(names), skipped=tuple(skipped), notes=notes, facts=facts)
 
 
+def text_of(value: Any, place: str) -> str:
+    """A value that has to be a text.
+
+    Raises:
+        DataError: it is none, or has no word.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{place}: the text is {shown(value)}; a text with at least one word is needed.")
+    return value
+
+
 def cell(record: Mapping[str, Any], asked: str | None, usual: Sequence[str], setting: str, place: str) -> Any:
     """The value of a record's column: the one that is asked for, or the first that is called as usual.
 

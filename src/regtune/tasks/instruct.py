@@ -15,16 +15,14 @@ from regtune.config import Count, DataConfig, Tokens
 from regtune.errors import DataError, MissingExtraError, shown
 from regtune.interfaces import Examples, Rows, Shown, Task
 from regtune.noise import Change
-from regtune.rows.texts import TextRow
-from regtune.tasks.files import cell, hub_records, read_examples, records_of
+from regtune.rows.texts import NOT_SCORED, TextRow
+from regtune.tasks.files import cell, hub_records, read_examples, records_of, text_of
 from regtune.tasks.lm import (
-    NOT_SCORED,
     LanguageModelling,
     encoded,
     first_label,
     labelled_rows,
     start_token,
-    text_of,
     token_row,
 )
 from regtune.tasks.qa.data.sources import load_questions

@@ -14,7 +14,7 @@ from regtune.errors import DataError, shown
 from regtune.interfaces import Examples, Rows, Task
 from regtune.registers.surgery import register_positions
 from regtune.rows.texts import text_rows
-from regtune.tasks.files import cell, hub_records, read_examples, records_of, table
+from regtune.tasks.files import cell, hub_records, read_examples, records_of, table, text_of
 from regtune.tasks.labels import all_labelled, names_of
 from regtune.tasks.text_settings import TextSettings
 
@@ -170,9 +170,7 @@ def _line(line: str, place: str) -> Any:
 
 
 def _text(id_: str, record: Mapping[str, Any], place: str, settings: LabelledSettings, label: Any) -> LabelledText:
-    text = cell(record, settings.text_column, TEXTS, "text_column", place)
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{place}: the text is {shown(text)}; a text with at least one word is needed.")
+    text = text_of(cell(record, settings.text_column, TEXTS, "text_column", place), place)
     pair = None
     if settings.pair_column is not None or any(column in record for column in PAIRS):
         pair = str(cell(record, settings.pair_column, PAIRS, "pair_column", place))

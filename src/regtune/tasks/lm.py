@@ -21,8 +21,8 @@ from regtune.errors import ConfigError, DataError, shown
 from regtune.interfaces import Batch, Examples, Floats, Metric, Rows, Shown, Task
 from regtune.noise import Change, Span, words_of
 from regtune.rows.targets import LabelLogit
-from regtune.rows.texts import RECORDS, TextRow, pad_tokens, require_fast, text_roles
-from regtune.tasks.files import cell, decoded, hub_records, read_bytes, read_examples, records_of
+from regtune.rows.texts import NOT_SCORED, RECORDS, TextRow, collate_labels, require_fast, text_roles
+from regtune.tasks.files import cell, decoded, hub_records, read_bytes, read_examples, records_of, text_of
 from regtune.tasks.qa.data.sources import load_questions
 from regtune.tasks.text_settings import TextSettings
 from regtune.typed import Range
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from regtune.session import Session
 
 Ints = Int64[np.ndarray, " _"]
-NOT_SCORED = -100
-"""The label of a token that is in no loss (PyTorch's)."""
 TEXTS = ("text", "content", "page", "document")
 """Columns that are looked for, in this order, where the settings name none."""
 _HEADING = re.compile(r"^ *= (?!= )[^\n]+(?<! =) = *$", re.MULTILINE)
@@ -269,17 +267,6 @@ def _document(id_: str, found: Any, place: str, settings: Any) -> Document:
     return Document(id=id_, text=text_of(text, place))
 
 
-def text_of(value: Any, place: str) -> str:
-    """A value that has to be a text.
-
-    Raises:
-        DataError: it is none, or has no word.
-    """
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: the text is {shown(value)}; a text with at least one word is needed.")
-    return value
-
-
 def _split(text: str, settings: Any) -> Iterator[str]:
     """The documents of a text as they stand there, the blank ones left out."""
     if settings.documents == "headings":
@@ -401,20 +388,12 @@ def labelled_rows(
         rows=rows,
         lengths=lengths,
         example=example,
-        collate=partial(_collate, int(reader.pad_token_id or 0)),
+        collate=partial(collate_labels, int(reader.pad_token_id or 0)),
         roles=partial(_roles, reader, explains),
         main=[mains[number] for number in sorted(mains)],
         facts={"longest_row": max(lengths), **(facts or {})},
         notes=notes,
     )
-
-
-def _collate(pad_token_id: int, rows: Sequence[TextRow], pad_to: int | None) -> Batch:
-    batch = pad_tokens(rows, pad_token_id, pad_to)
-    labels = torch.full_like(batch["input_ids"], NOT_SCORED)
-    for index, row in enumerate(rows):
-        labels[index, : len(row.labels)] = torch.as_tensor(row.labels)
-    return batch | {"labels": labels}
 
 
 def _roles(reader: Any, explains: Callable[[TextRow], LabelLogit] | None, rows: Sequence[TextRow]) -> Batch:

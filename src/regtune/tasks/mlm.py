@@ -18,9 +18,8 @@ from regtune.config import Count, DataConfig, Seed, Tokens
 from regtune.errors import DataError, UnsupportedModelError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Shown, Task
 from regtune.noise import Change
-from regtune.rows.texts import TextRow
+from regtune.rows.texts import NOT_SCORED, TextRow
 from regtune.tasks.lm import (
-    NOT_SCORED,
     PERPLEXITY,
     Document,
     LmSettings,

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from regtune.errors import ConfigError, DataError, shown
-from regtune.interfaces import Batch, Examples, Floats, Metric, Rows, Shown, Task
+from regtune.interfaces import Examples, Floats, Metric, Rows, Shown, Task
 from regtune.registers.surgery import register_positions
 from regtune.rows.targets import TokenLogit
-from regtune.rows.texts import TextRow, pad_tokens, text_rows
+from regtune.rows.texts import NOT_SCORED, TextRow, collate_labels, text_rows
 from regtune.tasks.files import JSON, cell, decoded, ending, hub_records, read_bytes, read_examples, records_of
 from regtune.tasks.labels import all_labelled, in_order, known_number, label_of, label_table, names_of
 from regtune.tasks.text_settings import TextSettings
@@ -41,7 +40,6 @@ _PREFIXES = {"B": "B", "I": "I", "E": "I", "L": "I", "M": "I", "S": "B", "U": "B
 _ENTITY = re.compile("[BIELMSU]-.+", re.DOTALL)
 _WORD = re.compile(r"\w(?:\S*\w)?|\S")
 """A word of a text that nobody has cut into words: signs before and behind it are words of their own."""
-_IGNORED = -100
 _SHOWN = 5
 """Tags that are explained of a text where nobody names some."""
 
@@ -202,7 +200,7 @@ class Tagging(Task):
         return replace(
             found,
             rows=made,
-            collate=partial(_collate, int(session.reader.pad_token_id or 0)),
+            collate=partial(collate_labels, int(session.reader.pad_token_id or 0)),
             notes=(note,) if count else (),
             facts={**found.facts, "lost_words": sum(lost)},
         )
@@ -305,18 +303,9 @@ def _numbers(item: Sentence, pieces: npt.NDArray[np.int64], size: int, names: Se
     """The labels of a row, `[seq]`."""
     assert item.tags is not None
     tags = np.array([known_number(tag, names, f"A word of {item.id}") for tag in item.tags])
-    labels = np.full(size, _IGNORED, dtype=np.int64)
+    labels = np.full(size, NOT_SCORED, dtype=np.int64)
     labels[pieces[pieces >= 0]] = tags[pieces >= 0]
     return labels
-
-
-def _collate(pad_token_id: int, rows: Sequence[TextRow], pad_to: int | None) -> Batch:
-    batch = pad_tokens(rows, pad_token_id, pad_to)
-    if rows[0].labels is not None:
-        batch["labels"] = torch.full(batch["input_ids"].shape, _IGNORED)
-        for index, row in enumerate(rows):
-            batch["labels"][index, : len(row.labels)] = torch.from_numpy(row.labels)
-    return batch
 
 
 # Reading

@@ -265,23 +265,33 @@ def generation_agrees(subject: Subject) -> str:
     limit = REORDERED_TOLERANCE * max(1.0, float(expected.abs().max()))
     if not worst[0] <= limit:
         raise BrokenInvariantError(f"{worst[1]} changes logits by {worst[0]:.1e}; at most {limit:.1e} is rounding")
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    ways: tuple[dict[str, Any], ...]
-    ways = ({"use_cache": False}, {}, {"cache_implementation": "static"}, {"prefill_chunk_size": 4})
-    for beams in (1, 2):
-        said = [_continue(model, ids, mask, num_beams=beams, **way) for way in ways]
-        texts = [(row[seen.bool()][None], seen[seen.bool()][None]) for row, seen in zip(ids, mask, strict=True)]
-        said.append(torch.cat([_continue(model, *text, num_beams=beams) for text in texts]))
-        different = sum(not torch.equal(one, said[0]) for one in said)
-        if different:
-            raise BrokenInvariantError(
-                f"with {beams} beams, {different} of {len(said)} ways (no cache, dynamic, static, chunks, each text "
-                "alone) continue with other tokens"
-            )
+    _same_tokens(model, batch, _WAYS | {"chunks": {"prefill_chunk_size": 4}}, "continue with")
     return (
         f"dynamic and static caches, filled 1, 4 or all tokens at a time, change logits by at most {worst[0]:.1e}; "
         f"{_CONTINUED} tokens follow alike, greedily and with 2 beams, padded and alone"
     )
+
+
+_WAYS: dict[str, dict[str, Any]] = {
+    "no cache": {"use_cache": False},
+    "dynamic": {},
+    "static": {"cache_implementation": "static"},
+}
+
+
+def _same_tokens(model: Any, batch: dict[str, Any], ways: dict[str, dict[str, Any]], does: str) -> None:
+    """Whatever holds the keys, and whatever stands beside a text, the same tokens follow it."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    texts = [(row[seen.bool()][None], seen[seen.bool()][None]) for row, seen in zip(ids, mask, strict=True)]
+    for beams in (1, 2):
+        said = [_continue(model, ids, mask, num_beams=beams, **way) for way in ways.values()]
+        said.append(torch.cat([_continue(model, *text, num_beams=beams) for text in texts]))
+        different = sum(not torch.equal(one, said[0]) for one in said)
+        if different:
+            raise BrokenInvariantError(
+                f"with {beams} beams, {different} of {len(said)} ways ({', '.join(ways)}, each text alone) {does} "
+                "other tokens"
+            )
 
 
 @torch.no_grad()
@@ -305,21 +315,7 @@ def _writes_alike(subject: Subject) -> str:
     limit = REORDERED_TOLERANCE * max(1.0, float(expected.abs().max()))
     if not worst <= limit:
         raise BrokenInvariantError(f"a cache changes logits by {worst:.1e}; at most {limit:.1e} is rounding")
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    for beams in (1, 2):
-        ways: tuple[dict[str, Any], ...] = ({"use_cache": False}, {}, {"cache_implementation": "static"})
-        said = [_continue(model, ids, mask, num_beams=beams, **way) for way in ways]
-        alone = (
-            _continue(model, row[seen.bool()][None], seen[seen.bool()][None], num_beams=beams)
-            for row, seen in zip(ids, mask, strict=True)
-        )
-        said.append(torch.cat([*alone]))
-        different = sum(not torch.equal(one, said[0]) for one in said)
-        if different:
-            raise BrokenInvariantError(
-                f"with {beams} beams, {different} of {len(said)} ways (no cache, dynamic, static, each text alone) "
-                "write other tokens"
-            )
+    _same_tokens(model, batch, _WAYS, "write")
     return (
         f"tokens given at once or 1 or 3 at a time to dynamic and static caches change logits by at most {worst:.1e}; "
         f"{_CONTINUED} tokens are written alike, greedily and with 2 beams, padded and alone"

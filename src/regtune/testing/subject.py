@@ -22,6 +22,7 @@ from regtune.registers.surgery import (
     backbone_of,
     base_of,
     disable_registers,
+    keeping_flags,
     max_text_length,
     num_registers,
     remove_registers,
@@ -204,13 +205,11 @@ def distance(found: Tensor, expected: Tensor) -> float:
 @contextmanager
 def _training(model: Any) -> Iterator[None]:
     """Training mode with gradients for everything, the frozen included; all is put back."""
-    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    model.requires_grad_(True).train()
-    model.zero_grad()
-    try:
-        yield
-    finally:
+    with keeping_flags(model):
+        model.requires_grad_(True).train()
         model.zero_grad()
-        model.eval()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(wanted[name])
+        try:
+            yield
+        finally:
+            model.zero_grad()
+            model.eval()
