@@ -6,11 +6,14 @@ from collections import defaultdict
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 install_import_hook("regtune", "beartype.beartype")
+settings.register_profile("regtune", deadline=None)  # a busy machine is no bug
+settings.load_profile("regtune")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import json
 
 import numpy as np
@@ -20,7 +22,13 @@ from regtune.methods.test_time_registers import (
     largest_norms,
 )
 from regtune.registers.moved_neurons import move_neurons, moved_neurons, neuron_layers
-from regtune.registers.surgery import add_registers, backbone_of, num_registers, require_registers
+from regtune.registers.surgery import (
+    add_registers,
+    backbone_of,
+    disable_registers,
+    num_registers,
+    require_registers,
+)
 from regtune.rows.token_classes import TokenClass
 from regtune.session import around
 from regtune.sweeps.run import run_experiment
@@ -197,6 +205,38 @@ def test_beside_registers_of_the_run_neurons_go_to_those_and_they_learn(tmp_path
     assert len(moved_neurons(session.model)) == 10
     assert record.label == "registers, N = 2 + test-time registers, 10 neurons"
     assert require_registers(session.model).tokens.requires_grad
+
+
+def test_an_adapter_is_trained_on_the_model_of_a_run_that_moved_neurons(tmp_path):
+    run_experiment(config_for(tmp_path, num_registers=2, neurons=3), progress=False)
+    first = regtune.open(tmp_path / "run")
+    on_base = {"model": str(tmp_path / "run" / "model"), "methods": {"lora": {}}, "output_dir": tmp_path / "lora"}
+    more = dataclasses.replace(config_for(tmp_path, registers=2), **on_base)
+    with pytest.raises(UnsupportedModelError, match=r"has 2 registers already. .*--registers.num-registers 0"):
+        run_experiment(more, progress=False)
+    run_experiment(dataclasses.replace(config_for(tmp_path), **on_base), progress=False)
+    session = regtune.open(tmp_path / "lora")
+    assert moved_neurons(session.model) == moved_neurons(first.model) != ()
+    assert num_registers(session.model) == 2
+    kept = json.loads(gzip.decompress(next((tmp_path / "lora" / "predictions").iterdir()).read_bytes()))
+    assert [one.to_json()["text"] for one in session.predict(session.sample())] == [one["text"] for one in kept]
+    batch = {"input_ids": torch.tensor([[2, 5, 7, 9, 3]])}
+    backbone = backbone_of(session.model)
+    with torch.no_grad():
+        learnt = backbone(**batch)[0]
+        expected = backbone_of(first.model)(**batch)[0]
+        with session.model.disable_adapter():
+            assert backbone(**batch)[0].equal(expected)
+            with disable_registers(session.model):
+                assert not backbone(**batch)[0].equal(expected)
+    assert not learnt.equal(expected)
+
+
+def test_beside_an_adapter_in_one_run_it_is_refused_with_the_way_that_works(tmp_path):
+    config = config_for(tmp_path)
+    config = dataclasses.replace(config, methods={**config.methods, "lora": {}})
+    with pytest.raises(ConfigError, match=r"lora and test_time_registers exclude each other.*--model RUN/model"):
+        run_experiment(config, progress=False)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

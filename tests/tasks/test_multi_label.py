@@ -61,7 +61,7 @@ def scored(pairs):
     return TASK.score(said, Examples(items=items, names=("x",)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(SOME, SOME), min_size=1, max_size=20))
 def test_the_metrics_are_those_of_scikit_learn(pairs):
     sklearn = pytest.importorskip("sklearn.metrics")

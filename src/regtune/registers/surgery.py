@@ -70,7 +70,8 @@ def join_registers(model: ModelT, config: RegisterConfig, ids: dict[str, int | N
     if there := _all_owners(model):
         has = sum(registers.num_registers for owner in there if (registers := registers_in(owner)) is not None)
         raise UnsupportedModelError(
-            f"{type(model).__name__} has {has} registers already; call remove_registers(model) first."
+            f"{type(model).__name__} has {has} registers already. Train it with those (in a run: "
+            "--registers.num-registers 0), or call remove_registers(model) first."
         )
     places = [(backbone, family)] if config.num_registers else []
     if config.decoder_registers:
