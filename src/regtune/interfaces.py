@@ -263,6 +263,8 @@ class Task:
     """What a person gives to be predicted: fields of the mapping that `example` reads."""
     perturbs: ClassVar[tuple[str, ...]] = ()
     """Texts of an example that noise may change, by field; none where labels belong to words or tokens."""
+    under_noise: ClassVar[str] = ""
+    """What has to be known to read its scores at several strengths of noise."""
     distracted: ClassVar[str] = ""
     """The one of them that sentences of other examples can be put into without making labels wrong."""
     published: ClassVar[tuple[Published, ...]] = ()

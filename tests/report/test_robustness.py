@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 
 from regtune.interfaces import Block
+from regtune.records import read_json, write_json
 from regtune.report.collect import collect
 from regtune.report.figures import drawn
 from regtune.report.robustness import curves_of, robustness_blocks
 from regtune.report.scores import Settings, find_baseline
 from regtune.report.sections import make_section
+from regtune.tasks.lm import PERPLEXITY
 from regtune.tasks.qa.task import F1
 from report.synthetic import config_of, write_cell, write_sweep
 
@@ -99,3 +104,32 @@ def test_the_section_has_the_curves_and_one_without_noise_has_none(group, tmp_pa
     assert len(part) == 4
     write_sweep(tmp_path, counts=(0, 16), seeds=(0, 1), sets=(CLEAN,), questions=30)
     assert make_section(collect(tmp_path).groups[0], Settings(resamples=600)).blocks("Robustness to noise") == ()
+
+
+def test_perplexity_under_noise_helps_where_it_falls_and_says_which_words_are_scored(tmp_path, blocks):
+    sets = ("dev.txt", "noise:keyboard=0.5:dev.txt")
+    write_sweep(tmp_path, counts=(0, 4), seeds=(0, 1, 2), sets=sets, questions=60)
+    tokens = 5 + np.random.default_rng(0).integers(0, 90, 60)
+    for path in tmp_path.glob("*/run.json"):
+        content = json.loads(path.read_text())
+        content["config"]["task"] = content["task"] = "lm"
+        n, seed = content["config"]["registers"]["num_registers"], content["config"]["training"]["seed"]
+        for name, file in content["predictions"].items():
+            cost = 2.0 + 0.5 * ("keyboard" in name) - 0.1 * n * ("keyboard" in name)
+            nats = tokens * (cost + 0.02 * np.random.default_rng([n, seed]).standard_normal(60))
+            rows = zip(read_json(path.parent / file), nats, tokens, strict=True)
+            columns = [{"id": r["id"], "nats": a, "tokens": float(b), "words": float(b)} for r, a, b in rows]
+            write_json(path.parent / file, columns)
+            value = float(np.exp(nats.sum() / tokens.sum()))
+            content["metrics"][name] = {"perplexity": value, "word_perplexity": value}
+        path.write_text(json.dumps(content))
+    group = collect(tmp_path).groups[0]
+    figure, table = robustness_blocks(group, find_baseline(group), PERPLEXITY, Settings(resamples=400))
+    rows = {(row[0], row[2]): row for row in table.rows}
+    assert rows["dev-keyboard-0.5", "registers, N = 4"][-1] == "helps"
+    assert rows["dev", "registers, N = 4"][-1] != "helps"
+    assert rows["dev-keyboard-0.5", "registers, N = 4"][5] < 0
+    assert rows["dev-keyboard-0.5", "baseline"][4] == pytest.approx(np.exp(2.5) - np.exp(2.0), abs=0.1)
+    assert "lower is better" in drawn(figure, "x")
+    assert "Scored are words that noise left" in table.text
+    assert "Scored are" not in "".join(block.text for block in blocks)

@@ -89,7 +89,8 @@ def robustness_blocks(group: Group, baseline: Arm, metric: Metric, settings: Set
         names = [*curve.strengths, *curve.beside]
         compared = families(group, baseline, arms, names, metric, settings)
         means = {arm: {name: group.mean(arm, name, metric) for name in names} for arm in (baseline, *arms)}
-        found += [_figure(curve, means, compared, metric), _table(curve, means, compared, metric)]
+        table = _table(curve, means, compared, metric, group.task.under_noise)
+        found += [_figure(curve, means, compared, metric), table]
     return found
 
 
@@ -120,7 +121,8 @@ def _figure(curve: Curve, means: Means, compared: Mapping[str, Family], metric: 
         strengths = [f"{value:g}" for value in curve.strengths.values()]
         axes.set_xticks(list(places.values()), [*strengths, *curve.beside], rotation=30)
         axes.set_xlabel("strength of the noise" + (", and sets that others perturbed" if curve.beside else ""))
-        axes.set_ylabel(f"{metric.title} (%)" if metric.scale == 100 else metric.title)
+        unit = " (%)" if metric.scale == 100 else "" if metric.higher_is_better else " (lower is better)"
+        axes.set_ylabel(f"{metric.title}{unit}")
 
     told = [
         f"{arm.label}: {', '.join(f'{values[n]:.1f} at {places[n]:g}' for n in curve.strengths if n in values)}"
@@ -135,7 +137,7 @@ def _figure(curve: Curve, means: Means, compared: Mapping[str, Family], metric: 
     )
 
 
-def _table(curve: Curve, means: Means, compared: Mapping[str, Family], metric: Metric) -> Block:
+def _table(curve: Curve, means: Means, compared: Mapping[str, Family], metric: Metric, note: str) -> Block:
     clean = next((name for name, strength in curve.strengths.items() if strength == 0), "")
     rows: list[tuple[Any, ...]] = []
     for name, family in compared.items():
@@ -143,11 +145,11 @@ def _table(curve: Curve, means: Means, compared: Mapping[str, Family], metric: M
             mean, whole, result = values[name], values.get(clean), family.comparisons.get(arm)
             if mean is None:
                 continue
-            lost = None if whole is None or name == clean else mean - whole
+            change = None if whole is None or name == clean else mean - whole
             numbers: tuple[Any, ...] = (None,) * 4
             if result is not None:
                 numbers = (result.difference, result.simultaneous_interval, result.p_adjusted, result.verdict)
-            rows.append((name, curve.strengths.get(name), arm.label, mean, lost, *numbers))
+            rows.append((name, curve.strengths.get(name), arm.label, mean, change, *numbers))
     return Block(
         kind="table",
         name=file_name(f"robustness-{metric.name}-{curve.title}"),
@@ -157,12 +159,12 @@ def _table(curve: Curve, means: Means, compared: Mapping[str, Family], metric: M
             Column("strength", "g"),
             Column("arm", align="left"),
             Column("mean", partial(shown, metric)),
-            Column("lost to noise", partial(shown_difference, metric)),
+            Column("change by noise", partial(shown_difference, metric)),
             Column("to the baseline", partial(shown_difference, metric)),
             Column("95 % interval", partial(shown_interval, metric)),
             Column("p, Holm", probability),
             Column("verdict", strong=True),
         ),
         rows=tuple(rows),
-        text="\n".join(dict.fromkeys(note for family in compared.values() for note in family.notes)),
+        text="\n".join(dict.fromkeys(filter(None, (note, *(n for one in compared.values() for n in one.notes))))),
     )

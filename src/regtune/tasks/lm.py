@@ -44,6 +44,10 @@ def _perplexity(means: Floats) -> Floats:
     return found
 
 
+SCORED_UNDER_NOISE = (
+    "Scored are words that noise left as they were: at one strength the same ones for all arms, at a higher one fewer. "
+    "So compare arms at a strength; a line's slope is partly that other words are scored."
+)
 _MORE: Mapping[str, Any] = {"higher_is_better": False, "scale": 1.0, "unit": "", "bounds": (1.0, np.inf), "delta": 0.1}
 PERPLEXITY = Metric(name="perplexity", title="perplexity", columns=("nats", "tokens"), value=_perplexity, **_MORE)
 WORD_PERPLEXITY = Metric(
@@ -113,6 +117,7 @@ class LanguageModelling(Task):
     examples: ClassVar[str] = "documents"
     said: ClassVar[str] = "text"
     perturbs: ClassVar[tuple[str, ...]] = ("text",)
+    under_noise: ClassVar[str] = SCORED_UNDER_NOISE
 
     def perturb(self, example: Any, change: Change) -> Any:
         """Noise in the text. Words that it changes are read, and are in no loss and no score; some always stay."""

@@ -21,6 +21,7 @@ from regtune.noise import Change
 from regtune.rows.texts import NOT_SCORED, TextRow
 from regtune.tasks.lm import (
     PERPLEXITY,
+    SCORED_UNDER_NOISE,
     Document,
     LmSettings,
     blocks,
@@ -103,6 +104,7 @@ class MaskedLanguageModelling(Task):
     examples: ClassVar[str] = "documents"
     said: ClassVar[str] = "text"
     perturbs: ClassVar[tuple[str, ...]] = ("text",)
+    under_noise: ClassVar[str] = SCORED_UNDER_NOISE
 
     def perturb(self, example: Document, change: Change) -> Document:
         """Noise in the text, not in a person's [MASK]. Words that it changes are read, and never masked or scored."""
