@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 OLDEST := .venv-oldest
+NO_VENV = { echo "'$(PYTHON) -m venv' failed. It needs Python 3.10 or newer with the module venv; on Debian and Ubuntu" \
+	"that is a package of its own: sudo apt install python3-venv. Another Python: make $(MAKECMDGOALS)" \
+	"PYTHON=python3.12" >&2; exit 1; }
 
 .PHONY: demo test test-slow test-oldest check docs benchmarks results screenshots clean
 
@@ -46,14 +49,14 @@ benchmarks: $(STAMP)  ## measure the speed figures again (half an hour, on a mac
 	$(BIN)/python benchmarks/training_memory.py
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || $(NO_VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
-	$(PYTHON) -m venv $(OLDEST)
+	@$(PYTHON) -m venv $(OLDEST) || $(NO_VENV)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch==2.13.0
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'

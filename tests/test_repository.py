@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,16 @@ def test_every_generated_table_and_figure_agrees_with_the_records():
 def test_source_files_say_what_they_are_for(path):
     text = path.read_text(encoding="utf-8")
     assert text.lstrip().startswith('"""')
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_without_venv_make_says_what_to_install(tmp_path):
+    command = ["make", "demo", "PYTHON=false", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "'false -m venv' failed." in done.stderr
+    assert "apt install python3-venv" in done.stderr
+    assert done.stdout == ""
 
 
 def test_nobody_but_the_session_opens_models():
