@@ -16,8 +16,9 @@ from regtune.config import DataConfig, RegisterConfig, RunConfig, TrainConfig
 from regtune.errors import CheckpointError, ConfigError, MissingExtraError
 from regtune.methods.used import methods_of
 from regtune.records import load_record
+from regtune.registers.in_peft import base_facts, require_same_base
 from regtune.registers.surgery import num_registers
-from regtune.session import SharedInputs
+from regtune.session import SharedInputs, load_model
 from regtune.sweeps.run import build_session, run_experiment
 from regtune.sweeps.sweep import run_sweep
 from regtune.training.trainer import RegisterTrainer
@@ -62,6 +63,35 @@ def test_a_run_leaves_an_adapter_that_opens_with_the_same_answers(config, n):
     assert (facts["registers"] or {"num_registers": 0})["num_registers"] == n
     assert record.parameters["registers"] == n * 64
     assert record.parameters["trainable"] < record.parameters["total"] / 4
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_a_pooler_that_the_base_hasn_t_got_is_the_adapters_and_tells_no_bases_apart(config, tmp_path, n):
+    (tmp_path / "rows.csv").write_text("text,label\nthe cat,x\na house,y\nwho was in,x\nwhat is it,y\n")
+    sets = (str(tmp_path / "rows.csv"),)
+    classes = dataclasses.replace(
+        config, task="classify", data=DataConfig(train=sets, eval=sets, max_length=32), settings={}
+    )
+    record = run_experiment(with_n(classes, n), progress=False)  # the base is a model for questions, without a pooler
+    session = regtune.open(config.output_dir)
+    with gzip.open(config.output_dir / record.predictions["rows"]) as file:
+        expected = json.load(file)
+    for answer, row in zip(session.predict(session.sample()), expected, strict=True):
+        assert answer.probabilities == pytest.approx(row["probabilities"], abs=1e-6)
+    with torch.no_grad():
+        model = load_model("AutoModelForQuestionAnswering", config.model)
+        model.bert.encoder.layer[0].output.dense.bias.add_(1)
+        model.save_pretrained(tmp_path / "base")
+    with pytest.raises(CheckpointError, match="digest_without_pooler"):
+        regtune.open(config.output_dir)
+
+
+def test_an_adapter_of_an_older_regtune_is_compared_by_its_whole_digest(config):
+    here = base_facts(load_model("AutoModelForQuestionAnswering", config.model))
+    older = {name: value for name, value in here.items() if name != "digest_without_pooler"}
+    require_same_base(older, here, "The adapter")
+    with pytest.raises(CheckpointError, match=r"\(digest 0 there"):
+        require_same_base(older | {"digest": "0"}, here, "The adapter")
 
 
 def test_only_adapter_registers_and_head_learn(config):

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PromptTuningConfig
 
 import tiny_seq2seq
 from analyses.registers.test_register_states import hidden_from_text
 from regtune.errors import CheckpointError, ConfigError, MissingExtraError, UnsupportedModelError
+from regtune.methods.peft import AdaptedModel
+from regtune.registers.in_peft import RegisterLoraConfig, with_registers
 from regtune.registers.surgery import add_registers, disable_registers
 from regtune.serving.export import export
 from regtune.session import around, load_model
@@ -80,6 +83,42 @@ def test_the_tokenizer_puts_registers_in_front_and_generation_gives_the_same_tok
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     logits = model(**given(reader, [text])).logits[..., first : first + n]
     assert tied or not logits.any()
+
+
+def adapted(adapter):
+    """A session on a decoder with this adapter, random where it would start from nothing."""
+    model = AdaptedModel(tiny_model("llama", "causal-lm"), adapter)
+    torch.manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.3)
+    return around(model.eval(), tiny_tokenizer())
+
+
+def test_an_adapter_is_merged_before_its_registers_become_words(tmp_path):
+    session = adapted(RegisterLoraConfig(registers={"num_registers": N}, r=4, target_modules=["q_proj", "down_proj"]))
+    before = {name: value.clone() for name, value in session.model.state_dict().items()}
+    found = export(session, tmp_path / "out", format="plain", tolerance=EXACT, progress=False)
+    assert found.num_registers == N
+    after = session.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(value.equal(after[name]) for name, value in before.items())
+    reader, model = load_reader_of(tmp_path / "out"), opened(tmp_path / "out", "LlamaForCausalLM")
+    assert type(model).__module__.startswith("transformers.")
+    expected = session.model.generate(**given(session.reader, ["the cat"]), **GREEDY)[:, -5:]
+    assert torch.equal(model.generate(**given(reader, ["the cat"]), **GREEDY)[:, -5:], expected)
+    with session.model.disable_adapter():
+        plain = session.model(**given(session.reader, ["the cat"])).logits
+    assert not torch.allclose(plain, session.model(**given(session.reader, ["the cat"])).logits, atol=1e-2)
+
+
+def test_an_adapter_that_can_t_be_merged_is_refused_with_what_else_there_is(tmp_path):
+    config = with_registers(PromptTuningConfig)(
+        registers={"num_registers": N}, num_virtual_tokens=2, task_type="CAUSAL_LM"
+    )
+    with pytest.raises(UnsupportedModelError, match=r"can't be merged into the model's weights .*`onnx` or `torch`"):
+        export(adapted(config), tmp_path / "out", format="plain", progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def load_reader_of(folder: Path):

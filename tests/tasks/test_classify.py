@@ -168,7 +168,7 @@ def run(tmp_path_factory):
         output_dir=folder / "run",
         registers=RegisterConfig(num_registers=2),
         data=DataConfig(train=(str(folder / "train.tsv"),), eval=(str(folder / "dev.tsv"),), max_length=64),
-        training=TrainConfig(epochs=8.0, batch_size=4, learning_rate=3e-3, precision="float32"),
+        training=TrainConfig(epochs=12.0, batch_size=4, learning_rate=3e-3, precision="float32"),
     )
     return config, run_experiment(config, progress=False)
 

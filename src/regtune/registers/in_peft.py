@@ -241,22 +241,36 @@ RegisterLoraConfig: Any = with_registers(peft.LoraConfig)
 
 
 def base_facts(model: nn.Module) -> dict[str, Any]:
-    """What tells a base model from others: name, shape, data types, and a digest of eight numbers of every weight."""
+    """What tells a base model from others: name, shape, data types, and digests of all weights.
+
+    One digest leaves out the pooler, which is drawn anew at every loading where a checkpoint has none.
+    """
     backbone = backbone_of(model)
-    config, digest = backbone.config, hashlib.sha256()
-    weights = [(n, p.detach()) for n, p in backbone.named_parameters() if f"{MODULE_NAME}." not in n]
-    for _, weight in sorted(weights):
-        flat = weight.flatten()
-        if not weight.is_meta:
-            digest.update(flat[:: max(1, len(flat) // 8)][:8].float().cpu().numpy().tobytes())
+    config = backbone.config
+    weights = {n: p.detach() for n, p in backbone.named_parameters() if f"{MODULE_NAME}." not in n}
     return {
         "name": str(getattr(model, "name_or_path", "") or type(model).__name__),
         "model_type": config.model_type,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,
-        "dtype": " ".join(sorted({str(weight.dtype) for _, weight in weights})),
-        "digest": "" if any(weight.is_meta for _, weight in weights) else digest.hexdigest()[:16],
+        "dtype": " ".join(sorted({str(weight.dtype) for weight in weights.values()})),
+        "digest": _digest(weights),
+        _WITHOUT_POOLER: _digest({n: p for n, p in weights.items() if not n.startswith("pooler.")}),
     }
+
+
+_WITHOUT_POOLER = "digest_without_pooler"
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """Of eight numbers of every weight, in the order of their names; none where one isn't there yet."""
+    if any(weight.is_meta for weight in weights.values()):
+        return ""
+    digest = hashlib.sha256()
+    for _, weight in sorted(weights.items()):
+        flat = weight.flatten()
+        digest.update(flat[:: max(1, len(flat) // 8)][:8].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _noted(facts: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -271,8 +285,9 @@ def require_same_base(saved: Mapping[str, Any], here: Mapping[str, Any], what: s
         CheckpointError: both are named.
     """
     names = ["model_type", "hidden_size", "num_hidden_layers"]
-    if saved.get("dtype") == here["dtype"] and here["digest"] and saved.get("digest"):
-        names.append("digest")
+    digest = _WITHOUT_POOLER if saved.get(_WITHOUT_POOLER) else "digest"  # older adapters have the whole one alone
+    if saved.get("dtype") == here["dtype"] and here[digest] and saved.get(digest):
+        names.append(digest)
     different = [name for name in names if saved.get(name) != here[name]]
     if different:
         told = ", ".join(f"{name} {saved.get(name)} there, {here[name]} here" for name in different)

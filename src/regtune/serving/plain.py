@@ -16,6 +16,7 @@ A model with absolute positions counts a prefix as places, so its table of posit
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
@@ -57,19 +58,15 @@ _TASK_TYPES = {
 
 
 def write_plain(session: Session, folder: Path, *, data: Sequence[str] = (), limit: int = 64) -> Written:
-    """Writes a folder that transformers opens, and `prefix` in it where peft is needed.
+    """Writes a folder that transformers opens, and `prefix` in it where peft is needed; an adapter is merged before.
 
     Raises:
-        UnsupportedModelError: no registers, registers that vary with the text (with the numbers), or an architecture in
-            which they have no plain form.
+        UnsupportedModelError: no registers, registers that vary with the text (with the numbers), an architecture in
+            which they have no plain form, or an adapter that can't be merged.
         MissingExtraError: a prefix is needed and peft isn't installed.
     """
+    session = _merged(session)
     model, family = session.model, session.family
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"{session.name} is a {type(model).__name__}: an adapter is around the model. Merge it first "
-            "(session.model.merge_and_unload(), save_pretrained) and export that, or take format onnx."
-        )
     registers = require_registers(model)
     if not registers.enabled or registers.masked:
         raise UnsupportedModelError("Registers are switched off or masked here; export outside of that context.")
@@ -84,6 +81,20 @@ def write_plain(session: Session, folder: Path, *, data: Sequence[str] = (), lim
     if registers.deep is None and (family.positions == "absolute" or registers.config.rotary == "before"):
         return _with_words(session, folder)
     return _with_prefix(session, folder, _read_once(session), _texts(session))
+
+
+def _merged(session: Session) -> Session:
+    """The session with its adapter merged into a copy of the model, registers and head included; itself without one."""
+    if isinstance(session.model, PreTrainedModel):
+        return session
+    try:
+        merged = copy.deepcopy(session.model).merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError) as error:  # prompts, bottlenecks
+        raise UnsupportedModelError(
+            f"{session.name}: its adapter can't be merged into the model's weights ({error}), so it has no plain form. "
+            "Export it as `onnx` or `torch`, where it is part of the program."
+        ) from error
+    return dataclasses.replace(session, model=merged.eval())
 
 
 def _texts(session: Session) -> tuple[Batch, ...]:
