@@ -75,6 +75,16 @@ def test_the_ledger_of_an_image_closes(family, registers):
             assert len(found.registers) == (2 if registers else 0)
 
 
+@pytest.mark.parametrize("by", ["layer", "head", "neuron"])
+def test_gated_units_of_the_largest_dinov2_are_split_and_its_neurons_are_found(by):
+    model = tiny_model("dinov2", use_swiglu_ffn=True).double()
+    assert type(model.dinov2.encoder.layer[0].mlp).__name__ == "Dinov2SwiGLUFFN"
+    for found in attribute(model, {"pixel_values": images()["pixel_values"].double()}, method="attnlrp", by=by):
+        assert abs(found.total - found.value) <= 1e-8 * max(1.0, sum(map(abs, found.parts().values())))
+        assert np.abs(found.inner_residual).max() <= 1e-8 * max(1.0, abs(found.value))
+        assert len(found.inner) == 3 + (by == "layer")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_occlusion_is_the_value_less_that_of_the_image_with_a_patch_of_the_mean_colour(family):
     model, pixels = double(family, TWO)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModel
 
+from families.conformance import model_of
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of, find_family, known_families
+from regtune.families._family import modules_at
 from regtune.families.encoders.bert import BERT
-from regtune.registers.surgery import add_registers, find_registers
+from regtune.registers.surgery import add_registers, backbone_of, find_registers
 from regtune.registry import FAMILIES
+from regtune.testing.subject import make_inputs
 
 SMALL = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 
@@ -31,6 +35,20 @@ def test_every_model_type_belongs_to_one_family():
     claimed = [model_type for family in known_families() for model_type in family.model_types]
     assert len(claimed) == len(set(claimed))
     assert [family.name for family in known_families()] == list(FAMILIES)
+
+
+@pytest.mark.parametrize("family", [one for one in known_families() if one.refusal is None], ids=lambda one: one.name)
+def test_norms_are_named_in_the_order_in_which_a_layer_calls_them_those_of_heads_last(family):
+    model, called = model_of(family.name, ""), []
+    backbone = backbone_of(model)
+    (first, *_) = modules_at(backbone, *family.within_layers())
+    for path in family.norms:
+        of_heads = path.endswith((".q_norm", ".k_norm"))
+        first.get_submodule(path).register_forward_hook(lambda *_, one=(of_heads, path): called.append(one))
+    with torch.no_grad():
+        model(**make_inputs(model)[0])
+    once = called[: len(family.norms)]  # ALBERT's first layer is all of them
+    assert tuple(path for _, path in sorted(once, key=lambda one: one[0])) == family.norms
 
 
 def test_a_family_from_outside_is_found(outside):

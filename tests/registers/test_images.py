@@ -26,6 +26,10 @@ def test_every_family_of_images_keeps_every_promise(family, attention):
     check_family(tiny_model(family, attention=attention))
 
 
+def test_the_largest_dinov2_whose_units_are_gated_keeps_every_promise():
+    check_family(tiny_model("dinov2", attention="sdpa", use_swiglu_ffn=True), [FOUR])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_without_a_head_keeps_every_promise(family):
     check_family(tiny_model(family, "none", "sdpa"), [FOUR])

@@ -40,7 +40,7 @@ OTHERWISE = {
     "BART": {"leading"},
     "BERT": {"lm_head"},  # `cls`, which only calls `cls.predictions`
     "CLIP (vision)": {"final_norm"},  # it is called on [CLS] alone
-    "DINOv2": {"gated"},  # in the largest models
+    "DINOv2": {"gated", "feed_forward_in", "feed_forward_out"},  # the largest models have gated units
     "NomicBERT": {"lm_head"},
     "T5": {"feed_forward_in"},  # its name depends on the version
 }

@@ -22,8 +22,8 @@ class Family:
     """The description of one architecture; the defaults are BERT's names.
 
     Paths start at the backbone (the encoder or the decoder under the head; of a model that has both, the encoder), at a
-    layer, or at the model with its head, as each group says; `*` stands for one name. Linear layers, norms and
-    activations are otherwise found by their type.
+    layer, or at the model with its head, as each group says; `*` stands for one name, and `fc1|up_proj` for one of the
+    two, where configurations differ. Linear layers, norms and activations are otherwise found by their type.
     """
 
     name: str
@@ -237,12 +237,16 @@ def first_readers(layer: nn.Module, family: Family) -> list[nn.Module]:
     return [module for module in found if module is not None]
 
 
+def _stands_for(wanted: str, name: str) -> bool:
+    return wanted == "*" or name in wanted.split("|")
+
+
 def modules_at(backbone: nn.Module, *patterns: str) -> Iterator[nn.Module]:
     """The modules whose path matches one of the patterns, in the order of `named_modules`; each once."""
     wanted = [pattern.split(".") for pattern in patterns]
     for path, module in backbone.named_modules():
         names = path.split(".")
         for pattern in wanted:
-            if len(pattern) == len(names) and all(p in ("*", n) for p, n in zip(pattern, names, strict=True)):
+            if len(pattern) == len(names) and all(map(_stands_for, pattern, names)):
                 yield module
                 break

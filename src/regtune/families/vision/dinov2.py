@@ -15,6 +15,8 @@ DINOV2 = replace(
     layers="encoder.layer",
     stack="encoder",
     norms=("norm1", "norm2"),
-    gated="mlp",  # in the largest models
+    feed_forward_in="mlp.fc1|up_proj",  # of the largest models, whose units are gated
+    feed_forward_out="mlp.fc2|down_proj",
+    gated="mlp",
     pooling="both",
 )
