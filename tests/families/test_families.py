@@ -51,6 +51,21 @@ def test_norms_are_named_in_the_order_in_which_a_layer_calls_them_those_of_heads
     assert tuple(path for _, path in sorted(once, key=lambda one: one[0])) == family.norms
 
 
+@pytest.mark.parametrize("family", [one for one in known_families() if one.refusal is None], ids=lambda one: one.name)
+def test_the_norm_behind_the_last_layer_is_named_where_there_is_one(family):
+    model, behind = model_of(family.name, ""), []
+    backbone = backbone_of(model)
+    layers = list(modules_at(backbone, *family.within_layers()))
+    within = {part for layer in layers for part in layer.modules()}
+    layers[-1].register_forward_hook(lambda *_: behind.clear())
+    for path, module in backbone.named_modules():
+        if module not in within and type(module).__name__.lower().endswith("norm"):
+            module.register_forward_hook(lambda *_, path=path: behind.append(path))
+    with torch.no_grad():
+        model(**make_inputs(model)[0])
+    assert (behind or [None])[0] == family.final_norm
+
+
 def test_a_family_from_outside_is_found(outside):
     assert find_family(Config()) is None
     outside.add(dataclasses.replace(BERT, name="Ernie", model_types=("ernie",)))
