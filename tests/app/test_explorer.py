@@ -12,12 +12,15 @@ import pytest
 import torch
 
 import regtune
+import tiny_seq2seq
 from regtune.app import explorer as module
 from regtune.app.explorer import Change, open_explorer
 from regtune.errors import CheckpointError, ConfigError, DataError, UnknownNameError, UnsupportedModelError
 from regtune.interfaces import Examples
+from regtune.registers.surgery import find_decoder_registers, find_registers
+from regtune.session import around
 from tiny_sweep import tiny_sweep
-from tiny_tokenizer import save_tiny
+from tiny_tokenizer import save_tiny, tiny_tokenizer
 
 GIVEN = {"question": "Who lives in house 3?", "context": "The cat is in the house. Dan lives in house 3."}
 TEXT = {"text": "The cat lives in the house.", "pair": ""}
@@ -57,6 +60,19 @@ def test_a_knocked_out_register_is_masked_and_all_of_them_off_is_no_registers(al
 def test_two_models_stand_side_by_side_and_indices_that_one_lacks_are_no_change_to_it(explorer):
     (block,) = explorer.predictions(GIVEN, Change(knocked_out=(0,)))
     assert block.table.header[1:] == ("A: 2 registers, without 0", "A: registers off", "B: no registers")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"), [(0, "0 registers, decoder's 3"), (2, "2 registers, without 1, decoder's 3")]
+)
+def test_a_decoder_s_own_registers_are_told_and_stay_when_the_encoder_s_are_knocked_out(encoder, words):
+    config = regtune.RegisterConfig(num_registers=encoder, decoder_registers=3, init_std=1.0)
+    session = around(regtune.add_registers(tiny_seq2seq.tiny_model("bart"), config), tiny_tokenizer())
+    change = Change(knocked_out=(1,))
+    assert change.words(session) == words
+    with change.on(session):
+        assert find_decoder_registers(session.model).masked == frozenset()
+        assert encoder == 0 or find_registers(session.model).masked == {1}
 
 
 def test_a_classifier_and_a_model_without_a_task_are_explored_alike(classifier, tmp_path):

@@ -104,6 +104,23 @@ def test_registers_have_the_largest_activation_over_real_tokens_and_all_others_n
     assert after[..., others].equal(before[..., others])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("sign", "shift"), [(-1, 8.0), (1, -0.6)])
+def test_padding_is_no_largest_activation_where_no_token_s_speaks_for_a_neuron(sign, shift):
+    """Signed activations are below 0 at all tokens, so that 0, or what padding holds, would be larger."""
+    model, batch = model_of("bert"), batch_of("bert")
+    reads = model.get_submodule("bert.encoder.layer.0.intermediate.dense")
+    reads.weight[3].mul_(0.01)
+    reads.bias[3] = shift
+    mask = batch["attention_mask"]
+    own = activations(model, batch)[:, 2:, 3].masked_fill(~mask.bool(), -sign * torch.inf) * sign
+    assert bool((own.amax(1) < 0).all())
+    assert not bool(mask.all())
+    move_neurons(model, [Neuron(layer=0, index=3, sign=sign, held=0.0)])
+    found = activations(model, batch)[:, :2, 3]
+    torch.testing.assert_close(found, (sign * own.amax(1, keepdim=True)).expand(-1, 2))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_in_a_decoder_registers_have_one_number_for_all_texts(family):
     model, batch = model_of(family), batch_of(family)
