@@ -47,6 +47,15 @@ def test_logits_are_those_of_registers_read_in_the_call(family, masked):
     assert cache.layers[-1].get_seq_length() == 7
 
 
+def test_a_model_in_training_stays_in_training_and_its_registers_are_read_without_dropout():
+    model, _ = with_registers("gpt2")
+    expected = registers_cache(model).start().layers[0].keys
+    kept = registers_cache(model.train()).start().layers[0].keys
+    assert model.training
+    assert all(part.training for part in model.modules())
+    assert torch.equal(kept, expected)
+
+
 def test_what_kept_registers_don_t_fit_is_refused():
     model, _ = with_registers("llama")
     kept = registers_cache(model)

@@ -272,6 +272,24 @@ def test_balanced_each_takes_the_share_of_attention_that_is_asked_for():
     assert all(0.005 < float((1 - one.sum(-1)).mean()) < 0.03 for one in maps[1:])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["bert", "llama", "gemma2", "t5", "t5 with a mask"])
+def test_balanced_the_mean_odds_of_the_first_sinks_are_the_share(family):
+    """By the equation: a = 1 / (1 + Z e^-s), so that the mean of a / (1 - a) = e^s / Z over queries is the share."""
+    if family.startswith("t5"):
+        model = tiny_seq2seq.tiny_model("t5", "encoder-alone", "eager")
+        batch = tiny_seq2seq.texts(12, 12)
+        batch = batch if family.endswith("mask") else {"input_ids": batch["input_ids"]}
+    else:
+        model, batch = tiny_model(family, "none", "eager"), {"input_ids": inputs("bert")["input_ids"]}
+    add_sink_logits(model)
+    with balance_sink_logits(model, 0.02):
+        model(**batch)
+    taken = 1 - model(**batch, output_attentions=True).attentions[0].sum(-1).double()
+    odds = (taken / (1 - taken)).mean((0, 2))
+    assert odds.tolist() == pytest.approx([0.02] * len(odds), rel=2e-3)
+
+
 def test_what_cannot_be_is_refused_with_what_to_do():
     model = add_sink_logits(tiny_model("bert"))
     with pytest.raises(UnsupportedModelError, match="has sink logits already"):
