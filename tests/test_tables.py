@@ -76,3 +76,20 @@ def test_no_cell_starts_a_formula_ends_a_line_or_acts_on_a_terminal(wicked):
     assert not set(table.csv + table.text + table.markdown() + table.html) & set("\r\u2028\x1b")
     assert all(line.strip('" ')[:1] not in tuple("=+-@\t\uff1d") for line in table.csv.splitlines())
     assert table.text.count("\n") == 4
+
+
+def test_words_of_a_table_that_is_wider_than_a_terminal_are_wrapped_and_numbers_are_not():
+    words = "a product of two narrow matrices is added to every linear layer of the model and its head"
+    table = Table(
+        columns=("name", "what", "why", "number"), rows=(("lora", words, words, 1234567.0), ("x", "y", "z", 2.0))
+    )
+    lines = table.text.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert len(lines) > 3
+    assert [line.split()[-1] for line in lines if line.startswith(("lora", "x"))] == ["1,234,567", "2"]
+    column = slice(lines[0].index("what"), lines[0].index("why"))
+    assert " ".join(line[column].strip() for line in lines[1:-1]) == words
+    long = "x" * 150
+    assert Table(columns=("a", "b"), rows=((long, "y z"),)).text.splitlines()[1].startswith(long)  # no word is cut
+    wide = tuple(f"column {number}" for number in range(20))
+    assert len(Table(columns=wide, rows=((1.0,) * 20,)).text.splitlines()) == 2  # numbers give no way

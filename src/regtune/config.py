@@ -155,7 +155,7 @@ class RunConfig(Checked):
     task: str = "qa"
     """What is learnt: a task of `regtune tasks`, or of a plugin."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The task's own settings, by name; see `Task.settings`."""
+    """The task's own settings, by name; --task NAME --help lists those of another."""
     registers: RegisterConfig = field(default_factory=RegisterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainConfig = field(default_factory=TrainConfig)

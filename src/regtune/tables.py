@@ -9,10 +9,11 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from itertools import zip_longest
 from typing import Any, Literal
 
 from regtune.errors import printable
@@ -81,13 +82,18 @@ class Table:
 
     @property
     def text(self) -> str:
-        """For a terminal: caption, aligned columns (the header only where a column has a title), wrapped notes."""
+        """For a terminal: caption, aligned columns (the header only where a column has a title), wrapped notes.
+
+        Where a table is wider than `WIDTH`, cells of words are wrapped.
+        """
         rows = [tuple(map(one_line, row)) for row in ((self.header, *self.cells) if any(self.header) else self.cells)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        widths = _narrowed(rows, self._left)
         lines = [f"{one_line(self.caption)}:"] if self.caption else []
         for row in rows:
-            parts = zip(row, widths, self._left, strict=True)
-            lines.append("  ".join(cell.ljust(w) if left else cell.rjust(w) for cell, w, left in parts).rstrip())
+            wrapped = (_wrapped(cell, width) for cell, width in zip(row, widths, strict=True))
+            for line in zip_longest(*wrapped, fillvalue=""):
+                parts = zip(line, widths, self._left, strict=True)
+                lines.append("  ".join(cell.ljust(w) if left else cell.rjust(w) for cell, w, left in parts).rstrip())
         return "\n".join([*lines, *(textwrap.fill(one_line(note), WIDTH) for note in self.notes)])
 
     def markdown(self, heading: int = 2) -> str:
@@ -134,6 +140,30 @@ class Table:
 
     def _repr_html_(self) -> str:
         return self.html
+
+
+def _narrowed(rows: Sequence[tuple[str, ...]], left: Sequence[bool]) -> list[int]:
+    """Columns' widths: those of words give way, the widest first, until all fit or hold their longest word."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    least = [
+        max(most, len(column[0])) if of_words else width
+        for most, column, of_words, width in zip(words, columns, left, widths, strict=True)
+    ]
+    excess = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+    while excess > 0:
+        place = max(range(len(widths)), key=lambda place: widths[place] if widths[place] > least[place] else 0)
+        if widths[place] <= least[place]:
+            break
+        widths[place] -= 1
+        excess -= 1
+    return widths
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    """A cell in lines; one that fits keeps its spaces."""
+    return [cell] if len(cell) <= width else textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
 
 
 def number(value: float) -> str:

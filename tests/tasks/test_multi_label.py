@@ -15,6 +15,7 @@ from regtune.analyses.faithfulness.model import PerturbedModel, perturbable_text
 from regtune.analyses.outcomes import row_losses
 from regtune.errors import DataError
 from regtune.interfaces import Examples
+from regtune.tasks.classify import Classification, ClassifySettings
 from regtune.tasks.labelled import LabelledText
 from regtune.tasks.metrics import EXACT_MATCH, MACRO_F1, MICRO_F1
 from regtune.tasks.multi_label import MultiLabelClassification, MultiLabelPrediction, MultiLabelSettings
@@ -119,3 +120,27 @@ def test_faithfulness_watches_the_likeliest_labels_own_probability(session):
     whole = scorer.probabilities([(0, torch.zeros(3, dtype=torch.bool).numpy())])
     (said,) = session.predict(examples)
     assert whole[0] == pytest.approx(max(said.probabilities.values()))
+
+
+@pytest.mark.parametrize(
+    ("rows", "sign"),
+    [
+        (("cold|loud", "cold", "warm"), "|"),
+        (("cold|loud", "loud|warm"), "|"),
+        (("cold;loud", "cold", "warm"), ";"),
+        (("rock & roll|live", "jazz"), None),  # nothing says that its parts are labels
+        (("cold", "warm"), None),
+    ],
+)
+def test_a_sign_that_seems_to_stand_between_labels_is_said_for_both_tasks(tmp_path, rows, sign):
+    file = tmp_path / "a.tsv"
+    file.write_text("text\tlabel\n" + "\n".join(f"so\t{row}" for row in rows) + "\n")
+    several, one = TASK.read([str(file)], MultiLabelSettings()), Classification().read([str(file)], ClassifySettings())
+    if sign is None:
+        assert several.notes == one.notes == ()
+        return
+    assert several.notes == (
+        f"{rows[0]!r} is one label; if {sign!r} stands between several: --settings.separator {sign!r}.",
+    )
+    assert f"--task multi-label --settings.separator {sign!r}" in one.notes[0]
+    assert TASK.read([str(file)], MultiLabelSettings(separator=sign)).notes == ()

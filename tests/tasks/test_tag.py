@@ -291,3 +291,12 @@ def test_where_nobody_names_a_tag_the_surest_that_is_not_o_is_explained(tmp_path
     (one_,) = attributions(session, batch, "gradient-input", [])
     assert one_.read_from == (best,)
     assert one_.target == f"tag {NAMES[int(shares[best].argmax())]} of token {best}"
+
+
+def test_tags_of_which_some_say_where_an_entity_begins_are_said(tmp_path):
+    found = read(tmp_path / "a.conll", "Ada B-PER\nbuilt O\n\nBob PER\nran O\n")
+    assert [item.tags for item in found.items] == [("B-PER", "O"), ("PER", "O")]
+    (note,) = found.notes
+    assert "(B-PER) and some don't (PER)" in note
+    assert read(tmp_path / "b.conll", "Ada PER\nbuilt O\n").notes == ()  # a type a word is a scheme of its own
+    assert read(tmp_path / "c.conll", "Ada PRP\nbuilt M-X\n").notes == ()

@@ -19,7 +19,10 @@ from regtune.records import is_local
 from regtune.typed import hints_of
 
 ArgsT = TypeVar("ArgsT")
-_METHODS_HELP = "Methods beside registers, with their settings: linear_probe, warm_up:steps=100,trainable=all."
+_METHODS_HELP = (
+    "Methods beside registers, with their settings: linear_probe, warm_up:steps=100,trainable=all. All there are: "
+    "regtune methods."
+)
 
 
 class CommandHelp(NamedTuple):

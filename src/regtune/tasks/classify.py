@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from regtune.errors import shown
 from regtune.interfaces import Examples, Floats, Metric
 from regtune.tasks.labelled import LabelledSettings, LabelledTexts
-from regtune.tasks.labels import in_order, known_number, label_of, label_table, number_of
+from regtune.tasks.labels import in_order, joined_by, known_number, label_of, label_table, number_of
 from regtune.tasks.metrics import ACCURACY, MACRO_F1, MCC, class_columns
 
 
@@ -56,7 +57,14 @@ class Classification(LabelledTexts):
         """See `LabelledTexts.read`; how often each label occurs is in `facts`."""
         found = super().read(names, settings, limit=limit, training=training)
         labels = dict(Counter(str(item.label) for item in found.items))
-        return replace(found, facts={**found.facts, "labels": labels})
+        notes, joined = found.notes, joined_by(labels)
+        if joined is not None:
+            sign, label = joined
+            notes += (
+                f"{shown(label)} is one label; if {sign!r} stands between several of a text, the task is multi-label: "
+                f"--task multi-label --settings.separator {sign!r}.",
+            )
+        return replace(found, notes=notes, facts={**found.facts, "labels": labels})
 
     def prepare(self, examples: Examples, settings: Any) -> Mapping[str, Any]:
         """The labels of the training data, numbers in their order, words in the alphabet's."""

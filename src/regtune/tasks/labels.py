@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,23 @@ def in_order(found: Iterable[str], first: Sequence[str] = ()) -> list[str]:
     rest = every - set(names)
     numbers = all(name.lstrip("-").isdecimal() for name in rest)
     return names + sorted(rest, key=(lambda name: (int(name), name)) if numbers else (lambda name: (0, name)))
+
+
+def joined_by(labels: Iterable[str]) -> tuple[str, str] | None:
+    """A sign that seems to stand between several labels in one, and such a label; None where it doesn't seem so.
+
+    It does where a part is a label too, or is part of two: `cold|loud` beside `cold`.
+    """
+    every = sorted(set(labels))
+    for sign in _SIGNS:
+        held = [label for label in every if sign in label]
+        parts = Counter(part.strip() for label in held for part in set(label.split(sign)))
+        if any(part and (count > 1 or part in every) for part, count in parts.items()):
+            return sign, held[0]
+    return None
+
+
+_SIGNS = (",", ";", "|")
 
 
 def label_table(names: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from regtune.errors import DataError, shown
 from regtune.interfaces import Examples, Floats, Metric, Rows, Shown
 from regtune.tasks.classify import ClassifySettings
 from regtune.tasks.labelled import LabelledText, LabelledTexts
-from regtune.tasks.labels import in_order, known_number, label_of, label_table
+from regtune.tasks.labels import in_order, joined_by, known_number, label_of, label_table
 from regtune.tasks.metrics import EXACT_MATCH, MACRO_F1, MICRO_F1, class_columns
 from regtune.typed import Range
 
@@ -77,7 +77,13 @@ class MultiLabelClassification(LabelledTexts):
         """See `LabelledTexts.read`; how often each label occurs is in `facts`."""
         found = super().read(names, settings, limit=limit, training=training)
         labels = dict(Counter(label for item in found.items for label in item.label))
-        return replace(found, facts={**found.facts, "labels": labels})
+        notes, joined = found.notes, joined_by(labels)
+        if joined is not None:
+            sign, label = joined
+            notes += (
+                f"{shown(label)} is one label; if {sign!r} stands between several: --settings.separator {sign!r}.",
+            )
+        return replace(found, notes=notes, facts={**found.facts, "labels": labels})
 
     def prepare(self, examples: Examples, settings: MultiLabelSettings) -> Mapping[str, Any]:
         """The labels of the training data, numbers in their order, words in the alphabet's."""

@@ -384,8 +384,17 @@ def _are_entities(tags: Iterable[str]) -> bool:
 
 def _in_bio(examples: Examples) -> Examples:
     """The sentences with their entities in BIO, whatever they were in, and how many tags that changed."""
-    if not _are_entities({tag for item in examples.items for tag in item.tags}):
-        return examples
+    found = {tag for item in examples.items for tag in item.tags}
+    if not _are_entities(found):
+        entities = sorted(tag for tag in found if _ENTITY.fullmatch(tag))
+        if not any(tag[0] in "BI" for tag in entities):
+            return examples
+        others = ", ".join(sorted(found - {OUTSIDE, *entities})[:_SHOWN])
+        note = (
+            f"Some tags say where an entity begins or goes on ({', '.join(entities[:_SHOWN])}) and some don't "
+            f"({others}): those are scored as entities of one word. Write B- or I- before every type."
+        )
+        return replace(examples, notes=(*examples.notes, note))
     items, other, begun = [], 0, 0
     for item in examples.items:
         tags: list[str] = []
