@@ -180,12 +180,12 @@ _NEWER = {"decoder_registers": 0}
 """Settings of registers that joined after records were written, with their defaults."""
 
 
-def config_hash(config: Any, ignore: tuple[str, ...] = ("output_dir",)) -> str:
-    """The first 12 hex digits of the SHA-256 of the resolved config; `ignore` names top-level fields left out.
+def config_hash(config: Any) -> str:
+    """The first 12 hex digits of the SHA-256 of the resolved config, whatever its `output_dir`.
 
     Settings that are newer than written records count only where they aren't their default, so that hashes stay.
     """
-    content = {key: value for key, value in to_dict(config).items() if key not in ignore}
+    content = {key: value for key, value in to_dict(config).items() if key != "output_dir"}
     registers = content.get("registers")
     if isinstance(registers, dict):
         content["registers"] = {key: value for key, value in registers.items() if (key, value) not in _NEWER.items()}

@@ -358,7 +358,6 @@ def compare_records(
     other: Sequence[Sequence[PartRecord]],
     *,
     resamples: int = 10_000,
-    seed: int = 0,
 ) -> list[Comparison]:
     """Every measure that all models have, the second arm's minus the first's; p-values are corrected over all of them.
 
@@ -393,7 +392,7 @@ def compare_records(
     if not families:
         raise DataError("There is nothing to compare: the models share no measure with two examples or more.")
     enough = math.ceil(4 * len(families) / 0.05)
-    compared = compare_many(families, resamples=max(resamples, enough), seed=seed)
+    compared = compare_many(families, resamples=max(resamples, enough))
     return [comparison for (comparison,) in compared.values()]
 
 

@@ -121,7 +121,7 @@ def picture_blocks(content: Mapping[str, Any], title: str, words: str) -> Iterat
         names = [f"layer {n}" for n in range(len(values))]
         top = np.unravel_index(values.argmax(), values.shape)
         said = f"Largest: {values.max():.3g}, layer {top[0]}, row {top[1]}, column {top[2]}. {words}"
-        yield figure(f"{title}: {one['id']}", over_picture(pixels_of(one["picture"]), values, names, each=True), said)
+        yield figure(f"{title}: {one['id']}", over_picture(pixels_of(one["picture"]), values, names), said)
 
 
 # Blocks

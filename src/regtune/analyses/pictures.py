@@ -67,18 +67,13 @@ def over_picture(
     picture: UInt8[np.ndarray, "height width channels"] | None,
     values: Float[np.ndarray, "maps rows columns"],
     names: Sequence[str],
-    *,
-    each: bool = False,
-    form: Callable[[float], str] = lambda value: f"{value:.3g}",
 ) -> Draw:
-    """A value for each patch of a picture, as heat over it, map beside map: pale is little, dark is much.
+    """A value for each patch of a picture, as heat over it, map beside map: pale is little, dark is much, in each map.
 
     Args:
         picture: what lies beneath; None draws the patches alone.
         values: a map for each name, such as a layer's; NaN is left blank.
         names: of the maps.
-        each: whether every map has a scale of its own; otherwise one serves all.
-        form: a value as text.
     """
     count, (rows, columns) = len(values), values.shape[1:]
     across = min(count, _MAPS_ACROSS)
@@ -92,7 +87,7 @@ def over_picture(
             left = (number % across) * columns * 1.08
             top = (number // across) * (rows + 0.2 * columns)
             place = (left, left + columns, top + rows, top)
-            low, high = float(np.nanmin(one if each else values)), float(np.nanmax(one if each else values))
+            low, high = float(np.nanmin(one)), float(np.nanmax(one))
             if picture is not None:
                 grey = picture.astype(np.float64).mean(-1)
                 axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=place, interpolation="nearest")
@@ -105,8 +100,14 @@ def over_picture(
                 extent=place,
                 interpolation="nearest",
             )
-            said = f"{names[number]}: {form(float(np.nanmin(one)))} to {form(float(np.nanmax(one)))}"
-            axes.text(left, top - 0.04 * columns, said, fontsize=7, color=INK, va="bottom")
+            axes.text(
+                left,
+                top - 0.04 * columns,
+                f"{names[number]}: {low:.3g} to {high:.3g}",
+                fontsize=7,
+                color=INK,
+                va="bottom",
+            )
         axes.set_xlim(-0.1, across * columns * 1.08)
         axes.set_ylim((down - 1) * (rows + 0.2 * columns) + rows + 0.1, -0.16 * columns)
 
@@ -228,8 +229,8 @@ def ridges(
     return draw
 
 
-def dots(series: Mapping[str, Mapping[str, Estimate]], *, xlabel: str, ylabel: str) -> Draw:
-    """Dots with intervals: a row for each name, a marker for each series."""
+def dots(series: Mapping[str, Mapping[str, Estimate]], *, xlabel: str) -> Draw:
+    """Dots with intervals: a row for each register, a marker for each series."""
     names = list(dict.fromkeys(name for found in series.values() for name in found))
 
     def draw(axes: Any) -> None:
@@ -250,7 +251,7 @@ def dots(series: Mapping[str, Mapping[str, Estimate]], *, xlabel: str, ylabel: s
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel, labelpad=7)
+        axes.set_ylabel("register", labelpad=7)
 
     return draw
 

@@ -108,7 +108,7 @@ def _on_image(
             kind="figure",
             title=title,
             text=f"Largest patch: {maps.max():.3g}.",
-            draw=over_picture(batch["picture"][0].numpy(), maps, names, each=True),
+            draw=over_picture(batch["picture"][0].numpy(), maps, names),
             data={"grid": list(grid), "maps": maps.tolist()},
         )
     ]

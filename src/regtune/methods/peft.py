@@ -474,12 +474,9 @@ def _text_alone(read: tuple[Tensor, ...], text: Tensor, _: str) -> Tensor:
     return states[text] if states.shape[:2] == text.shape else states.reshape(-1, states.shape[-1])
 
 
-def _ranks(name: str = "alpha", **more: Any) -> Fields:
-    def fields(place: Place, settings: Any) -> Mapping[str, Any]:
-        scale = {name: settings.alpha} if hasattr(settings, "alpha") else {}
-        return {"r": settings.r, **scale, **place.targets(settings, place.within_layers()), **more}
-
-    return fields
+def _ranks(place: Place, settings: Any) -> Mapping[str, Any]:
+    scale = {"alpha": settings.alpha} if hasattr(settings, "alpha") else {}
+    return {"r": settings.r, **scale, **place.targets(settings, place.within_layers())}
 
 
 def _ia3(place: Place, settings: Targets) -> Mapping[str, Any]:
@@ -656,7 +653,7 @@ ROWS: tuple[Row, ...] = (
         "LoHa",
         peft.LoHaConfig,
         Ranks,
-        _ranks(),
+        _ranks,
         (
             "a product, number by number, of two low-rank changes (Hyeon-Woo 2022)",
             "twice LoRA's",
@@ -669,7 +666,7 @@ ROWS: tuple[Row, ...] = (
         "LoKr",
         peft.LoKrConfig,
         Ranks,
-        _ranks(),
+        _ranks,
         ("a Kronecker product (Yeh 2024)", "less than LoRA's", "for the smallest files with high rank"),
         _not_transposed,
     ),
@@ -678,7 +675,7 @@ ROWS: tuple[Row, ...] = (
         "VeRA",
         peft.VeraConfig,
         VeraSettings,
-        _ranks(),
+        _ranks,
         (
             "two learned vectors a layer around random matrices that all share (Kopiczko 2024)",
             "r + out weights a layer, and the shared matrices once",
@@ -690,7 +687,7 @@ ROWS: tuple[Row, ...] = (
         "MiSS",
         peft.MissConfig,
         RankSettings,
-        _ranks(),
+        _ranks,
         (
             "one shared block added along each weight, Bone's successor (Kang 2024)",
             "r · out weights a layer",

@@ -93,7 +93,6 @@ def token_states(
     site: str = "norm_input",
     norm_above: float,
     most_ordinary: int = 4000,
-    seed: int = 0,
 ) -> TokenStates:
     """The content tokens of one place whose norm ‖x‖₂ is above a limit, and a random sample of the others."""
     if site not in SITES:
@@ -130,7 +129,7 @@ def token_states(
     columns = {name: np.concatenate([text[name] for text in texts]) for name in texts[0]}
     outlier = columns["norms"] > norm_above
     example = np.repeat(np.array(examples), [len(text["norms"]) for text in texts])
-    ordinary = np.random.default_rng(seed).permutation(np.flatnonzero(~outlier))[:most_ordinary]
+    ordinary = np.random.default_rng(0).permutation(np.flatnonzero(~outlier))[:most_ordinary]
     chosen = np.sort(np.concatenate([np.flatnonzero(outlier), ordinary]))
     return TokenStates(**columns, example=example, outlier=outlier).only(chosen)
 

@@ -80,14 +80,12 @@ def occlusion_scores(
     return Scores(targets=targets, values=values, tokens=tokens, registers=registers)
 
 
-def loss_when_hidden(
-    batch: Batch, hidden: Bool[Tensor, "batch seq"], *, baseline: str | Tensor = "pad"
-) -> Float64[Tensor, " batch"]:
-    """The target's value less its value with several tokens of each row hidden at once."""
+def loss_when_hidden(batch: Batch, hidden: Bool[Tensor, "batch seq"]) -> Float64[Tensor, " batch"]:
+    """The target's value less its value with several tokens of each row hidden at once, behind padding's embedding."""
     with torch.no_grad():
         outputs = batch.run()
         targets = batch.resolve(outputs)
-        absent = baseline_embeddings(batch, baseline, special_tokens="moved")
+        absent = baseline_embeddings(batch, "pad", special_tokens="moved")
         rows = torch.arange(len(targets), device=absent.device)
         return values_of(outputs, targets).double() - _values_without(batch, targets, absent, rows, hidden)
 

@@ -22,17 +22,16 @@ from regtune.analyses.attention.measures import CLASSES
 from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.batches import with_words
 from regtune.analyses.outcomes import Outcomes, Runs, explained, outcomes
-from regtune.analyses.parts import estimate, figure, table, text, with_interval
-from regtune.analyses.pictures import Estimate, dots, heat_map, matrix, numbered
-from regtune.analyses.registers.effects import HOW_WORDS, effects
+from regtune.analyses.parts import figure, table, text
+from regtune.analyses.pictures import heat_map, matrix, numbered
+from regtune.analyses.registers.effects import judged, judged_figure, judged_rows
 from regtune.analyses.registers.knock_out import How, KnockOut, knocked_out
 from regtune.analyses.registers.lens import register_lens
-from regtune.analyses.registers.roles import ALPHA, judge_roles, rank_correlation
+from regtune.analyses.registers.roles import rank_correlation
 from regtune.analyses.registers.stacks import stack_blocks, stacks
 from regtune.analyses.registers.states import CONSTANT_BELOW, register_states
 from regtune.errors import ConfigError
 from regtune.interfaces import Analysis, Batch, Block, Examples, Rows
-from regtune.progress import each
 from regtune.registers.surgery import decoder_of, num_registers
 from regtune.session import Session
 from regtune.typed import Checked
@@ -78,8 +77,6 @@ class RegisterAnalysis(Analysis):
         batches = list(with_words(session.batches(rows.one_each())))
         states = register_states(session.model, batches)
         attention = attention_statistics(session.model, batches)
-        which: list[tuple[int, ...] | None] = [*((index,) for index in range(count)), None]
-        knock_outs = [KnockOut(how=how, registers=chosen) for how in hows for chosen in which]
         moved = Runs(session, batches, len(examples), states=True)
 
         def score(one: KnockOut | None) -> Outcomes:
@@ -92,30 +89,17 @@ class RegisterAnalysis(Analysis):
 
         untouched = score(None)
         quantity = "the last hidden state" if untouched.loss is None else "loss"
-        scored = {one: score(one) for one in each(knock_outs, "knock-outs")}
-        found = effects(untouched, scored, resamples=settings.resamples, seed=settings.seed)
-        main = "mask" if "mask" in hows else hows[0]
-        alone = [scored[KnockOut(how=main, registers=chosen)].change - untouched.change for chosen in which]
-        changes = np.stack(alone[:-1], axis=1)
-        roles = judge_roles(
-            changes[np.isfinite(changes).all(1)],
-            [one for one in found if one.knock_out.how == main],
-            resamples=min(settings.resamples, 2_000),
-            seed=settings.seed,
-        )
-        names = [f"registers.{main}.{'all' if chosen is None else chosen[0]}" for chosen in which]
+        facts, alone = judged(untouched, score, count, hows, resamples=settings.resamples, seed=settings.seed)
+        changes = np.stack(list(alone.values())[:-1], axis=1)
+        names = {register: f"registers.{facts['roles']['how']}.{register}" for register in alone}
         out = attention.means["register_attention_out"].mean(axis=1, dtype=np.float64)
         return {
-            "num_registers": count,
+            **facts,
             "quantity": quantity,
             "examples": len(changes),
             "loss": None if untouched.loss is None else float(np.nanmean(untouched.loss)),
             "metric": untouched.metric and {"name": untouched.metric.name, "title": untouched.metric.title},
             "score": None if untouched.score is None else float(untouched.score.mean()),
-            "hows": hows,
-            "knock_outs": [{"register": one.register, "how": one.knock_out.how, **one.changes} for one in found],
-            "roles": {**vars(roles), "alpha": ALPHA},
-            "verdict": roles.verdict,
             "similarity_initial": states.similarity_initial,
             "similarity_contextual": states.similarity,
             "similarity_contextual_zscored": states.similarity_zscored,
@@ -127,8 +111,8 @@ class RegisterAnalysis(Analysis):
             "attention_out_by_class": dict(zip(CLASSES, np.moveaxis(out, -1, 0), strict=True)),
             "lens": None if session.modality == "image" else register_lens(session.model, states.means, session.reader),
             **({} if untouched.loss is None else _relevance(session, batches, changes, settings.seed)),
-            "measures": dict(zip(names, alone, strict=True)),
-            "titles": {name: f"change in {quantity} without register {name.rpartition('.')[2]}" for name in names},
+            "measures": {names[register]: values for register, values in alone.items()},
+            "titles": {name: f"change in {quantity} without register {one}" for one, name in names.items()},
         }
 
     def blocks(self, content: Mapping[str, Any]) -> Iterator[Block]:
@@ -147,18 +131,8 @@ class RegisterAnalysis(Analysis):
                 f"do): register {', '.join(map(str, content['constant']))}."
             )
         yield text("Do all registers play the same role?", " ".join(sentences))
-        single: dict[str, dict[str, Estimate]] = {}
-        for entry in content["knock_outs"]:
-            one = estimate(entry["loss"])
-            if entry["register"] is not None and one is not None:
-                single.setdefault(HOW_WORDS[entry["how"]], {})[str(entry["register"])] = one
-        yield figure(
-            f"Change in {content['quantity']} when one register is taken away, with its 95 % interval",
-            dots(single, xlabel=f"change, {unit} (right of 0: it is missed)", ylabel="register"),
-            "; ".join(
-                f"{how}, register {r}: {e.value:+.3g}" for how, found in single.items() for r, e in found.items()
-            ),
-        )
+        title = f"Change in {content['quantity']} when one register is taken away, with its 95 % interval"
+        yield judged_figure(title, content["knock_outs"], unit)
         axis = numbered("register", count)
         last = len(content["similarity_contextual"]) - 1
         for title, values in (
@@ -201,14 +175,12 @@ def _cosine(value: float) -> str:
 
 
 def _table(content: Mapping[str, Any], count: int) -> Block:
-    main, metric = content["roles"]["how"], content["metric"]
-    others = [how for how in content["hows"] if how != main]
-    by_place = {(entry["how"], entry["register"]): entry for entry in content["knock_outs"]}
+    metric = content["metric"]
+    titles, first = judged_rows(content, metric)
     attended, variation = matrix(content["attention_in"]), matrix(content["variation"])
     relevance = content.get("relevance")
     rows = []
-    for index in (*range(count), None):
-        mine = by_place[main, index]
+    for index, cells in zip((*range(count), None), first, strict=True):
         alone = [""] * 4
         if index is not None:
             words = [[("",)]] if content["lens"] is None else content["lens"]["embedding"][index]
@@ -216,26 +188,12 @@ def _table(content: Mapping[str, Any], count: int) -> Block:
             alone += ["" if relevance is None else f"{relevance[index]:.3g}", f"{words[0][0][0]} / {words[-1][0][0]}"]
         else:
             alone[1:3] = [f"{attended.sum(axis=1).mean():.1%}", "" if relevance is None else f"{sum(relevance):.3g}"]
-        rows.append(
-            (
-                "all" if index is None else index,
-                with_interval(estimate(mine["loss"]), "+.4f"),
-                f"{mine['loss']['p_adjusted']:.3g}",
-                mine["score"] and f"{100 * mine['score']['difference']:+.1f}",
-                mine["said"] and f"{mine['said']['difference']:.1%}",
-                *(f"{by_place[how, index]['loss']['difference']:+.4f}" for how in others),
-                *alone,
-            )
-        )
+        rows.append((*cells, *alone))
     before = [] if metric is None else [f"{metric['title']} {100 * content['score']:.1f}"]
     before += [] if content["loss"] is None else [f"loss {content['loss']:.4f}"]
     return table(
         "Each register knocked out",
-        (
-            *("register", f"{HOW_WORDS[main]} (95 %)", "p", metric["title"] if metric else "metric", "changed"),
-            *(HOW_WORDS[how] for how in others),
-            *("varies", "attended", "relevance", "words"),
-        ),
+        (*titles, "varies", "attended", "relevance", "words"),
         rows,
         (f"Untouched: {', '.join(before)}. " if before else "")
         + f"Change in {content['quantity']}, in the metric (points) and share of predictions changed, over "

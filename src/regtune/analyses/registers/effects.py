@@ -3,21 +3,100 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from regtune.analyses.outcomes import Outcomes
-from regtune.analyses.parts import mean_interval
-from regtune.analyses.registers.knock_out import KnockOut
-from regtune.analyses.registers.roles import ALPHA, Change, Effect
-from regtune.interfaces import Metric
+from regtune.analyses.outcomes import Floats, Outcomes
+from regtune.analyses.parts import estimate, figure, mean_interval, with_interval
+from regtune.analyses.pictures import Estimate, dots
+from regtune.analyses.registers.knock_out import How, KnockOut
+from regtune.analyses.registers.roles import ALPHA, Change, Effect, judge_roles
+from regtune.interfaces import Block, Metric
+from regtune.progress import each
 from regtune.stats.comparison import compare
 from regtune.stats.scores import ArmScores
 
 HOW_WORDS = {"mask": "hidden", "mean": "its mean state", "swap": "its neighbour's copy", "zero": "zeros"}
 """What a person calls the ways of knocking out."""
 _CHANGE = Metric(name="change", title="change", columns=("change",), bounds=(-math.inf, math.inf))
+
+
+def judged(
+    untouched: Outcomes,
+    score: Callable[[KnockOut], Outcomes],
+    count: int,
+    hows: Sequence[How],
+    *,
+    resamples: int,
+    seed: int,
+    shown: str = "knock-outs",
+) -> tuple[dict[str, Any], dict[str, Floats]]:
+    """Every register of a set knocked out alone, and all of them, each way; whether they play the same role.
+
+    Returns:
+        What a record says; and by register (and `all`) the change on each example, in the way that roles are judged by.
+    """
+    which: list[tuple[int, ...] | None] = [*((index,) for index in range(count)), None]
+    scored = {one: score(one) for one in each([KnockOut(how=how, registers=c) for how in hows for c in which], shown)}
+    found = effects(untouched, scored, resamples=resamples, seed=seed)
+    main = "mask" if "mask" in hows else hows[0]
+    alone = {
+        "all" if chosen is None else str(chosen[0]): scored[KnockOut(how=main, registers=chosen)].change
+        - untouched.change
+        for chosen in which
+    }
+    changes = np.stack(list(alone.values())[:-1], axis=1)
+    roles = judge_roles(
+        changes[np.isfinite(changes).all(1)],
+        [one for one in found if one.knock_out.how == main],
+        resamples=min(resamples, 2_000),
+        seed=seed,
+    )
+    return {
+        "num_registers": count,
+        "hows": hows,
+        "knock_outs": [{"register": one.register, "how": one.knock_out.how, **one.changes} for one in found],
+        "roles": {**vars(roles), "alpha": ALPHA},
+        "verdict": roles.verdict,
+    }, alone
+
+
+def judged_figure(title: str, knock_outs: Sequence[Mapping[str, Any]], unit: str) -> Block:
+    """What `judged` says of single registers, with intervals."""
+    single: dict[str, dict[str, Estimate]] = {}
+    for entry in knock_outs:
+        one = estimate(entry["loss"])
+        if entry["register"] is not None and one is not None:
+            single.setdefault(HOW_WORDS[entry["how"]], {})[str(entry["register"])] = one
+    return figure(
+        title,
+        dots(single, xlabel=f"change, {unit} (right of 0: it is missed)"),
+        "; ".join(f"{how}, register {r}: {e.value:+.3g}" for how, found in single.items() for r, e in found.items()),
+    )
+
+
+def judged_rows(facts: Mapping[str, Any], metric: Mapping[str, Any] | None) -> tuple[tuple[str, ...], list[tuple]]:
+    """Titles and cells of a table of what `judged` says: a row a register, and one for all."""
+    main = facts["roles"]["how"]
+    others = [how for how in facts["hows"] if how != main]
+    by_place = {(entry["how"], entry["register"]): entry for entry in facts["knock_outs"]}
+    rows = []
+    for index in (*range(int(facts["num_registers"])), None):
+        mine = by_place[main, index]
+        rows.append(
+            (
+                "all" if index is None else index,
+                with_interval(estimate(mine["loss"]), "+.4f"),
+                f"{mine['loss']['p_adjusted']:.3g}",
+                mine["score"] and f"{100 * mine['score']['difference']:+.1f}",
+                mine["said"] and f"{mine['said']['difference']:.1%}",
+                *(f"{by_place[how, index]['loss']['difference']:+.4f}" for how in others),
+            )
+        )
+    titles = ("register", f"{HOW_WORDS[main]} (95 %)", "p", metric["title"] if metric else "metric", "changed")
+    return (*titles, *(HOW_WORDS[how] for how in others)), rows
 
 
 def effects(

@@ -156,7 +156,7 @@ def equal_roles_p(changes: Changes, *, seed: int = 0) -> float:
     return (1 + extreme) / (1 + _DEALS)
 
 
-def rank_correlation(relevance: Changes, changes: Changes, *, resamples: int = 2_000, seed: int = 0) -> RankCorrelation:
+def rank_correlation(relevance: Changes, changes: Changes, *, seed: int = 0) -> RankCorrelation:
     """Spearman's rho of the registers' mean |relevance| and mean change in loss, over the same questions."""
     questions, count = changes.shape
     mine, theirs = relevance.mean(axis=0), changes.mean(axis=0)
@@ -164,7 +164,7 @@ def rank_correlation(relevance: Changes, changes: Changes, *, resamples: int = 2
     if count < 3 or math.isnan(rho):
         return RankCorrelation(registers=count, questions=questions)
     pair = (np.ascontiguousarray(part.T) for part in (relevance, changes))
-    drawn = [resampled_means(part, resamples=resamples, seed=seed).T for part in pair]
+    drawn = [resampled_means(part, resamples=2_000, seed=seed).T for part in pair]
     low, high = np.nanquantile(_spearman(*drawn), [0.025, 0.975])
     rng = np.random.default_rng(seed)
     dealt = np.abs(_spearman(np.tile(mine, (_DEALS, 1)), rng.permuted(np.tile(theirs, (_DEALS, 1)), axis=1)))

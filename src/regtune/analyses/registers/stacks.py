@@ -24,15 +24,13 @@ from regtune.analyses.attribution.batch import writes_tokens
 from regtune.analyses.attribution.rollout import eager_attention
 from regtune.analyses.batches import with_words
 from regtune.analyses.outcomes import Floats, Outcomes, outcomes
-from regtune.analyses.parts import estimate, figure, table, text, with_interval
-from regtune.analyses.pictures import Estimate, dots, heat_map, matrix, numbered
-from regtune.analyses.registers.effects import HOW_WORDS, effects
+from regtune.analyses.parts import figure, table, text
+from regtune.analyses.pictures import heat_map, matrix, numbered
+from regtune.analyses.registers.effects import judged, judged_figure, judged_rows
 from regtune.analyses.registers.knock_out import How, KnockOut, knocked_out, layer_inputs
-from regtune.analyses.registers.roles import ALPHA, judge_roles
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import UnsupportedModelError
 from regtune.interfaces import Batch, Block, Examples, Rows
-from regtune.progress import each
 from regtune.registers.registers import Registers
 from regtune.registers.surgery import active_sets, base_of
 from regtune.rows.targets import END, LOGITS, START
@@ -90,31 +88,17 @@ def stacks(session: Session, rows: Rows[Any], examples: Examples, settings: Any)
     for name, (stack, registers) in sets.items():
         count, means = registers.num_registers, looks[name].pop("means")
         hows: list[How] = [how for how in settings.hows if how != "swap" or count > 1] or ["mask"]
-        which: list[tuple[int, ...] | None] = [*((index,) for index in range(count)), None]
-        knock_outs = [KnockOut(how=how, registers=chosen) for how in hows for chosen in which]
-        scored = {one: score(knocked_out(stack, one, means=means)) for one in each(knock_outs, f"knock-outs ({name})")}
-        changed = effects(untouched, scored, resamples=settings.resamples, seed=settings.seed)
-        main: How = "mask" if "mask" in hows else hows[0]
-        alone = [scored[KnockOut(how=main, registers=chosen)].change - untouched.change for chosen in which]
-        changes = np.stack(alone[:-1], axis=1)
-        roles = judge_roles(
-            changes[np.isfinite(changes).all(1)],
-            [one for one in changed if one.knock_out.how == main],
-            resamples=min(settings.resamples, 2_000),
-            seed=settings.seed,
-        )
-        found[name] = {
-            "num_registers": count,
-            "hows": hows,
-            "knock_outs": [{"register": one.register, "how": one.knock_out.how, **one.changes} for one in changed],
-            "roles": {**vars(roles), "alpha": ALPHA},
-            "verdict": roles.verdict,
-            **looks[name],
-        }
-        for chosen, values in zip(which, alone, strict=True):
-            register = "all" if chosen is None else chosen[0]
-            measures[f"registers.{name}.{main}.{register}"] = values
-            titles[f"registers.{name}.{main}.{register}"] = f"change in {quantity} without the {name}'s {register}"
+
+        def knocked(one: KnockOut, stack: Any = stack, means: Any = means) -> Outcomes:
+            return score(knocked_out(stack, one, means=means))
+
+        draws = {"resamples": settings.resamples, "seed": settings.seed}
+        facts, alone = judged(untouched, knocked, count, hows, **draws, shown=f"knock-outs ({name})")
+        found[name] = facts | looks[name]
+        for register, values in alone.items():
+            called = f"registers.{name}.{facts['roles']['how']}.{register}"
+            measures[called] = values
+            titles[called] = f"change in {quantity} without the {name}'s {register}"
     return {
         "sets": found,
         "quantity": quantity,
@@ -248,16 +232,8 @@ def stack_blocks(content: Mapping[str, Any]) -> Iterator[Block]:
     )
     for name, one in content["sets"].items():
         axis, title = numbered("register", int(one["num_registers"])), SETS[name]
-        single: dict[str, dict[str, Estimate]] = {}
-        for entry in one["knock_outs"]:
-            change = estimate(entry["loss"])
-            if entry["register"] is not None and change is not None:
-                single.setdefault(HOW_WORDS[entry["how"]], {})[str(entry["register"])] = change
-        yield figure(
-            f"{title}: change in {content['quantity']} when one is taken away, with its 95 % interval",
-            dots(single, xlabel=f"change, {unit} (right of 0: it is missed)", ylabel="register"),
-            "; ".join(f"{how}, register {r}: {e.value:+.3g}" for how, all_ in single.items() for r, e in all_.items()),
-        )
+        taken = f"{title}: change in {content['quantity']} when one is taken away, with its 95 % interval"
+        yield judged_figure(taken, one["knock_outs"], unit)
         shares, norms = matrix(one["attention_in"]).T, matrix(one["norm"]).T
         yield figure(
             f"{title}: share of a token's attention, in %",
@@ -274,22 +250,14 @@ def stack_blocks(content: Mapping[str, Any]) -> Iterator[Block]:
 
 def _table(content: Mapping[str, Any], name: str) -> Block:
     one, metric = content["sets"][name], content["metric"]
-    main = one["roles"]["how"]
-    others = [how for how in one["hows"] if how != main]
-    by_place = {(entry["how"], entry["register"]): entry for entry in one["knock_outs"]}
+    titles, first = judged_rows(one, metric)
     attended, head, norms = (matrix(one[key]) for key in ("attention_in", "attention_in_head", "norm"))
     rows = []
-    for index in (*range(int(one["num_registers"])), None):
-        mine = by_place[main, index]
+    for index, cells in zip((*range(len(first) - 1), None), first, strict=True):
         share = attended.sum(1).mean() if index is None else attended[:, index].mean()
         rows.append(
             (
-                "all" if index is None else index,
-                with_interval(estimate(mine["loss"]), "+.4f"),
-                f"{mine['loss']['p_adjusted']:.3g}",
-                mine["score"] and f"{100 * mine['score']['difference']:+.1f}",
-                mine["said"] and f"{mine['said']['difference']:.1%}",
-                *(f"{by_place[how, index]['loss']['difference']:+.4f}" for how in others),
+                *cells,
                 f"{share:.1%}",
                 "" if index is None else f"{head[:, index].max():.1%}",
                 "" if index is None else f"{norms[0, index]:.2f} to {norms[-1, index]:.2f}",
@@ -299,11 +267,7 @@ def _table(content: Mapping[str, Any], name: str) -> Block:
     before += [] if content["loss"] is None or content["quantity"] == MOVED else [f"loss {content['loss']:.4f}"]
     return table(
         f"{SETS[name]} knocked out",
-        (
-            *("register", f"{HOW_WORDS[main]} (95 %)", "p", metric["title"] if metric else "metric", "changed"),
-            *(HOW_WORDS[how] for how in others),
-            *("attended", "by a head", "norm"),
-        ),
+        (*titles, "attended", "by a head", "norm"),
         rows,
         (f"Untouched: {', '.join(before)}. " if before else "")
         + f"Change in {content['quantity']}, in the metric (points) and share of predictions changed, over "
