@@ -38,6 +38,26 @@ def test_one_method_has_its_settings_and_the_reasons(capsys):
     assert "Did you mean 'lora'?" in err
 
 
+def test_one_method_says_what_can_t_be_in_its_run_and_why():
+    def excluded(name):
+        return {
+            row[0]: row[1]
+            for table in list_methods(name)
+            if table.caption == "Not in one run with"
+            for row in table.rows
+        }
+
+    found = excluded("lora")
+    adapters = next(names for names in found if names.startswith("rslora"))
+    assert "lora" not in adapters.split(", ")
+    assert found["sink_logits, test_time_registers"].startswith("lora puts an adapter")
+    (names,) = excluded("test_time_registers")
+    assert {"lora", "prefix", "trainable_tokens"} <= set(names.split(", "))
+    assert excluded("test_time_registers")[names].endswith("may be the base of this one (--model RUN/model).")
+    assert excluded("linear_probe")["lp_ft"].startswith("linear_probe keeps the base model's weights frozen to the end")
+    assert excluded("registers") == {}
+
+
 def test_without_peft_the_list_says_which_extra_brings_it(monkeypatch):
     def missing(name):
         if name == "lora":

@@ -89,6 +89,9 @@ def test_words_of_a_table_that_is_wider_than_a_terminal_are_wrapped_and_numbers_
     assert [line.split()[-1] for line in lines if line.startswith(("lora", "x"))] == ["1,234,567", "2"]
     column = slice(lines[0].index("what"), lines[0].index("why"))
     assert " ".join(line[column].strip() for line in lines[1:-1]) == words
+    bare = Table(columns=("", ""), rows=((f"{words} {words}", words),)).text.splitlines()  # no header counts as one
+    assert max(map(len, bare)) <= 120
+    assert len(bare) > 1
     long = "x" * 150
     assert Table(columns=("a", "b"), rows=((long, "y z"),)).text.splitlines()[1].startswith(long)  # no word is cut
     wide = tuple(f"column {number}" for number in range(20))

@@ -147,10 +147,7 @@ def _narrowed(rows: Sequence[tuple[str, ...]], left: Sequence[bool]) -> list[int
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
-    least = [
-        max(most, len(column[0])) if of_words else width
-        for most, column, of_words, width in zip(words, columns, left, widths, strict=True)
-    ]
+    least = [most if of_words else width for most, of_words, width in zip(words, left, widths, strict=True)]
     excess = sum(widths) + 2 * (len(widths) - 1) - WIDTH
     while excess > 0:
         place = max(range(len(widths)), key=lambda place: widths[place] if widths[place] > least[place] else 0)

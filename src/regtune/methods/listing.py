@@ -6,13 +6,16 @@ on tiny models; nobody types it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from regtune.config import to_dict
 from regtune.errors import MissingExtraError
+from regtune.methods.used import clash
 from regtune.registry import METHODS
 from regtune.tables import Table
 
@@ -57,7 +60,22 @@ def _one(name: str, method: Any) -> tuple[Table, ...]:
         Table(columns=("", ""), rows=told),
         Table(columns=("", ""), rows=tuple(settings), caption="Settings and their defaults"),
         Table(columns=("", "", ""), rows=tuple(said), caption="Tried on"),
+        *_excluded(name, method),
     )
+
+
+def _excluded(name: str, method: Any) -> Iterator[Table]:
+    """Which methods can't be in one run with it, and why; no table where all can."""
+    found: dict[str, list[str]] = {}
+    for other in METHODS:
+        with contextlib.suppress(MissingExtraError):
+            each = METHODS.get(other)
+            mine, its = clash(method, each), clash(each, method)
+            if other != name and (mine or its):
+                found.setdefault(f"{name} {mine}." if mine else f"Each of them {its}.", []).append(other)
+    if found:
+        rows = tuple((", ".join(others), why) for why, others in found.items())
+        yield Table(columns=("", ""), rows=rows, caption="Not in one run with")
 
 
 def _kinds() -> tuple[str, ...]:

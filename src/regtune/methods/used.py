@@ -38,12 +38,17 @@ def methods_of(config: RunConfig) -> tuple[Used, ...]:
         method = METHODS.get(name)
         used.append(Used(method, typed(method.settings, dict(given), f"methods.{name}")))
     for first, second in itertools.permutations((each.method for each in used), 2):
-        if reason := _CLASHES.get((first.base, second.base)):
+        if reason := clash(first, second):
             raise ConfigError(
                 f"methods: {first.name} and {second.name} exclude each other. {first.name} {reason}. Take one of the "
                 "two out of the run."
             )
     return tuple(used)
+
+
+def clash(first: Method, second: Method) -> str | None:
+    """What the first one does that keeps the second out of its run; None where nothing does."""
+    return _CLASHES.get((first.base, second.base))
 
 
 _BESIDE = "puts an adapter beside the base model's frozen weights,"

@@ -140,7 +140,7 @@ class MultipleChoice(Task):
         """
         count: list[int] = []
 
-        def example(id_: str, record: Mapping[str, Any], place: str) -> Question:
+        def example(id_: str, record: Mapping[str, Any], place: str, settings: Any) -> Question:
             found = _question(id_, record, place, settings)
             wanted = (count or [len(found.options)])[0]
             if training and len(found.options) != wanted:
@@ -153,9 +153,9 @@ class MultipleChoice(Task):
 
         return read_examples(
             names,
-            lambda name: _records(name, settings),
+            _records,
             example,
-            on_bad_record=settings.on_bad_record,
+            settings,
             limit=limit,
             one="question with options and an answer",
             many=self.examples,

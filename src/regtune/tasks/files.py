@@ -237,10 +237,10 @@ def _named(value: Any, names: Sequence[str]) -> Any:
 
 def read_examples(
     names: Sequence[str],
-    records: Callable[[str], Iterable[tuple[str, Any]]],
-    example: Callable[[str, Any, str], Any],
+    records: Callable[[str, Any], Iterable[tuple[str, Any]]],
+    example: Callable[[str, Any, str, Any], Any],
+    settings: Any,
     *,
-    on_bad_record: str,
     limit: int | None,
     one: str,
     many: str,
@@ -250,8 +250,8 @@ def read_examples(
     Args:
         names: the sets.
         records: of a set, behind their places; a `DataError` in place of one says what is wrong with it.
-        example: makes one of its id, its record and its place, or raises a `DataError`.
-        on_bad_record: `raise` stops at the first bad record; otherwise it is left out.
+        example: makes one of its id, its record, its place and the settings, or raises a `DataError`.
+        settings: the task's; `on_bad_record` is `raise` to stop at the first bad record, otherwise it is left out.
         limit: at most so many examples.
         one: what a person calls an example with what is to be learnt: "labelled text".
         many: what a person calls them.
@@ -264,13 +264,13 @@ def read_examples(
     short = [Path(name).name for name in names]
     for name, file in zip(names, short, strict=True):
         count, called = len(items), file if short.count(file) == 1 else name
-        for place, record in records(name):
+        for place, record in records(name, settings):
             try:
                 if isinstance(record, DataError):
                     raise record
-                items.append(example(f"{called}:{len(items) - count + 1}", record, place))
+                items.append(example(f"{called}:{len(items) - count + 1}", record, place, settings))
             except DataError as error:
-                if on_bad_record == "raise":
+                if settings.on_bad_record == "raise":
                     raise
                 skipped.append(str(error))
         if len(items) == count:

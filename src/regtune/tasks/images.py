@@ -121,9 +121,9 @@ class ImageClassification(Classification):
         del training
         found = read_examples(
             names,
-            lambda name: _records(name, settings),
-            lambda id_, record, place: _example(id_, record, place, settings),
-            on_bad_record=settings.on_bad_record,
+            _records,
+            _example,
+            settings,
             limit=limit,
             one="labelled image",
             many=self.examples,

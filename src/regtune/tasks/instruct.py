@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -112,9 +111,9 @@ class InstructionTuning(LanguageModelling):
         del training
         return read_examples(
             names,
-            partial(_records, settings=settings),
-            partial(_instruction, settings=settings),
-            on_bad_record=settings.on_bad_record,
+            _records,
+            _instruction,
+            settings,
             limit=limit,
             one="instruction with an answer",
             many=self.examples,

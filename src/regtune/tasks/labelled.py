@@ -89,15 +89,15 @@ class LabelledTexts(Task):
         """
         del training
 
-        def example(id_: str, record: Mapping[str, Any], place: str) -> LabelledText:
+        def example(id_: str, record: Mapping[str, Any], place: str, settings: Any) -> LabelledText:
             found = cell(record, settings.label_column, self.label_columns, "label_column", place)
             return _text(id_, record, place, settings, self.label(found, place, settings))
 
         return read_examples(
             names,
-            lambda name: _records(name, settings),
+            _records,
             example,
-            on_bad_record=settings.on_bad_record,
+            settings,
             limit=limit,
             one="labelled text",
             many=self.examples,

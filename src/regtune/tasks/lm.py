@@ -232,9 +232,9 @@ def read_documents(names: Sequence[str], settings: Any, limit: int | None) -> Ex
     """
     return read_examples(
         names,
-        partial(_documents, settings=settings),
-        partial(_document, settings=settings),
-        on_bad_record=settings.on_bad_record,
+        _documents,
+        _document,
+        settings,
         limit=limit,
         one="text",
         many=LanguageModelling.examples,

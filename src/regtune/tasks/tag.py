@@ -159,9 +159,9 @@ class Tagging(Task):
         del training
         found = read_examples(
             names,
-            lambda name: _records(name, settings),
-            lambda id_, record, place: _sentence(id_, record, place, settings),
-            on_bad_record=settings.on_bad_record,
+            _records,
+            _sentence,
+            settings,
             limit=limit,
             one="sentence with tags",
             many=self.examples,

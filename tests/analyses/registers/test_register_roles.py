@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regtune.analyses.outcomes import Outcomes, row_losses
-from regtune.analyses.registers.analysis import effects
+from regtune.analyses.registers.effects import effects
 from regtune.analyses.registers.knock_out import KnockOut
 from regtune.analyses.registers.roles import equal_roles_p, judge_roles, rank_correlation
 
