@@ -268,3 +268,17 @@ def test_two_files_of_one_name_keep_their_examples_apart(tmp_path):
         (tmp_path / folder / "x.csv").write_text("text,label\nwell,1\n")
     found = read(tmp_path / "a/x.csv", tmp_path / "b/x.csv")
     assert len(set(found.ids)) == len(found) == 2
+
+
+def test_without_an_evaluation_set_of_one_s_own_the_default_is_named(run, tmp_path):
+    config, _ = run
+    alone = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, eval=DataConfig.eval), output_dir=tmp_path / "run"
+    )
+    with pytest.raises(
+        DataError, match=r"doesn't know.* No evaluation set was named, so it is embedded:dev: set data.eval"
+    ):
+        run_experiment(alone, progress=False)
+    both = dataclasses.replace(alone, data=dataclasses.replace(alone.data, eval=(*DataConfig.eval, *config.data.eval)))
+    with pytest.raises(DataError, match=r"or leave it out\.$"):
+        run_experiment(both, progress=False)

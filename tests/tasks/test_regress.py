@@ -25,6 +25,12 @@ def read(path, text):
     return TASK.read([str(path)], LabelledSettings())
 
 
+def test_a_csv_file_may_have_semicolons(tmp_path):
+    found = read(tmp_path / "a.csv", "text;score\nwell, good;4\nbad;1\n")
+    assert [(item.text, item.label) for item in found.items] == [("well, good", 4.0), ("bad", 1.0)]
+    assert read(tmp_path / "b.csv", "text,score\na; b,2\n").items[0].text == "a; b"
+
+
 def test_numbers_of_texts_and_pairs_are_read(tmp_path):
     found = read(tmp_path / "a.csv", "sentence1,sentence2,score\na,b,3.5\nc,d,-1\n")
     assert [(item.text, item.pair, item.label) for item in found.items] == [("a", "b", 3.5), ("c", "d", -1.0)]

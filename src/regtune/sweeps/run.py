@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from regtune.config import RunConfig, TrainConfig, config_hash, to_dict
-from regtune.errors import CheckpointError, ConfigError, shown
+from regtune.config import DataConfig, RunConfig, TrainConfig, config_hash, to_dict
+from regtune.errors import CheckpointError, ConfigError, DataError, shown
 from regtune.interfaces import Examples, Floats, Group, Method, Rows, Stage, Task
 from regtune.locks import RUN_LOCK, owned
 from regtune.methods.used import Used, label_of, methods_of
@@ -101,7 +101,7 @@ def _run(config: RunConfig, used: Sequence[Used], inputs: SharedInputs) -> RunRe
     session = build_session(config, inputs)
     model: Any = session.model
     begin_stage(f"tokenizing {len(train):,} examples, and {', '.join(config.data.eval)}")
-    sets = [evaluation_set(name, session, inputs) for name in config.data.eval]
+    sets = _evaluation_sets(config, session, inputs)
     if training.checkpoint == "best":
         learnt, held = draw_share(train, session.reads, training.held_out, seed=training.data_seed)
         train_rows = session.rows(learnt, training=True)
@@ -327,6 +327,17 @@ def evaluation_set(name: str, session: Session, inputs: SharedInputs) -> Evaluat
     """Reads one evaluation set and cuts it into rows."""
     examples = inputs.examples([name], session.config, training=False)
     return EvaluationSet(name, set_name(name), examples, inputs.rows(examples, session))
+
+
+def _evaluation_sets(config: RunConfig, session: Session, inputs: SharedInputs) -> list[EvaluationSet]:
+    """Those of a run; where one that nobody named can't be used, the error says that it is the default."""
+    try:
+        return [evaluation_set(name, session, inputs) for name in config.data.eval]
+    except DataError as error:
+        if config.data.eval != DataConfig.eval or config.data.train == DataConfig.train:
+            raise
+        default = ", ".join(DataConfig.eval)
+        raise DataError(f"{error} No evaluation set was named, so it is {default}: set data.eval.") from error
 
 
 def evaluate_sets(

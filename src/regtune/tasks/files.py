@@ -366,6 +366,9 @@ def table(text: str, delimiter: str, name: str, *, header: bool = True) -> Itera
     Raises:
         DataError: quotes that don't close.
     """
+    first = text.partition("\n")[0]
+    if header and delimiter == "," and delimiter not in first and ";" in first:  # where numbers have commas
+        delimiter = ";"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] | None = None if header else []
     try:
