@@ -34,6 +34,8 @@ def one_step():
     return [torch.ones(5_000_000) for _ in range(4)]
 if {kept}:
     assert heap.keep_freed_memory()
+else:
+    heap._library("mallopt")(heap._MMAP_THRESHOLD, 128 << 10)  # what glibc begins with: pages of its own for each block
 for _ in range(4):
     one_step()
 before = faults()
