@@ -268,7 +268,7 @@ def fuzz(folder, rounds):
     rates = {"learning_rate": 1e-4, "register_learning_rate": None}
     row = {"arm": "baseline", "num_registers": 0, **rates, "exact_match": 0.1, "f1": 0.2, "seconds": 1.0, "key": "k"}
     facts = {"held_out": "", "metric": "f1", "training_examples": 9, "held_out_examples": 3}
-    facts |= {"epochs": 1.0, "seed": 0, "num_registers": 8, "machine": {}}
+    facts |= {"epochs": 1.0, "seeds": [0], "num_registers": 8, "machine": {}}
     write_json(folder / "s" / "search.json", {"best": {"baseline": rates}, "rows": [row]} | facts)
     readers = {
         run_dir / "run.json": lambda: load_record(run_dir),
