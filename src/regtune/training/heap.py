@@ -13,7 +13,7 @@ import functools
 from typing import Any
 
 TRIMMED_EVERY = 25
-"""Steps between two calls of `return_freed_memory`: as flat as every second step, which cost a fifth of the time."""
+"""Steps between two calls of `return_freed_memory`: every second step cost a fifth of the time (docs/log.md)."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of mallopt's settings in glibc's malloc.h
 _SETTINGS = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}  # the largest it takes, bytes
 
