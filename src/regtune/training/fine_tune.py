@@ -22,7 +22,7 @@ from regtune.interfaces import Metric, Rows
 from regtune.models.loading import quiet_transformers
 from regtune.models.precision import has_bfloat16, resolve_precision
 from regtune.registers.surgery import num_registers
-from regtune.training.batches import LENGTH_MULTIPLE, BatchOrder, Collator, check_rows
+from regtune.training.batches import BatchOrder, Collator, check_rows
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike
 from regtune.training.parameter_groups import register_group
@@ -103,17 +103,18 @@ def fine_tune(
         step_rows = config.batch_size * config.gradient_accumulation_steps * arguments.world_size
         steps_per_epoch = math.ceil(len(rows) / step_rows)
         grouped = config.batching == "length_grouped"
+        order = BatchOrder(rows.lengths, step_rows, data_seed=config.data_seed, group=grouped)
         trainer = RegisterTrainer(
             model,
             arguments,
             config=config,
-            order=BatchOrder(rows.lengths, step_rows, data_seed=config.data_seed, group=grouped),
+            order=order,
             precision=precision,
             run_evaluation=evaluate,
             claims=claims or (lambda of: [register_group(of, config)]),
             store=store,
             train_dataset=range(len(rows)),
-            data_collator=Collator(rows, length=None if grouped else max_length, multiple_of=LENGTH_MULTIPLE),
+            data_collator=Collator(rows, order.padded.tolist() if grouped else [max_length] if max_length else ()),
         )
         flow = RunFlow(trainer, steps_per_epoch=steps_per_epoch)
         trainer.add_callback(flow)

@@ -2,7 +2,7 @@
 
 By itself glibc gives every large tensor pages of its own and hands them back when it is freed, so that each step asks
 the system for the same memory again, page by page: a fifth of the time of a small BERT on two threads. Kept instead,
-batches of many lengths leave holes of many sizes, and the process grew to three times its working set over an epoch.
+what one batch leaves fits the next one only where lengths come back (`training.batches.padded_lengths`).
 Elsewhere than on glibc these functions do nothing.
 """
 
@@ -12,7 +12,7 @@ import ctypes
 import functools
 from typing import Any
 
-TRIMMED_EVERY = 25
+TRIMMED_EVERY = 50
 """Steps between two calls of `return_freed_memory`: every second step cost a fifth of the time (docs/log.md)."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of mallopt's settings in glibc's malloc.h
 _SETTINGS = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}  # the largest it takes, bytes
