@@ -1,6 +1,6 @@
 """What do eight registers cost in a training step? Step time with N=8 against N=0 at 384 text tokens, in turns.
 
-python benchmarks/register_overhead.py [--pairs 15] [--batch-size 16]
+python benchmarks/register_overhead.py [--pairs 60] [--batch-size 16]
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import statistics
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from minilm_windows import minilm
 from record import write_result
+from scipy.stats import bootstrap
 
 from regtune.config import TrainConfig
 from regtune.models.precision import autocast, best_device, resolve_precision
 from regtune.training.cpu_dropout import FastCpuDropout
+from regtune.training.heap import keep_freed_memory
 from regtune.training.parameter_groups import parameter_groups, register_group
 
 LENGTH = 384
@@ -52,7 +55,7 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=16)
     asked = parser.parse_args()
     ids = torch.randint(1000, 30_000, (asked.batch_size, LENGTH))
@@ -63,6 +66,7 @@ def main() -> None:
         "start_positions": positions,
         "end_positions": positions,
     }
+    keep_freed_memory()
     plain, registers = Side(0, batch), Side(8, batch)
     for side in (plain, registers, plain, registers):
         side.step()
@@ -75,10 +79,13 @@ def main() -> None:
             first = plain.step()
             pairs.append((first, registers.step()))
     ratios = [second / first for first, second in pairs]
+    interval = bootstrap((np.array(ratios),), np.median, method="percentile", rng=np.random.default_rng(0))
+    low, high = interval.confidence_interval
     path = write_result(
         "register_overhead",
         {
             "ratio": round(statistics.median(ratios), 4),
+            "interval_95": [round(float(low), 4), round(float(high), 4)],
             "ratios": [round(ratio, 4) for ratio in ratios],
             "seconds_without": round(statistics.median(first for first, _ in pairs), 4),
             "seconds_with_8": round(statistics.median(second for _, second in pairs), 4),
@@ -87,7 +94,7 @@ def main() -> None:
             "precision": plain.precision,
         },
     )
-    print(statistics.median(ratios), path)
+    print(f"{statistics.median(ratios):.4f} ({low:.4f} to {high:.4f})", path)
 
 
 if __name__ == "__main__":
