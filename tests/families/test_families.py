@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from families.conformance import model_of
+from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families import family_of, find_family, known_families
 from regtune.families._family import modules_at
@@ -49,6 +50,42 @@ def test_norms_are_named_in_the_order_in_which_a_layer_calls_them_those_of_heads
         model(**make_inputs(model)[0])
     once = called[: len(family.norms)]  # ALBERT's first layer is all of them
     assert tuple(path for _, path in sorted(once, key=lambda one: one[0])) == family.norms
+
+
+BEHIND = [one for one in known_families() if one.refusal is None and not (one.joins_words or one.masks_first)]
+
+
+def read_of_registers(family, **settings):
+    """A model in training, each dropout dropping half, and its registers behind the embeddings."""
+    model, seen = model_of(family.name, ""), []
+    add_registers(model, RegisterConfig(num_registers=3, init_std=1.0, **settings))
+    backbone = backbone_of(model)
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    backbone.get_submodule(family.embeddings).register_forward_hook(
+        lambda _, args, output: seen.append(backbone.registers.registers_of(output))
+    )
+    with torch.no_grad():
+        model(**make_inputs(model)[0])
+    return backbone, seen[0]
+
+
+@pytest.mark.parametrize("family", BEHIND, ids=lambda one: one.name)
+def test_registers_join_behind_the_dropout_unless_they_pass_the_norm_that_it_is_behind(family):
+    backbone, seen = read_of_registers(family)
+    assert torch.equal(seen, backbone.registers(len(seen)))
+    if family.norm is None:
+        assert family.dropout is None, "nothing would ever pass it"
+        return
+    backbone, seen = read_of_registers(family, layer_norm=True)
+    passed = backbone.get_submodule(family.norm).forward(backbone.registers(1)).expand_as(seen)
+    if family.dropout is None:
+        assert torch.allclose(seen, passed)
+    else:
+        kept = seen != 0
+        assert 0.2 < kept.float().mean() < 0.8
+        assert torch.allclose(seen[kept], 2 * passed[kept], rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", [one for one in known_families() if one.refusal is None], ids=lambda one: one.name)

@@ -75,6 +75,7 @@ class Family:
     norm: str | None = "embeddings.LayerNorm"
     """The last LayerNorm inside the embeddings (`RegisterConfig.layer_norm`)."""
     dropout: str | None = "embeddings.dropout"
+    """The dropout behind that norm, which registers pass with it; None without such a norm."""
     widen: str | None = None
     """Brings narrow embeddings to the hidden size, where there is such a module."""
     layers: str = "encoder.layer"

@@ -360,7 +360,7 @@ class _Reading:
             {
                 "embeddings": reached,
                 "norm": "the last norm inside",
-                "dropout": "the last dropout inside",
+                "dropout": "the last dropout behind that",
                 "widen": "a projection between them and the layers",
                 "embeddings_mask": "it is given the attention mask",
             },
@@ -383,7 +383,7 @@ class _Reading:
         width = _width(call.output)
         norms = [one for one in within if _is_norm(one.module) and _width(one.output) == width]
         norm = max(norms, key=lambda one: one.ended, default=None)
-        later = (one for one in within if norm is None or one.began > norm.ended)
+        later = [one for one in within if norm is not None and one.began > norm.ended]
         drops = [one for one in later if isinstance(one.module, nn.Dropout)]
         words = self.found.settled["word_embeddings"]
         if norm is None and _width_of(self.backbone.get_submodule(words)) != width and not self.images:
