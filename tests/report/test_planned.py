@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+from pathlib import Path
+
 import pytest
 
 from command_line import invoke
@@ -15,6 +19,7 @@ from report.synthetic import config_of, write_cell, write_plan
 BEFORE, AFTER = "2025-12-31T00:00:00+00:00", "2026-01-02T00:00:00+00:00"  # the runs start between them
 PLAN = {"num_registers": [4], "on": "en.dev", "metric": "f1", "seeds": 4, "weights": "last", "delta": 0.01}
 QUIET = 400
+SEARCH = Path(__file__).resolve().parents[2] / "docs" / "results" / "search.json"
 
 
 def version(written=BEFORE, begun=0, **changed):
@@ -154,3 +159,45 @@ def test_page_markdown_and_terminal_show_the_plan_beside_the_verdict(tmp_path, c
     assert code == 0
     assert out.startswith(f"Report: {tmp_path / 'page' / 'report.html'}\nRegisters ")
     assert out.count("Planned: registers at N = 4") == 1
+
+
+def test_sweeps_in_one_folder_keep_their_own_plans_gaps_and_searches(tmp_path):
+    """Tasks in columns: each has its recipe, its folder and its plan."""
+    sweep(tmp_path / "first", version(), effects={4: 0.03})
+    sets = ("other.dev.json",)
+    places = []
+    for seed in range(4):
+        for arm, count in (("baseline", 0), ("registers", 8)):
+            config = config_of(arm, count, seed, sets=sets)
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=("other.train.json",)))
+            write_cell(tmp_path / "second", config, questions=QUIET)
+            places.append((config_hash(config), arm, count, seed, "o"))
+    places.append(("0" * 12, "registers", 8, 9, "o"))
+    write_plan(tmp_path / "second", *places, training_sets={"o": ["other.train.json"]})
+    content = read_json(tmp_path / "second" / "sweep.json")
+    write_json(
+        tmp_path / "second" / "sweep.json",
+        content | {"plans": [version(num_registers=[8], on="other.dev")]},
+    )
+    for name in ("first", "second"):
+        shutil.copy(SEARCH, tmp_path / name / "search.json")
+    found = collect(tmp_path)
+    assert sorted(found.searches) == ["first", "second"]
+    assert {group.train_name: len(group.gaps) for group in found.groups} == {"t": 0, "o": 1}
+    assert found.not_begun == ("registers, N = 8, trained on o: seed 9",)
+    report = build_report(found, settings=Settings(resamples=500))
+    planned = {section.title.split(":")[0]: section.headline.planned for section in report.results}
+    assert planned["t"].startswith("Planned: registers at N = 4 against baseline, by F1 on en.dev")
+    assert planned["o"].startswith("Planned: registers at N = 8 against baseline, by F1 on other.dev")
+    assert report.sections[0].title == "All at a glance"
+    titles = [block.title for block in report.how.parts[0].blocks if block.kind == "table"]
+    assert titles[:2] == [f"The search for learning rates: {name}" for name in ("first", "second")]
+
+
+def test_a_broken_plan_is_named_by_its_sweep_and_the_other_is_used(tmp_path):
+    sweep(tmp_path / "first", version(), effects={4: 0.03})
+    sweep(tmp_path / "second", version(num_registers=[16]), effects={16: 0.0}, seeds=(5, 6, 7, 8))
+    (tmp_path / "second" / "sweep.json").write_text("{")
+    found = collect(tmp_path)
+    assert [name for name, _ in found.skipped] == ["second/sweep.json"]
+    assert len(found.groups[0].plans) == 1

@@ -118,8 +118,8 @@ class Sweep:
     groups: tuple[Group, ...]
     skipped: tuple[tuple[str, str], ...]
     """Name and reason of every folder that looks like a cell and is not used."""
-    search: SearchFile | None = None
-    """The learning-rate search that lies beside the cells, if one does."""
+    searches: Mapping[str, SearchFile] = dataclasses.field(default_factory=dict)
+    """The searches for learning rates that lie beside cells, by the name of their folder."""
     not_begun: tuple[str, ...] = ()
     """Cells that the sweep plans and that have no folder yet, a line for each arm."""
 
@@ -142,9 +142,9 @@ def collect(folder: Path) -> Sweep:
         raise DataError(f"{folder} is no folder. Name a run directory, or a sweep's folder with run directories in it.")
     found: list[Cell] = []
     skipped: dict[str, str] = {}
-    plan = _beside(folder, SWEEP_FILE, lambda path: read_sweep_file(path.parent), skipped)
-    search = _beside(folder, SEARCH_FILE, read_search, skipped)
-    planned = {} if plan is None else {place.key: place for place in plan.cells}
+    plans = _read_all(folder, SWEEP_FILE, lambda path: read_sweep_file(path.parent), skipped)
+    searches = _read_all(folder, SEARCH_FILE, read_search, skipped)
+    planned = {place.key: place for plan in plans.values() for place in plan.cells}
     for path in _run_folders(folder):
         try:
             found.append(dataclasses.replace(open_cell(path), place=planned.get(path.name)))
@@ -158,9 +158,9 @@ def collect(folder: Path) -> Sweep:
     open_ = [place for place in planned.values() if place.key not in begun]
     return Sweep(
         folder=folder,
-        groups=_groups(cells, plan, {cell.folder.name for cell in found}),
+        groups=_groups(cells, plans, {cell.folder.name for cell in found}),
         skipped=tuple(skipped.items()),
-        search=search,
+        searches={path.resolve().name: search for path, search in searches.items()},
         not_begun=tuple(_by_arm(open_, trained=True)),
     )
 
@@ -206,16 +206,30 @@ def _why(path: Path, error: RegtuneError) -> str:
     return f"failed: {failed}" if failed else f"not finished ({RUN_FILE} is missing)"
 
 
-def _beside(folder: Path, name: str, read: Callable[[Path], FileT], skipped: dict[str, str]) -> FileT | None:
-    """A file of the sweep's, in its folder or in the one that holds it; a broken one is listed."""
-    path = next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
-    if path is None or (folder / RUN_FILE).is_file():
-        return None
-    try:
-        return read(path)
-    except RegtuneError as error:
-        skipped[name] = str(error)
-        return None
+def _read_all(folder: Path, name: str, read: Callable[[Path], FileT], skipped: dict[str, str]) -> dict[Path, FileT]:
+    """A file that sweeps have, by the sweep's folder: of each below this one, or of the one that this one is in.
+
+    Broken ones are listed.
+    """
+    if (folder / RUN_FILE).is_file():
+        return {}
+    below = [place for place in _folders_above_runs(folder) if (place / name).is_file()]
+    found: dict[Path, FileT] = {}
+    for place in below or [one for one in (folder.parent,) if (one / name).is_file()]:
+        try:
+            found[place] = read(place / name)
+        except RegtuneError as error:
+            skipped[name if len(below) < 2 else f"{place.name}/{name}"] = str(error)
+    return found
+
+
+def _folders_above_runs(folder: Path) -> Iterator[Path]:
+    for name, folders, files in os.walk(folder):
+        folders.sort()
+        if RUN_FILE in files:
+            folders.clear()
+        else:
+            yield Path(name)
 
 
 def _alike(cells: Sequence[Cell], skipped: dict[str, str]) -> list[Cell]:
@@ -247,10 +261,9 @@ def _without_doubles(cells: Sequence[Cell], skipped: dict[str, str]) -> list[Cel
     return list(kept.values())
 
 
-def _groups(cells: Sequence[Cell], plan: SweepFile | None, finished: set[str]) -> tuple[Group, ...]:
-    places = {} if plan is None else {place.key: place for place in plan.cells}
-    sets = plan.sweep.get("training_sets", {}) if plan else {}
-    names = {tuple(files): str(name) for name, files in sets.items()}
+def _groups(cells: Sequence[Cell], plans: Mapping[Path, SweepFile], finished: set[str]) -> tuple[Group, ...]:
+    places = {place.key: place for plan in plans.values() for place in plan.cells}
+    folded = {key for key, place in places.items() if place.fold is not None}
     alike: dict[tuple[str, str, tuple[str, ...]], list[Cell]] = {}
     for cell in cells:
         settings = cell.settings
@@ -261,10 +274,12 @@ def _groups(cells: Sequence[Cell], plan: SweepFile | None, finished: set[str]) -
         named = told_apart(list({cell.arm for cell in members}))
         renamed = [dataclasses.replace(cell, arm=named[cell.arm]) for cell in members]
         renamed.sort(key=lambda cell: (cell.arm.order, cell.seed))
-        name = names.get(train, "")
-        folded = {key for key, place in places.items() if place.fold is not None}
         used = {run.folder.name for cell in members for run in cell.runs} | (folded & finished)
-        gaps = () if plan is None else tuple(_gaps(plan, name, used))
+        own = _plans_of(members, plans)
+        sets = [
+            (str(name), tuple(files)) for plan in own for name, files in plan.sweep.get("training_sets", {}).items()
+        ]
+        name = next((name for name, files in sets if files == train), "")
         groups.append(
             Group(
                 model=model,
@@ -272,11 +287,18 @@ def _groups(cells: Sequence[Cell], plan: SweepFile | None, finished: set[str]) -
                 train=train,
                 cells=tuple(renamed),
                 train_name=name,
-                gaps=gaps,
-                plans=tuple(plan.plans) if plan else (),
+                gaps=tuple(gap for plan in own for gap in _gaps(plan, name, used)),
+                plans=tuple(version for plan in own for version in plan.plans),
             )
         )
     return tuple(sorted(groups, key=lambda group: (len(group.train), -len(group.cells))))
+
+
+def _plans_of(cells: Sequence[Cell], plans: Mapping[Path, SweepFile]) -> list[SweepFile]:
+    """The sweeps that runs of these cells stand below, each by the nearest one."""
+    runs = [run.folder for cell in cells for run in cell.runs]
+    nearest = [next((place for place in run.parents if place in plans), None) for run in runs]
+    return [plans[place] for place in dict.fromkeys(nearest) if place is not None]
 
 
 def _gaps(plan: SweepFile, training_set: str, finished: Collection[str]) -> Iterator[str]:

@@ -103,8 +103,9 @@ def build_report(sweep: Sweep, *, settings: Settings) -> Report:
     results = tuple(make_section(group, settings) for group in each(sweep.groups, "training sets"))
     inspected, refused = sections_of(sweep)
     folder = sweep.folder.resolve().name
-    search = (search_table(sweep.search),) if sweep.search else ()
-    blocks = (*search, settings_table(sweep.cells), versions_table(sweep.cells), runs_table(sweep.groups, folder))
+    several = len(sweep.searches) > 1
+    searches = [search_table(found, of=name if several else "") for name, found in sweep.searches.items()]
+    blocks = (*searches, settings_table(sweep.cells), versions_table(sweep.cells), runs_table(sweep.groups, folder))
     how = _how(blocks, (*sweep.skipped, *refused), sweep.not_begun)
     return Report(
         title="Do registers help?" if len(sweep.cells) > 1 else "One run",

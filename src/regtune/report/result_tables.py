@@ -335,8 +335,11 @@ def _counted(kind: str, found: Sequence[Mapping[str, Any]]) -> list[tuple[str, s
     return rows
 
 
-def search_table(search: SearchFile) -> Block:
-    """The search for learning rates: one row for each rate that was tried in an arm, with means over the seeds."""
+def search_table(search: SearchFile, *, of: str = "") -> Block:
+    """The search for learning rates: one row for each rate that was tried in an arm, with means over the seeds.
+
+    `of` names the sweep where there are several.
+    """
     left_out = ("key", "seed")
     names = [key for key in dict.fromkeys(key for row in search.rows for key in row) if key not in left_out]
     metrics = {each.name: each for task in TASKS for each in TASKS.get(task).metrics}
@@ -345,8 +348,8 @@ def search_table(search: SearchFile) -> Block:
     arms = dict.fromkeys(str(row["arm"]) for row in search.rows)
     epochs = f"{search.epochs:g} epoch{'' if search.epochs == 1 else 's'} a run"
     return _table(
-        "search",
-        "The search for learning rates",
+        f"search-{of}" if of else "search",
+        f"The search for learning rates{of and f': {of}'}",
         [name.replace("_", " ") for name in names],
         [tuple(_searched(row.get(name), metrics.get(name)) for name in names) for row in _over_seeds(search.rows)],
         f"Held out: {search.held_out}. Searched at N = {search.num_registers} for {', '.join(arms)} by "
