@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -36,21 +36,22 @@ def report_files() -> dict[Path, bytes]:
     """Everything that `regtune report` makes of the cells, and where it belongs."""
     made: dict[Path, bytes] = {}
     for folder in folders().values():
-        with tempfile.TemporaryDirectory() as name, _nowhere():
-            place = Path(name) / "report"
-            write_report(folder, output=place)
-            made |= {folder / f.relative_to(place): f.read_bytes() for f in place.rglob("*") if f.is_file()}
+        made |= report_of(folder)
     return made
 
 
-def stale_files(made: dict[Path, bytes]) -> list[Path]:
-    """Files that an earlier report left and that this one doesn't make."""
+def report_of(folder: Path) -> dict[Path, bytes]:
+    """The report of one folder's cells, to lie beside them."""
+    with tempfile.TemporaryDirectory() as name, _nowhere():
+        place = Path(name) / "report"
+        write_report(folder, output=place)
+        return {folder / f.relative_to(place): f.read_bytes() for f in place.rglob("*") if f.is_file()}
+
+
+def stale_files(made: dict[Path, bytes], reported: Iterable[Path]) -> list[Path]:
+    """Files that an earlier report left in these folders and that this one doesn't make."""
     return [
-        path
-        for folder in folders().values()
-        for kind in MADE
-        for path in sorted((folder / kind).glob("*"))
-        if path not in made
+        path for folder in reported for kind in MADE for path in sorted((folder / kind).glob("*")) if path not in made
     ]
 
 
@@ -73,7 +74,8 @@ def _nowhere() -> Iterator[None]:
 
 
 @cache
-def _built(folder: Path) -> tuple[Sweep, Report]:
+def built(folder: Path) -> tuple[Sweep, Report]:
+    """The cells below a folder, and their report."""
     with _nowhere():
         sweep = collect(folder)
         return sweep, build_report(sweep, settings=Settings())
@@ -94,7 +96,7 @@ def verdict() -> str:
 
 def sentence() -> str:
     """The verdict alone, of the fair cells where there are any."""
-    _, report = _built(next(iter(folders().values())))
+    _, report = built(next(iter(folders().values())))
     return " ".join(escaped(section.headline.sentence) for section in report.results if section.headline)
 
 
@@ -110,11 +112,11 @@ def sets() -> str:
 
 def how() -> str:
     """For the page: cost, search, settings, versions, and the cells that are missing."""
-    return _both(lambda folder: f"{_results(folder, 'Cost')}\n\n{_tables(_built(folder)[1].how)}")
+    return _both(lambda folder: f"{_results(folder, 'Cost')}\n\n{tables(built(folder)[1].how)}")
 
 
 def _verdict(folder: Path) -> str:
-    sweep, report = _built(folder)
+    sweep, report = built(folder)
     parts = []
     for group, section in zip(sweep.groups, report.results, strict=True):
         top = section.headline
@@ -131,10 +133,10 @@ def _verdict(folder: Path) -> str:
 
 
 def _results(folder: Path, *parts: str) -> str:
-    return "\n\n".join(_tables(section, *parts) for section in _built(folder)[1].results)
+    return "\n\n".join(tables(section, *parts) for section in built(folder)[1].results)
 
 
-def _tables(section: Section, *parts: str) -> str:
+def tables(section: Section, *parts: str) -> str:
     """The tables of a section, or of some of its parts; the runs are in the report alone."""
     blocks = [block for part in section.parts if not parts or part.title in parts for block in part.blocks]
     made = [block.table.markdown(3) for block in blocks if block.kind == "table" and block.name != "runs"]

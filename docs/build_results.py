@@ -1,7 +1,7 @@
 """Writes every measured table and figure of README and docs from the committed records; `--check` only compares.
 
 A page holds blocks between `<!-- results:NAME -->` and `<!-- /results -->`; NAME is a function in `BLOCKS` below.
-Nobody types a number between them. The ablation's report is made, too (`ablation_results.py`).
+Nobody types a number between them. The reports of the ablation and of all tasks are made, too.
 
     python docs/build_results.py [--check]
 """
@@ -21,6 +21,7 @@ import inside_results as looks
 import questions_results as questions
 import registers_picture
 import speed_results as speed
+import tasks_results as tasks
 
 from regtune.families.listing import list_families
 from regtune.methods.listing import list_methods
@@ -42,6 +43,7 @@ PAGES = (
     RESULTS / "minilm-tydiqa-en.md",
     RESULTS / "speed.md",
     RESULTS / "inside.md",
+    RESULTS / "tasks.md",
     ROOT / "docs" / "concepts.md",
     ROOT / "docs" / "methods.md",
 )
@@ -174,6 +176,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ablation-arms": ablation.arms,
     "ablation-sets": ablation.sets,
     "ablation-how": ablation.how,
+    "tasks": tasks.verdicts,
+    "tasks-details": tasks.details,
+    "tasks-how": tasks.how,
     "inside-claims": looks.claims,
     "inside-tydiqa": lambda: looks.table("tydiqa-en"),
     "inside-squad": lambda: looks.table("squad"),
@@ -190,7 +195,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 def build() -> dict[Path, bytes]:
     """Every generated file and its content."""
-    made = {FIGURE: figure().encode(), PICTURE: registers_picture.picture().encode()} | ablation.report_files()
+    made = {FIGURE: figure().encode(), PICTURE: registers_picture.picture().encode()}
+    made |= ablation.report_files() | tasks.report_files()
     for page in PAGES:
         text = BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m['name']]()}\n{m[3]}", page.read_text(encoding="utf-8"))
         made[page] = text.encode()
@@ -204,7 +210,7 @@ def main() -> int:
     check = parser.parse_args().check
     made = build()
     differing = refresh(made, check=check)
-    for path in ablation.stale_files(made):
+    for path in ablation.stale_files(made, (*ablation.folders().values(), tasks.FOLDER)):
         differing.append(path)
         print(f"{'is not made any more' if check else 'removed'}: {path.relative_to(ROOT)}")
         if not check:

@@ -79,7 +79,7 @@ def test_the_report_is_the_same_every_time_and_older_files_are_named(ablation):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     old.write_text("x")
-    assert ablation.stale_files(made) == [old]
+    assert ablation.stale_files(made, [ablation.FOLDER]) == [old]
 
 
 def test_questions_of_a_data_set_that_lies_beside_the_repository_are_not_published(ablation, tmp_path, monkeypatch):
