@@ -209,3 +209,19 @@ def test_the_recipes_that_come_with_regtune_hold_the_promised_grids():
         assert len(full.cells(best)) == (9 + 9) * 10
         assert full.base == cpu.base
         assert full.methods["warm_up"]["steps"] == 500
+
+
+def test_cells_that_the_plan_compares_come_first_and_the_rest_seed_by_seed():
+    plan = {"num_registers": [0, 8], "on": "en.dev", "metric": "f1", "seeds": 2, "weights": "last", "delta": 0.01}
+    grid = sweep(num_registers=[0, 4, 8], seeds=[0, 1, 2], plan=plan, evaluation_sets=["en.dev.json"])
+    assert [(cell.arm, cell.num_registers, cell.seed) for cell in grid.cells()] == [
+        ("baseline", 0, 0),
+        ("registers", 8, 0),
+        ("baseline", 0, 1),
+        ("registers", 8, 1),
+        ("registers", 4, 0),
+        ("registers", 4, 1),
+        ("baseline", 0, 2),
+        ("registers", 4, 2),
+        ("registers", 8, 2),
+    ]

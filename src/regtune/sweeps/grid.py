@@ -253,7 +253,7 @@ class SweepConfig(Checked):
             )
 
     def cells(self, best: Mapping[str, int] | None = None) -> tuple[Cell, ...]:
-        """All cells; those of one seed stand together, so that a sweep that is cut short still has whole pairs.
+        """All cells, those that the plan compares first; each part by seed, so that one cut short has whole pairs.
 
         Args:
             best: training set to its best N; without it the arms of `at_best` have no cells yet.
@@ -266,7 +266,14 @@ class SweepConfig(Checked):
                     "run with two names. Take one of the arms out, or check base.registers."
                 )
             found[cell.key] = cell
-        return tuple(found.values())
+        return tuple(sorted(found.values(), key=lambda cell: not self._is_planned(cell)))
+
+    def _is_planned(self, cell: Cell) -> bool:
+        plan = self.plan
+        if plan is None or cell.training_set != (plan.training_set or next(iter(self.training_sets))):
+            return False
+        own = cell.arm == plan.arm and (cell.num_registers in plan.compared or not plan.compared)
+        return (own or cell.arm == "baseline") and cell.seed in self.seeds[: plan.seeds]
 
     def _expand(self, best: Mapping[str, int]) -> Iterator[Cell]:
         positive = [n for n in self.num_registers if n]
