@@ -37,12 +37,13 @@ NOT_READ = {
 }
 """What is given beforehand, what is tried later, and what only a person knows."""
 OTHERWISE = {
-    "BART": {"leading"},
+    "BART": {"leading", "lm_head", "head_bias"},  # of a model with a decoder the way to the words isn't read
     "BERT": {"lm_head"},  # `cls`, which only calls `cls.predictions`
     "CLIP (vision)": {"final_norm"},  # it is called on [CLS] alone
     "DINOv2": {"gated", "feed_forward_in", "feed_forward_out"},  # the largest models have gated units
+    "Marian": {"lm_head", "head_bias"},
     "NomicBERT": {"lm_head"},
-    "T5": {"feed_forward_in"},  # its name depends on the version
+    "T5": {"feed_forward_in", "lm_head", "head_scaled"},  # its name depends on the version
 }
 """Where a family's own file says something else than what is read, rightly."""
 LISTED = (

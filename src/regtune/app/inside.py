@@ -217,9 +217,9 @@ def norm_blocks(session: Session, batch: Batch) -> list[Block]:
 
 
 def lens_blocks(session: Session, batch: Batch) -> list[Block]:
-    """The words of the vocabulary that each register's state is nearest to, at every depth, on this text.
+    """The words of the vocabulary that each register's state is nearest to, at every depth, on this text, set by set.
 
     Raises:
         UnsupportedModelError: the model has no registers, or they are switched off.
     """
-    return lens_of_batch(session.model, batch, session.reader, top=3).blocks()
+    return [block for lens in lens_of_batch(session.model, batch, session.reader, top=3) for block in lens.blocks()]

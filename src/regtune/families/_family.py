@@ -110,6 +110,10 @@ class Family:
     # The way to the vocabulary, from the model with a language-model head
     lm_head: tuple[str, ...] = ("cls.predictions",)
     """Modules that turn the last hidden state into logits over the vocabulary, in order; the final norm included."""
+    head_scaled: str | None = None
+    """Name in the config of whether that state is then divided by the square root of its width, behind the norm."""
+    head_bias: str | None = None
+    """From the model with a language-model head: what is then added to its logits."""
 
     # Registers
     refusal: str | None = None

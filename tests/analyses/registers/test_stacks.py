@@ -10,6 +10,7 @@ import torch
 
 from regtune.analyses.inspection import inspect
 from regtune.analyses.registers.analysis import RegisterAnalysis, RegisterSettings
+from regtune.analyses.registers.lens import lens_of_batch
 from regtune.analyses.registers.stacks import MOVED, OWN_WORDS, WRITTEN
 from regtune.config import RegisterConfig
 from regtune.errors import DataError, UnsupportedModelError
@@ -120,6 +121,33 @@ def test_what_a_register_holds_on_average_takes_its_place_in_its_own_stack(famil
         by_how = {how: [e for e in one["knock_outs"] if e["how"] == how] for how in ("mean", "zero")}
         assert all(abs(e["loss"]["difference"]) < 1e-4 for e in by_how["mean"])
         assert any(abs(e["loss"]["difference"]) > 1e-3 for e in by_how["zero"])
+
+
+@EVERY
+def test_each_set_is_read_in_words_as_it_is_on_average(family):
+    """All texts alike: the mean is what each holds."""
+    session = session_of(family)
+    same = Examples(items=tuple(PlainText(id=str(n), text=TEXTS[0]) for n in range(3)), names=("t",))
+    content = audit(session, same)
+    given, _ = written(session, TEXTS[0])
+    expected = lens_of_batch(session.model, given, session.reader)
+    for name, lens in zip(("encoder", "decoder"), plain(expected), strict=True):
+        found = content["sets"][name]["lens"]
+        assert found["stack"] == name
+        assert [[words[0][0] for words in depths] for depths in found["embedding"]] == [
+            [words[0][0] for words in depths] for depths in lens["embedding"]
+        ]
+    said = [[words[0] for words in depths] for depths in content["sets"]["decoder"]["lens"]["head"]]
+    assert said == [
+        [[word[0], pytest.approx(word[1], abs=1e-4)] for word, *_ in ds] for ds in plain(expected[1])["head"]
+    ]
+    titles = [block.title for block in RegisterAnalysis().blocks(content)]
+    assert f"What the language-model head of {type(session.model).__name__} makes of them" in titles
+    older = {
+        **content,
+        "sets": {name: {k: v for k, v in one.items() if k != "lens"} for name, one in content["sets"].items()},
+    }
+    assert len(list(RegisterAnalysis().blocks(older))) == len(titles) - 3
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), [(ENCODER, 0), (0, DECODER), (ENCODER, DECODER)])

@@ -85,7 +85,8 @@ def _registers(session: Session, prompt: str | None, top: int) -> RegisterLens |
     batch = read_prompt(session, prompt or "")
     if not batch["input_ids"].shape[1]:  # a decoder's registers see no text, so any will do
         batch = {"input_ids": torch.zeros(1, 1, dtype=torch.long)}
-    return lens_of_batch(session.model, batch, session.reader, top=top)
+    (lens,) = lens_of_batch(session.model, batch, session.reader, top=top)
+    return lens
 
 
 def token_text(reader: Any, token: int) -> str:

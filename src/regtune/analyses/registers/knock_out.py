@@ -30,9 +30,16 @@ from regtune.errors import UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at, stack_of
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import backbone_of, mask_registers, require_registers
+from regtune.registers.surgery import (
+    active_sets,
+    backbone_of,
+    find_decoder_registers,
+    mask_registers,
+    require_registers,
+)
 
 How = Literal["mask", "mean", "swap", "zero"]
+_DISABLED = "The registers are disabled, so nothing can be seen of them; leave that context."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +88,18 @@ def require_active_registers(model: nn.Module) -> Registers:
     """The model's registers, refused where it has none or they are switched off."""
     registers = require_registers(model)
     if not registers.enabled:
-        raise UnsupportedModelError("The registers are disabled, so nothing can be seen of them; leave that context.")
+        raise UnsupportedModelError(_DISABLED)
     return registers
+
+
+def require_active_sets(model: nn.Module) -> list[tuple[nn.Module, Registers]]:
+    """`active_sets`, refused where the model has no registers or they are switched off."""
+    sets = active_sets(model)
+    if not sets:
+        if find_decoder_registers(model) is None:
+            require_registers(model)
+        raise UnsupportedModelError(_DISABLED)
+    return sets
 
 
 # What every layer reads, looked at or exchanged while the model runs

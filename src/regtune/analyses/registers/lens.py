@@ -1,20 +1,27 @@
-"""The register lens: which words of the vocabulary a register's state is nearest to, layer by layer."""
+"""The register lens: which words of the vocabulary a register's state is nearest to, layer by layer.
+
+Of a model with an encoder and a decoder each set is read by its own stack's embeddings. What the language-model head
+reads is the decoder, so it reads the decoder's own registers alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from regtune.analyses.batches import run_backbone
-from regtune.analyses.registers.knock_out import layer_inputs, require_active_registers
+from regtune.analyses.registers.knock_out import layer_inputs, require_active_sets
 from regtune.errors import UnsupportedModelError
 from regtune.families import family_of
 from regtune.interfaces import Batch, Block
-from regtune.registers.surgery import backbone_of
+from regtune.models.precision import device_of
+from regtune.registers.registers import Registers
+from regtune.registers.surgery import backbone_of, base_of, decoder_of
 from regtune.tables import Column
 
 
@@ -42,16 +49,24 @@ class RegisterLens:
     """The class of the model, whose own head it is."""
     norms: tuple[str, ...] = ()
     """The normalisation layers that the head applies to the states (its final norm)."""
+    stack: Literal["encoder", "decoder"] | None = None
+    """Whose registers they are, in a model with both."""
 
     def blocks(self) -> list[Block]:
         """A table of words by register and depth for each way of reading."""
-        found = [_words("Nearest input embeddings of each register (cosine)", self.embedding)]
-        if self.head is not None:
-            found.append(_words(f"What the language-model head of {self.head_from} makes of them", self.head))
-        return found
+        return words_blocks(vars(self))
 
 
-def _words(title: str, nearest: Nearest) -> Block:
+def words_blocks(lens: Mapping[str, Any]) -> list[Block]:
+    """`RegisterLens.blocks` of what a record keeps of a lens."""
+    each = "each register" if lens["stack"] is None else f"each of the {lens['stack']}'s registers"
+    found = [_words(f"Nearest input embeddings of {each} (cosine)", lens["embedding"])]
+    if lens["head"] is not None:
+        found.append(_words(f"What the language-model head of {lens['head_from']} makes of them", lens["head"]))
+    return found
+
+
+def _words(title: str, nearest: Sequence[Any]) -> Block:
     return Block(
         kind="table",
         title=title,
@@ -65,34 +80,64 @@ def _words(title: str, nearest: Nearest) -> Block:
     )
 
 
-def lens_of_batch(model: nn.Module, batch: Batch, tokenizer: Any = None, *, top: int = 5) -> RegisterLens:
-    """The words of the registers' states while the model reads the first row of a batch.
+def lens_of_batch(model: nn.Module, batch: Batch, tokenizer: Any = None, *, top: int = 5) -> list[RegisterLens]:
+    """The words of the registers' states while the model reads the first row of a batch, set by set.
+
+    A decoder's own registers stand before all that it reads and see the encoder's states alone, so that what it is
+    given makes no difference to them: it is one token.
 
     Raises:
         UnsupportedModelError: the model has no registers, or they are switched off.
     """
-    registers = require_active_registers(model)
-    states: list[Tensor] = []
+    found = []
+    for stack, registers in require_active_sets(model):
+        states: list[Tensor] = []
 
-    def see(_depth: int, values: Tensor) -> None:
-        states.append(registers.registers_of(values)[0].float().clone())
+        def see(_depth: int, values: Tensor, registers: Registers = registers, states: list[Tensor] = states) -> None:
+            states.append(registers.registers_of(values)[0].float().clone())
 
-    with torch.no_grad(), layer_inputs(model, see):
-        run_backbone(model, batch)
-    return register_lens(model, torch.stack(states), tokenizer, top=top)
+        with torch.no_grad(), layer_inputs(stack, see):
+            if registers.of_decoder:
+                _run_both(model, batch)
+            else:
+                run_backbone(model, batch)
+        found.append(register_lens(model, torch.stack(states), tokenizer, top=top, stack=stack))
+    return found
+
+
+def _run_both(model: nn.Module, batch: Batch) -> None:
+    device = device_of(model)
+    given = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
+    first = torch.zeros(len(batch["input_ids"]), 1, dtype=torch.long, device=device)
+    base_of(model)(**given, decoder_input_ids=first, use_cache=False)
 
 
 @torch.no_grad()
 def register_lens(
-    model: nn.Module, states: Float[Tensor, "depths registers hidden"], tokenizer: Any = None, *, top: int = 5
+    model: nn.Module,
+    states: Float[Tensor, "depths registers hidden"],
+    tokenizer: Any = None,
+    *,
+    top: int = 5,
+    stack: nn.Module | None = None,
 ) -> RegisterLens:
     """Reads states in words, through the input embeddings and the model's language-model head, where it has one.
 
-    The head was trained to read what the last layer writes about a masked token. What it says of other depths, and of
-    registers, is a reading, not a measurement; the cosines with the input embeddings are shown beside it.
+    The head was trained to read what the last layer writes about a masked token, or of the next one. What it says of
+    other depths, and of registers, is a reading, not a measurement; the cosines with the input embeddings are shown
+    beside it.
+
+    Args:
+        model: whose head reads.
+        states: of its registers.
+        tokenizer: gives tokens their names; without it they are numbers.
+        top: words of each state.
+        stack: the encoder or the decoder that the states are from; the encoder of a model with both by default.
     """
-    head = language_head(model)
-    normal, vectors = nn.functional.normalize, vocabulary_vectors(model)
+    decoder = decoder_of(model)
+    of_decoder = decoder is not None and stack is decoder
+    head = language_head(model) if decoder is None or of_decoder else None
+    normal, vectors = nn.functional.normalize, vocabulary_vectors(decoder if of_decoder else model)
     cosines = normal(states.to(vectors), dim=-1) @ normal(vectors, dim=-1).T
 
     def nearest(scores: Tensor) -> Nearest:
@@ -104,6 +149,7 @@ def register_lens(
         head=None if head is None else nearest(head(states).float().softmax(-1)),
         head_from=None if head is None else type(model).__name__,
         norms=() if head is None else head.norms,
+        stack=None if decoder is None else "decoder" if of_decoder else "encoder",
     )
 
 
@@ -146,20 +192,29 @@ class LanguageHead:
     norms: tuple[str, ...]
     """The normalisation layers among them (or inside them): what is applied to a state from the middle of the model,
     which was never meant to meet them."""
+    scale: float = 1.0
+    """By which a state is multiplied before the last module."""
+    bias: str | None = None
+    """What is added to the logits, as a path in `model`."""
 
     def __call__(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
         """Logits over the vocabulary."""
         first = next(self.model.get_submodule(self.steps[0]).parameters())
         states = states.to(first.device, first.dtype)
-        for step in self.steps:
+        for step in self.steps[:-1]:
             states = self.model.get_submodule(step)(states)
-        return states
+        logits: Tensor = self.model.get_submodule(self.steps[-1])(states * self.scale)
+        return logits if self.bias is None else logits + getattr(self.model, self.bias)
 
 
 def language_head(model: nn.Module) -> LanguageHead | None:
-    """The model's language-model head; None if it has none (a question-answering model, a bare encoder)."""
-    config = backbone_of(model).config
-    family = family_of(config, "parts")
+    """The model's language-model head; None if it has none (a question-answering model, a bare encoder).
+
+    Of a model with an encoder and a decoder it reads the decoder.
+    """
+    family = family_of(backbone_of(model).config, "parts")
+    if not family.lm_head:
+        return None
     if hasattr(model, "get_base_model"):  # peft's: paths start at the model inside
         model = model.get_base_model()  # type: ignore[operator]
     try:
@@ -172,4 +227,12 @@ def language_head(model: nn.Module) -> LanguageHead | None:
         for name, part in module.named_modules()
         if type(part).__name__.endswith("Norm")
     ]
-    return LanguageHead(model=model, steps=family.lm_head, norms=tuple(norms))
+    config: Any = model.config
+    scaled = family.head_scaled is not None and getattr(config, family.head_scaled)
+    return LanguageHead(
+        model=model,
+        steps=family.lm_head,
+        norms=tuple(norms),
+        scale=float(config.hidden_size) ** -0.5 if scaled else 1.0,
+        bias=family.head_bias,
+    )

@@ -2,8 +2,9 @@
 
 The encoder's registers stand among the text and the decoder's own among what it reads: the text again, where a head
 for classes or answers does so, or what the model writes itself, greedily, which is then given to it again as a whole.
-A knock-out is judged by the task's loss; without labels by how much less likely the model's own words become or, of
-one that doesn't write, by how far its logits move: ‖l' − l‖ / ‖l‖, an example's all together.
+What each set holds on average is read in words as well (`lens.py`). A knock-out is judged by the task's loss; without
+labels by how much less likely the model's own words become or, of one that doesn't write, by how far its logits move:
+‖l' − l‖ / ‖l‖, an example's all together.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from regtune.analyses.outcomes import Floats, Outcomes, outcomes
 from regtune.analyses.parts import figure, table, text
 from regtune.analyses.pictures import heat_map, matrix, numbered
 from regtune.analyses.registers.effects import judged, judged_figure, judged_rows
-from regtune.analyses.registers.knock_out import How, KnockOut, knocked_out, layer_inputs
+from regtune.analyses.registers.knock_out import How, KnockOut, knocked_out, layer_inputs, require_active_sets
+from regtune.analyses.registers.lens import register_lens, words_blocks
 from regtune.analyses.reversible import require_eval_mode
 from regtune.errors import UnsupportedModelError
 from regtune.interfaces import Batch, Block, Examples, Rows
 from regtune.registers.registers import Registers
-from regtune.registers.surgery import active_sets, base_of
+from regtune.registers.surgery import base_of
 from regtune.rows.targets import END, LOGITS, START
 from regtune.session import Session
 
@@ -64,9 +66,7 @@ def stacks(session: Session, rows: Rows[Any], examples: Examples, settings: Any)
     """
     model = session.model
     require_eval_mode(model)
-    sets = {"decoder" if one.of_decoder else "encoder": (stack, one) for stack, one in active_sets(model)}
-    if not sets:
-        raise UnsupportedModelError("The registers are disabled, so nothing can be seen of them; leave that context.")
+    sets = {"decoder" if one.of_decoder else "encoder": (stack, one) for stack, one in require_active_sets(model)}
     if model is base_of(model) and not writes_tokens(model):
         raise UnsupportedModelError(
             f"This {type(model).__name__} has no head, so nothing shows what its decoder makes of the registers. Open "
@@ -95,6 +95,7 @@ def stacks(session: Session, rows: Rows[Any], examples: Examples, settings: Any)
         draws = {"resamples": settings.resamples, "seed": settings.seed}
         facts, alone = judged(untouched, knocked, count, hows, **draws, shown=f"knock-outs ({name})")
         found[name] = facts | looks[name]
+        found[name] |= {"lens": register_lens(model, means, session.reader, stack=stack)}
         for register, values in alone.items():
             called = f"registers.{name}.{facts['roles']['how']}.{register}"
             measures[called] = values
@@ -246,6 +247,8 @@ def stack_blocks(content: Mapping[str, Any]) -> Iterator[Block]:
             f"Largest: {norms.max():.3g}. The last depth is what the last layer writes.",
         )
         yield _table(content, name)
+        if "lens" in one:  # earlier records have none
+            yield from words_blocks(one["lens"])
 
 
 def _table(content: Mapping[str, Any], name: str) -> Block:

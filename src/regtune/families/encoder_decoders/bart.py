@@ -31,7 +31,8 @@ BART = Family(
     feed_forward_in="fc1",
     feed_forward_out="fc2",
     norms=("self_attn_layer_norm", "final_layer_norm"),
-    lm_head=(),
+    lm_head=("lm_head",),
+    head_bias="final_logits_bias",
     unsupported=_WHOLE,
 )
 MARIAN = dataclasses.replace(

@@ -31,8 +31,9 @@ T5 = Family(
     feed_forward_in=None,  # wi, or wi_1 where units are gated
     feed_forward_out="layer.1.DenseReluDense.wo",
     norms=("layer.0.layer_norm", "layer.1.layer_norm"),
-    lm_head=(),
+    lm_head=("decoder.final_layer_norm", "lm_head"),
+    head_scaled="scale_decoder_outputs",
     rms_norm=True,
     position_bias="position_bias",
 )
-MT5 = dataclasses.replace(T5, name="mT5", model_types=("mt5",))
+MT5 = dataclasses.replace(T5, name="mT5", model_types=("mt5",), head_scaled=None)
