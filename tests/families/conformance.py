@@ -32,6 +32,7 @@ from regtune.errors import RegtuneError
 from regtune.families._family import LEDGER
 from regtune.families.listing import SUPPORT, WORKS
 from regtune.records import versions
+from regtune.registers.cache_names import CACHE
 from regtune.registers.kept import registers_cache
 from regtune.registry import FAMILIES
 from regtune.rows.targets import TokenLogit
@@ -167,9 +168,9 @@ def caches_of(model: Any, causal: bool, **settings: Any) -> Iterator[tuple[str, 
     }
     if causal:
         ways["in chunks"] = lambda: {"prefill_chunk_size": 4}
-        ways["kept registers"] = lambda: {"past_key_values": registers_cache(subject.model).start(len(expected))}
+        ways["kept registers"] = lambda: {CACHE: registers_cache(subject.model).start(len(expected))}
         if not getattr(model.config, "sliding_window", None):  # transformers quantises no windows
-            ways["quantised"] = lambda: {"past_key_values": QuantizedCache("fp8", model.config)}
+            ways["quantised"] = lambda: {CACHE: QuantizedCache("fp8", model.config)}
     with mock.patch.object(Fp8QuantizedLayer, "fp8_dtype", torch.float32):  # so that it loses nothing
         for name, way in ways.items():
             assert torch.equal(follow(**way()), expected), name

@@ -18,6 +18,7 @@ from transformers import StaticCache
 
 import tiny
 from regtune.config import RegisterConfig
+from regtune.registers.cache_names import CACHE
 from regtune.registers.surgery import add_registers
 
 STEPS = 6
@@ -26,10 +27,10 @@ STEPS = 6
 def written(model: Any, step: Callable[..., Any], prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens that follow a prompt, greedily, and the last logits; the prompt is read by the model itself."""
     cache, tokens = StaticCache(config=model.config, max_cache_len=32), []
-    logits = model(prompt, past_key_values=cache).logits[:, -1:]
+    logits = model(prompt, **{CACHE: cache}).logits[:, -1:]
     for _ in range(STEPS):
         tokens.append(logits.argmax(-1))
-        logits = step(tokens[-1], past_key_values=cache).logits
+        logits = step(tokens[-1], **{CACHE: cache}).logits
     return torch.cat(tokens, 1), logits
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache, Sta
 from transformers.cache_utils import CacheLayerMixin, Fp8QuantizedLayer, HQQQuantizedLayer, QuantoQuantizedLayer
 
 from by_hand import N, greedy_by_hand, logits_by_hand, logits_of, padded, rows, with_registers
+from regtune.registers.cache_names import CACHE
 from regtune.registers.saving import from_pretrained, load_registers, save_registers
 from regtune.registers.surgery import disable_registers, mask_registers, max_text_length, remove_registers
 from tiny import DECODER_HEADS, DECODERS, WINDOWED, attentions_of, tiny_config
@@ -85,7 +86,7 @@ def test_every_cache_continues_with_the_tokens_found_by_hand(family, attention, 
     alone = [continued(model, {"input_ids": text[None]}).tolist()[0] for text in rows(batch)]
     assert alone == expected
     user = DynamicCache()  # which knows of no windows
-    assert continued(model, batch, past_key_values=user).tolist() == expected
+    assert continued(model, batch, **{CACHE: user}).tolist() == expected
     assert user.get_seq_length() == 11 + STEPS - 1
 
 
@@ -118,8 +119,8 @@ def test_a_quantised_cache_continues_with_the_same_tokens_and_leaves_registers_a
     quantised = {"cache_implementation": "quantized", "cache_config": {"backend": backend, **options}}
     expected = continued(model, batch)
     with torch.no_grad():
-        exact = model(**batch, past_key_values=DynamicCache()).past_key_values.layers[1].keys[:, :, :N]
-        cache = model(**batch, past_key_values=QuantizedCache(backend, model.config, **options)).past_key_values
+        exact = model(**batch, **{CACHE: DynamicCache()})[CACHE].layers[1].keys[:, :, :N]
+        cache = model(**batch, **{CACHE: QuantizedCache(backend, model.config, **options)})[CACHE]
     assert cache.get_seq_length() == 11
     assert torch.equal(cache.layers[1].register_keys, exact)
     continued(model, batch, **quantised)
@@ -149,7 +150,7 @@ def test_an_offloaded_cache_continues_with_the_same_tokens(family, kind, monkeyp
         moved.append(layer)
 
     monkeypatch.setattr(CacheLayerMixin, "offload", offload)
-    assert torch.equal(continued(model, batch, past_key_values=cache), continued(model, batch))
+    assert torch.equal(continued(model, batch, **{CACHE: cache}), continued(model, batch))
     assert moved
 
 
@@ -212,11 +213,11 @@ def test_a_second_turn_on_a_kept_cache_says_what_a_fresh_start_says(family, wind
     batch = padded(11, 3, 8)
     kept = [DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=40)]
     for cache in kept:
-        first = model.generate(**batch, **GREEDY, past_key_values=cache)
+        first = model.generate(**batch, **GREEDY, **{CACHE: cache})
         said = torch.cat([first, padded(4, 4, 4, seed=7)["input_ids"]], dim=1)
         mask = torch.nn.functional.pad(batch["attention_mask"], (0, STEPS + 4), value=1)
         turn = {"input_ids": said, "attention_mask": mask}
-        assert torch.equal(continued(model, turn, past_key_values=cache), continued(model, turn))
+        assert torch.equal(continued(model, turn, **{CACHE: cache}), continued(model, turn))
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -224,10 +225,10 @@ def test_a_copied_prompt_cache_serves_several_continuations(family):
     model, _ = with_registers(family, attentions_of(family)[-1])
     prompt = padded(9)["input_ids"]
     with torch.no_grad():
-        cache = model(prompt, past_key_values=DynamicCache(config=model.config)).past_key_values
+        cache = model(prompt, **{CACHE: DynamicCache(config=model.config)})[CACHE]
     for seed in (3, 5):
         text = torch.cat([prompt, padded(4, seed=seed)["input_ids"]], dim=1)
-        found = continued(model, {"input_ids": text}, past_key_values=copy.deepcopy(cache))
+        found = continued(model, {"input_ids": text}, **{CACHE: copy.deepcopy(cache)})
         assert torch.equal(found, continued(model, {"input_ids": text}))
     assert cache.get_seq_length() == 9
 
@@ -301,7 +302,7 @@ def test_the_cache_grows_by_the_registers_and_no_more(family):
         for one in (model, plain):
             cache = make(config=one.config)
             with torch.no_grad():
-                one(**batch, past_key_values=cache)
+                one(**batch, **{CACHE: cache})
             held = [(layer.keys, getattr(layer, "register_keys", None)) for layer in cache.layers]
             sizes.append([sum(t.shape[2] for t in both if t is not None) for both in held])
             assert [layer.get_seq_length() for layer in cache.layers] == [12] * 3
@@ -319,11 +320,11 @@ def test_rows_of_a_cache_take_their_registers_with_them(family, quantised):
 
     def cache():
         made = QuantizedCache("fp8", model.config) if quantised else DynamicCache(config=model.config)
-        return model(**batch, past_key_values=made).past_key_values
+        return model(**batch, **{CACHE: made})[CACHE]
 
     def step(cache, mask):
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        return model(next_one.expand(len(mask), 1), attention_mask=mask, past_key_values=cache).logits
+        return model(next_one.expand(len(mask), 1), attention_mask=mask, **{CACHE: cache}).logits
 
     with torch.no_grad():
         expected = step(cache(), batch["attention_mask"])
@@ -387,3 +388,30 @@ def test_the_heads_that_transformers_has_are_all_there():
 def test_positions_that_registers_use_up():
     for family, settings, room in (("gpt2", {}, 66), ("llama", {}, 66 - N), ("llama", {"rotary": "shared"}, 66)):
         assert max_text_length(with_registers(family, **settings)[0]) == room
+
+
+@pytest.mark.parametrize("name", sorted({CACHE, "past_key_values"}))
+@pytest.mark.parametrize("part", ["", "model"])
+def test_a_cache_is_taken_by_each_name_that_transformers_takes_it_by(name, part):
+    model, _ = with_registers("llama")
+    called, batch = model.get_submodule(part), padded(8)
+    warned = nullcontext() if name == CACHE else pytest.warns(FutureWarning, match=f"`{name}` is deprecated")
+    with torch.no_grad():
+        expected = called(**batch)[0][:, 5:]
+        cache = called(batch["input_ids"][:, :5], **{CACHE: None}, use_cache=True)[CACHE]
+        with warned:
+            found = called(batch["input_ids"][:, 5:], **{name: cache})[0]
+    close(found, expected)
+    assert cache.get_seq_length() == 8
+
+
+@torch.no_grad()
+def test_a_model_in_training_that_checkpoints_writes_the_same_and_hands_out_no_cache_without_registers():
+    model, _ = with_registers("llama")
+    batch = padded(8)
+    expected = continued(model, batch)
+    model.train()
+    model.activation_checkpointing_enable()
+    assert torch.equal(continued(model, batch), expected)
+    cache = model(**batch, use_cache=True).get(CACHE)
+    assert cache is None or cache.get_seq_length() == 8

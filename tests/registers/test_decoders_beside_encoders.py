@@ -16,6 +16,7 @@ from regtune.analyses.attribution.attribute import attribute
 from regtune.analyses.int8 import activation_ranges
 from regtune.config import RegisterConfig, RunConfig, config_hash
 from regtune.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
+from regtune.registers.cache_names import CACHE
 from regtune.registers.in_peft import RegisterLoraConfig
 from regtune.registers.saving import from_pretrained, load_registers, save_registers
 from regtune.registers.surgery import (
@@ -172,8 +173,7 @@ def test_tokens_given_in_pieces_are_read_as_tokens_given_at_once(family, attenti
         for step in (1, 2, 5):
             cache = EncoderDecoderCache(*(kind(config=model.config, **room) for room in rooms))
             parts = [
-                model(**batch, decoder_input_ids=piece, past_key_values=cache).logits
-                for piece in written.split(step, 1)
+                model(**batch, decoder_input_ids=piece, **{CACHE: cache}).logits for piece in written.split(step, 1)
             ]
             close(torch.cat(parts, dim=1), expected, 5e-5)
             assert int(cache.get_seq_length()) == 7, "registers aren't counted"
@@ -184,9 +184,9 @@ def test_tokens_given_in_pieces_are_read_as_tokens_given_at_once(family, attenti
 def test_a_cropped_cache_goes_on_from_where_it_was_cropped(family):
     model, _ = pair(family)
     batch, written = texts(12, 7), to_write(model, 7, 7)
-    cache = model(**batch, decoder_input_ids=written, use_cache=True).past_key_values
+    cache = model(**batch, decoder_input_ids=written, use_cache=True)[CACHE]
     cache.crop(-3)
-    again = model(**batch, decoder_input_ids=written[:, 4:], past_key_values=cache).logits
+    again = model(**batch, decoder_input_ids=written[:, 4:], **{CACHE: cache}).logits
     close(again, model(**batch, decoder_input_ids=written).logits[:, 4:], 5e-5)
 
 
@@ -248,7 +248,7 @@ def test_padding_before_what_a_decoder_reads_moves_nothing_where_positions_are_d
         kind, read = StaticCache if static else DynamicCache, model.get_encoder()(**batch)
         rooms = [{"max_cache_len": size} if static else {} for size in (11, 12)]
         cache = EncoderDecoderCache(*(kind(config=model.config, **room) for room in rooms))
-        given = {"encoder_outputs": read, "attention_mask": batch["attention_mask"], "past_key_values": cache}
+        given = {"encoder_outputs": read, "attention_mask": batch["attention_mask"], CACHE: cache}
         parts = []
         for first, last in ((0, 6), (6, 7), (7, 11)):
             ids, seen = written["decoder_input_ids"][:, first:last], mask[:, :last]
@@ -519,19 +519,19 @@ def test_the_setting_moves_the_hash_of_no_config_that_has_none():
 def test_a_cache_filled_with_other_registers_is_refused(family):
     model, plain = pair(family)
     batch, written = texts(12, 7), to_write(model, 6, 6)
-    filled = model(**batch, decoder_input_ids=written, use_cache=True).past_key_values
+    filled = model(**batch, decoder_input_ids=written, use_cache=True)[CACHE]
     with disable_registers(model):
         with pytest.raises(InputError, match=f"read with {N} registers; this model runs with them switched off"):
-            model(**batch, decoder_input_ids=written[:, :1], past_key_values=filled)
-        without = model(**batch, decoder_input_ids=written, use_cache=True).past_key_values
+            model(**batch, decoder_input_ids=written[:, :1], **{CACHE: filled})
+        without = model(**batch, decoder_input_ids=written, use_cache=True)[CACHE]
     with pytest.raises(InputError, match="read with no registers"):
-        model(**batch, decoder_input_ids=written[:, :1], past_key_values=without)
+        model(**batch, decoder_input_ids=written[:, :1], **{CACHE: without})
     with pytest.raises(InputError, match="the model that runs has none of them"):
-        plain(**batch, decoder_input_ids=written[:, :1], past_key_values=filled)
+        plain(**batch, decoder_input_ids=written[:, :1], **{CACHE: filled})
     with pytest.raises(InputError, match="is a DynamicCache; beside an encoder it must be an EncoderDecoderCache"):
-        model(**batch, decoder_input_ids=written, past_key_values=DynamicCache())
+        model(**batch, decoder_input_ids=written, **{CACHE: DynamicCache()})
     filled.reset()
-    again = model(**batch, decoder_input_ids=written, past_key_values=filled).logits
+    again = model(**batch, decoder_input_ids=written, **{CACHE: filled}).logits
     assert torch.equal(again, model(**batch, decoder_input_ids=written).logits)
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from by_hand import N, logits_by_hand, padded, rows, with_registers
+from regtune.registers.cache_names import CACHE
 from regtune.registers.surgery import mask_registers
 from tiny import DECODERS, WINDOWED, attentions_of
 
@@ -31,9 +32,9 @@ def masks(family: str, attention: str, config) -> dict[str, dict]:
         "4-D": {"attention_mask": full_mask(attention)},
         "4-D, for all rows": {"attention_mask": full_mask(attention, batch=1)},
         "packed": {"position_ids": positions, "use_cache": False},
-        "static cache": {"past_key_values": StaticCache(config=config, max_cache_len=SEQ)},
+        "static cache": {CACHE: StaticCache(config=config, max_cache_len=SEQ)},
         "static cache and 4-D": {
-            "past_key_values": StaticCache(config=config, max_cache_len=SEQ),
+            CACHE: StaticCache(config=config, max_cache_len=SEQ),
             "attention_mask": full_mask(attention),
         },
     }
@@ -144,5 +145,5 @@ def test_masked_registers_change_nothing_in_any_step(family, attention):
         expected = plain(ids).logits
         torch.testing.assert_close(model(ids).logits, expected, atol=2e-5, rtol=1e-4)
         cache = DynamicCache(config=model.config)
-        steps = [model(ids[:, place : place + 3], past_key_values=cache).logits for place in range(0, SEQ, 3)]
+        steps = [model(ids[:, place : place + 3], **{CACHE: cache}).logits for place in range(0, SEQ, 3)]
     torch.testing.assert_close(torch.cat(steps, 1), expected, atol=2e-5, rtol=1e-4)

@@ -11,6 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GPT2Config, GPT2LMHe
 from by_hand import N, padded, with_registers
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, InputError, UnsupportedModelError
+from regtune.registers.cache_names import CACHE
 from regtune.registers.surgery import add_registers, disable_registers, mask_registers, remove_registers
 from tiny import DECODERS, WINDOWED, tiny_model
 
@@ -20,7 +21,7 @@ ONE = IDS[:, :1]
 
 def filled(model, make=DynamicCache, **settings):
     with torch.no_grad():
-        return model(IDS, past_key_values=make(config=model.config, **settings)).past_key_values
+        return model(IDS, **{CACHE: make(config=model.config, **settings)})[CACHE]
 
 
 @pytest.mark.parametrize("placement", ["suffix", "after_cls"])
@@ -70,21 +71,21 @@ def test_encoders_that_are_decoders_are_refused(family):
 def test_a_cache_filled_without_registers_is_refused_with_them_and_the_other_way_round(family):
     model, plain = with_registers(family, "eager")
     with pytest.raises(InputError, match=rf"read with no registers .*runs with {N} of its own.*empty cache"):
-        model(ONE, past_key_values=filled(plain))
+        model(ONE, **{CACHE: filled(plain)})
     with disable_registers(model):
         off = filled(model)
         assert type(off.layers[0]).__name__ in ("DynamicLayer", "DynamicSlidingWindowLayer")
-        model(ONE, past_key_values=off)
+        model(ONE, **{CACHE: off})
     with pytest.raises(InputError, match="read with no registers"):
-        model(ONE, past_key_values=off)
+        model(ONE, **{CACHE: off})
     on = filled(model)
     with disable_registers(model), pytest.raises(InputError, match=f"read with {N} registers.*runs with them switched"):
-        model(ONE, past_key_values=on)
+        model(ONE, **{CACHE: on})
     with pytest.raises(InputError, match=f"holds {N} registers, and the model that runs has none of them"):
-        plain(ONE, past_key_values=on)
-    model(ONE, past_key_values=on)
+        plain(ONE, **{CACHE: on})
+    model(ONE, **{CACHE: on})
     with pytest.raises(InputError, match="has none of them"):
-        remove_registers(model)(ONE, past_key_values=on)
+        remove_registers(model)(ONE, **{CACHE: on})
 
 
 def test_a_cache_of_another_model_another_number_or_other_masked_registers_is_refused():
@@ -92,18 +93,18 @@ def test_a_cache_of_another_model_another_number_or_other_masked_registers_is_re
     other, _ = with_registers("llama", n=3)
     cache = filled(model)
     with pytest.raises(InputError, match=f"read with {N} registers of another model; this model runs with 3 of its"):
-        other(ONE, past_key_values=cache)
+        other(ONE, **{CACHE: cache})
     with mask_registers(model, [1]):
         with pytest.raises(InputError, match=rf"read with {N} registers; .*{N} of its own, of which \[1\] masked"):
-            model(ONE, past_key_values=cache)
+            model(ONE, **{CACHE: cache})
         partly = filled(model)
-        model(ONE, past_key_values=partly)
+        model(ONE, **{CACHE: partly})
     with pytest.raises(
         InputError, match=rf"{N} registers, of which \[1\] masked; this model runs with {N} of its own\."
     ):
-        model(ONE, past_key_values=partly)
-    model(ONE, past_key_values=copy.deepcopy(cache))
-    copy.deepcopy(model)(ONE, past_key_values=cache)
+        model(ONE, **{CACHE: partly})
+    model(ONE, **{CACHE: copy.deepcopy(cache)})
+    copy.deepcopy(model)(ONE, **{CACHE: cache})
 
 
 @pytest.mark.parametrize("make", [DynamicCache, StaticCache])
@@ -116,12 +117,12 @@ def test_a_cache_that_was_reset_serves_anyone_again(family, make):
     for one in (model, other, model):
         cache.reset()
         with torch.no_grad():
-            found = one(IDS, past_key_values=cache).logits
+            found = one(IDS, **{CACHE: cache}).logits
             torch.testing.assert_close(found, one(IDS, use_cache=False).logits, atol=2e-5, rtol=1e-4)
         assert cache.get_seq_length() == 6
     cache.reset()
     with disable_registers(model), torch.no_grad():
-        torch.testing.assert_close(model(IDS, past_key_values=cache).logits, plain(IDS).logits, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(model(IDS, **{CACHE: cache}).logits, plain(IDS).logits, atol=2e-5, rtol=1e-4)
 
 
 def test_a_pass_that_fails_leaves_an_empty_cache():
@@ -133,41 +134,41 @@ def test_a_pass_that_fails_leaves_an_empty_cache():
     cache = DynamicCache(config=model.config)
     hook = model.model.layers[1].register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        model(IDS, past_key_values=cache)
+        model(IDS, **{CACHE: cache})
     hook.remove()
     assert cache.get_seq_length() == 0
-    assert torch.equal(plain(IDS, past_key_values=cache).logits, plain(IDS).logits)
+    assert torch.equal(plain(IDS, **{CACHE: cache}).logits, plain(IDS).logits)
 
 
 def test_a_static_cache_that_fits_the_text_fits_the_registers_and_a_smaller_one_is_refused():
     model, _ = with_registers("llama")
     cache = filled(model, StaticCache, max_cache_len=7)
-    model(ONE, past_key_values=cache)
+    model(ONE, **{CACHE: cache})
     assert cache.get_max_length() == 7
     with pytest.raises(InputError, match=r"room for 7 tokens .* holds 7; 1 more don't fit.*max_cache_len=8"):
-        model(ONE, past_key_values=cache)
+        model(ONE, **{CACHE: cache})
     with pytest.raises(InputError, match=r"room for 5 tokens .* holds 0; 6 more"):
         filled(model, StaticCache, max_cache_len=5)
     early = StaticCache(config=model.config, max_cache_len=7)
     early.early_initialization(2, 2, 8, torch.float32, torch.device("cpu"))
-    assert torch.equal(model(IDS, past_key_values=early).logits, model(IDS, past_key_values=None).logits)
+    assert torch.equal(model(IDS, **{CACHE: early}).logits, model(IDS, **{CACHE: None}).logits)
 
 
 def test_masks_and_positions_that_don_t_fit_are_refused():
     model, _ = with_registers("llama")
     cache = filled(model)
     with pytest.raises(InputError, match=r"has 3 columns.*6 tokens in the cache and 1 in this call.*all 7"):
-        model(ONE, past_key_values=cache, attention_mask=torch.ones(2, 3))
+        model(ONE, **{CACHE: cache}, attention_mask=torch.ones(2, 3))
     with pytest.raises(InputError, match=r"has 12 columns.*6 tokens in the cache and 1 in this call.*aren't counted"):
-        model(ONE, past_key_values=cache, attention_mask=torch.ones(2, 7 + N))
+        model(ONE, **{CACHE: cache}, attention_mask=torch.ones(2, 7 + N))
     with pytest.raises(InputError, match=r"\(2, 1, 2, 7\), which doesn't fit 1 tokens"):
-        model(ONE, past_key_values=cache, attention_mask=torch.ones(2, 1, 2, 7, dtype=torch.bool))
+        model(ONE, **{CACHE: cache}, attention_mask=torch.ones(2, 1, 2, 7, dtype=torch.bool))
     with pytest.raises(InputError, match=r"\(2, 1, 1, 7\) is torch.int64"):
-        model(ONE, past_key_values=cache, attention_mask=torch.ones(2, 1, 1, 7, dtype=torch.long))
+        model(ONE, **{CACHE: cache}, attention_mask=torch.ones(2, 1, 1, 7, dtype=torch.long))
     with pytest.raises(InputError, match=r"has shape \(2, 1, 7\); with registers it must be"):
-        model(ONE, past_key_values=cache, attention_mask=torch.ones(2, 1, 7))
+        model(ONE, **{CACHE: cache}, attention_mask=torch.ones(2, 1, 7))
     with pytest.raises(InputError, match="is a list; with registers"):
-        model(ONE, past_key_values=cache, attention_mask=[1])
+        model(ONE, **{CACHE: cache}, attention_mask=[1])
     for positions in (torch.arange(6 + N)[None], torch.arange(6), torch.zeros(3, 6, dtype=torch.long)):
         with pytest.raises(InputError, match=r"position_ids has shape .* doesn't fit 2 x 6 tokens.*have their own"):
             model(IDS, position_ids=positions)
@@ -180,9 +181,9 @@ def test_masks_and_positions_that_don_t_fit_are_refused():
 def test_other_caches_and_kernels_are_refused():
     model, _ = with_registers("llama")
     with pytest.raises(InputError, match="is a tuple; with registers it must be a transformers Cache"):
-        model(IDS, past_key_values=((torch.zeros(2, 2, 0, 8),) * 2,) * 3)
+        model(IDS, **{CACHE: ((torch.zeros(2, 2, 0, 8),) * 2,) * 3})
     with pytest.raises(InputError, match="is a EncoderDecoderCache; with registers"):
-        model(IDS, past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()))
+        model(IDS, **{CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())})
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(InputError, match="need attn_implementation 'sdpa' or 'eager', not 'flex_attention'"):
         model(IDS)
@@ -204,7 +205,7 @@ def test_an_assistant_with_another_tokenizer_is_refused_in_words():
 
 def test_rows_padded_differently_that_leave_windows_can_t_be_repeated():
     model, _ = with_registers("mistral", windows="leave")
-    cache = model(**padded(6, 3), past_key_values=DynamicCache(config=model.config)).past_key_values
+    cache = model(**padded(6, 3), **{CACHE: DynamicCache(config=model.config)})[CACHE]
     cache.batch_repeat_interleave(2)
     with pytest.raises(InputError, match=r"filled with 2 texts padded differently, and this call has 4.*position_ids"):
-        model(torch.cat([ONE, ONE]), past_key_values=cache)
+        model(torch.cat([ONE, ONE]), **{CACHE: cache})

@@ -8,6 +8,7 @@ import torch
 from by_hand import N, padded, with_registers
 from regtune.config import RegisterConfig
 from regtune.errors import InputError, UnsupportedModelError
+from regtune.registers.cache_names import CACHE
 from regtune.registers.kept import registers_cache
 from regtune.registers.surgery import add_registers, disable_registers, find_registers
 from tiny import DECODERS, WINDOWED, attentions_of, tiny_model
@@ -26,10 +27,10 @@ def test_texts_continue_with_the_same_tokens_from_registers_that_are_kept(family
         calls.clear()
         cache = kept.start(len(batch["input_ids"]))
         assert cache.get_seq_length() == 0
-        assert torch.equal(model.generate(**batch, **GREEDY, past_key_values=cache), expected)
+        assert torch.equal(model.generate(**batch, **GREEDY, **{CACHE: cache}), expected)
         assert not calls, "registers were read again"
     beams = {"num_beams": 3, "max_new_tokens": 6}
-    found = model.generate(**batch, **beams, past_key_values=kept.start(2 * 3))
+    found = model.generate(**batch, **beams, **{CACHE: kept.start(2 * 3)})
     assert torch.equal(found, model.generate(**batch, **beams))
 
 
@@ -41,7 +42,7 @@ def test_logits_are_those_of_registers_read_in_the_call(family, masked):
     batch = padded(7, 4, side="right")
     given = batch if masked else {"input_ids": batch["input_ids"]}
     cache = registers_cache(model).start(2)
-    found = model(**given, past_key_values=cache).logits
+    found = model(**given, **{CACHE: cache}).logits
     torch.testing.assert_close(found, model(**given).logits, atol=2e-5, rtol=1e-4)
     assert cache.get_seq_length() == 7
     assert cache.layers[-1].get_seq_length() == 7
@@ -60,12 +61,12 @@ def test_what_kept_registers_don_t_fit_is_refused():
     model, _ = with_registers("llama")
     kept = registers_cache(model)
     with pytest.raises(InputError, match=r"these start elsewhere .*cumsum"):
-        model(**padded(6, 3), past_key_values=kept.start(2))
+        model(**padded(6, 3), **{CACHE: kept.start(2)})
     with pytest.raises(InputError, match=r"the registers of 2 texts, and this call has 3 .*start\(3\)"):
-        model(**padded(4, 4, 4), past_key_values=kept.start(2))
+        model(**padded(4, 4, 4), **{CACHE: kept.start(2)})
     other, _ = with_registers("llama", n=3)
     with pytest.raises(InputError, match=f"{N} registers of another model"):
-        other(**padded(4), past_key_values=kept.start())
+        other(**padded(4), **{CACHE: kept.start()})
     with disable_registers(model), pytest.raises(InputError, match="switched off"):
         registers_cache(model)
     with torch.no_grad():

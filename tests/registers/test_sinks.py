@@ -17,6 +17,7 @@ from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from regtune.families import family_of
 from regtune.families._family import modules_at
+from regtune.registers.cache_names import CACHE
 from regtune.registers.saving import from_pretrained
 from regtune.registers.sinks import (
     SINKS_KEY,
@@ -165,7 +166,7 @@ def test_a_cache_changes_no_next_token_and_no_token_sees_a_later_one(family):
     with torch.no_grad():
         whole = model(ids).logits
         first = model(ids[:, :7], use_cache=True)
-        rest = model(ids[:, 7:], past_key_values=first.past_key_values).logits
+        rest = model(ids[:, 7:], **{CACHE: first[CACHE]}).logits
         one = model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=True)
         other = model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False)
     assert (torch.cat([first.logits, rest], 1) - whole).abs().max() < 1e-4

@@ -24,6 +24,7 @@ from registers.placed import N, every_case, logits, padded, registered, three_ba
 from registers.shared_out import LABELS, WAYS, train
 from regtune.config import RegisterConfig
 from regtune.errors import CheckpointError, InputError, UnsupportedModelError
+from regtune.registers.cache_names import CACHE
 from regtune.registers.registers import Registers
 from regtune.registers.saving import from_pretrained, load_registers, save_registers
 from regtune.registers.surgery import (
@@ -257,8 +258,8 @@ def test_a_prefix_that_a_model_would_drop_is_refused(family):
     cache.update(torch.zeros(2, 4, 5, 8), torch.zeros(2, 4, 5, 8), 0)
     batch = inputs(family, batch=2, seq=10)
     model = registered(family, head="none")
-    with pytest.raises(InputError, match="takes no past_key_values"):
-        model(**batch, past_key_values=cache)
+    with pytest.raises(InputError, match=f"takes no {CACHE}"):
+        model(**batch, **{CACHE: cache})
 
 
 @pytest.mark.parametrize("depth", ["input", "every_layer"])

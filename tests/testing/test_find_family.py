@@ -18,6 +18,7 @@ from families.unlisted import tiny_model
 from regtune.config import RegisterConfig
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.families._family import Family
+from regtune.registers.cache_names import CACHE
 from regtune.registers.hooks import RegisterHooks
 from regtune.registers.surgery import add_registers, backbone_of, find_registers, max_text_length
 from regtune.registry import FAMILIES, load_plugin
@@ -268,8 +269,8 @@ def test_a_decoder_that_always_makes_masks_is_given_them():
     family |= {"layers": "h", "stack": "ln_f", "embeddings": "word_embeddings", "word_embeddings": "word_embeddings"}
     with FAMILIES.lent(Family(**family, masks_always=True)), torch.no_grad():
         add_registers(model, TWO)
-        cache = model(ids[:, :-1], use_cache=True).past_key_values
-        step = model(ids[:, -1:], past_key_values=cache).logits
+        cache = model(ids[:, :-1], use_cache=True)[CACHE]
+        step = model(ids[:, -1:], **{CACHE: cache}).logits
         torch.testing.assert_close(step, model(ids).logits[:, -1:], atol=1e-4, rtol=1e-4)
 
 

@@ -8,7 +8,6 @@ them too (`regtune.registers.in_peft`). Bottleneck adapters and BitFit, which pe
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -35,6 +34,7 @@ except ImportError as error:
 
 from regtune.methods.adapters import BottleneckConfig
 from regtune.methods.bitfit import BitFitConfig
+from regtune.registers.cache_names import cache_argument
 from regtune.registers.in_peft import AdaptedModel, RegisterLoraConfig, with_registers
 from regtune.registers.surgery import backbone_of, base_of, find_registers, remove_registers
 
@@ -528,10 +528,8 @@ def _not_transposed(place: Place) -> str | None:
 def _takes_cache(place: Place) -> str | None:
     if place.family.causal and place.registers:
         return "in a decoder registers stand in the cache before the text, and a prefix fills that cache first"
-    taken = "past_key_values" in inspect.signature(type(place.backbone).forward).parameters
-    return (
-        None if taken else "its layers take no keys and values from outside (past_key_values), so a prefix is dropped"
-    )
+    taken = cache_argument(type(place.backbone).forward)
+    return None if taken else "its layers take no keys and values from outside, so a prefix is dropped"
 
 
 def _is_llama(place: Place) -> str | None:

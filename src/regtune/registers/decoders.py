@@ -31,6 +31,7 @@ from transformers.masking_utils import create_masks_for_generate, find_first_ful
 
 from regtune.errors import InputError
 from regtune.families._family import Family, num_layers
+from regtune.registers.cache_names import CACHE, given_cache, put_cache
 from regtune.registers.passes import Layout, Pass, hidden_score, open_pass, seen_places
 from regtune.registers.registers import Setting
 
@@ -76,8 +77,8 @@ class _Layer(_AnyLayer):  # type: ignore[misc]
         now = open_pass()
         if now is None or now.key != self.held.key:
             raise InputError(
-                f"past_key_values holds {self.held.num_registers} registers, and the model that runs has none of them. "
-                "Start with an empty cache: past_key_values=None, or call reset() on it."
+                f"{CACHE} holds {self.held.num_registers} registers, and the model that runs has none of them. "
+                f"Start with an empty cache: {CACHE}=None, or call reset() on it."
             )
 
 
@@ -173,9 +174,7 @@ def release(cache: Any) -> None:
 def _joins(cache: Any, held: Held) -> bool:
     """Whether registers are still to be written to this cache; one that doesn't fit is refused."""
     if not isinstance(cache, Cache) or not hasattr(cache, "layers"):
-        raise InputError(
-            f"past_key_values is a {type(cache).__name__}; with registers it must be a transformers Cache."
-        )
+        raise InputError(f"{CACHE} is a {type(cache).__name__}; with registers it must be a transformers Cache.")
     before: Held | None = getattr(cache, "registers", None)
     if before is not None and not getattr(cache.layers[0], "written", False):  # reset() was called
         release(cache)
@@ -193,8 +192,8 @@ def _joins(cache: Any, held: Held) -> bool:
 def _refusal(found: str, held: Held) -> str:
     wanted = f"{held.num_registers} of its own{_masked(held.setting)}" if held.setting.enabled else "them switched off"
     return (
-        f"past_key_values holds text that was read with {found}; this model runs with {wanted}. Start with an empty "
-        "cache (past_key_values=None, or call reset() on it), or use it as it was filled."
+        f"{CACHE} holds text that was read with {found}; this model runs with {wanted}. Start with an empty "
+        f"cache ({CACHE}=None, or call reset() on it), or use it as it was filled."
     )
 
 
@@ -205,7 +204,7 @@ def _masked(setting: Setting) -> str:
 # One pass
 
 
-def begin(now: Pass, family: Family, named: dict[str, Any], source: Tensor) -> None:
+def begin(now: Pass, family: Family, named: dict[str, Any], source: Tensor, cache_name: str | None) -> None:
     """Finds out whether registers join in this pass, and gives the backbone its cache, masks and positions.
 
     Args:
@@ -213,14 +212,18 @@ def begin(now: Pass, family: Family, named: dict[str, Any], source: Tensor) -> N
         family: of the backbone.
         named: the backbone's arguments by name; changed in place.
         source: `input_ids` or `inputs_embeds`.
+        cache_name: what the backbone calls its cache.
 
     Raises:
         InputError: arguments that registers don't fit, or a cache with other ones; the message says what to do.
     """
     backbone: Any = now.backbone
     enabled, n = now.setting.enabled, now.registers.num_registers
-    if named.get("past_key_values") is None and enabled and _wants_cache(backbone, named):
-        named["past_key_values"] = _new_cache(backbone, family)
+    if enabled and given_cache(named) is None and _wants_cache(backbone, named):
+        if backbone.training and getattr(backbone, "gradient_checkpointing", False):
+            named["use_cache"] = False
+        else:
+            put_cache(named, _new_cache(backbone, family), cache_name)
     cache = _own_cache(named, family)
     held = Held(now.key, n, now.setting)
     joins = enabled if cache is None else _joins(cache, held)
@@ -254,14 +257,14 @@ def _new_cache(backbone: Any, family: Family) -> Any:
 
 def _own_cache(named: dict[str, Any], family: Family) -> Any:
     """What a decoder's own tokens are kept in, of the cache that it is given."""
-    given = named.get("past_key_values")
+    given = given_cache(named)
     if given is None or not family.beside_encoder:
         return given
     if isinstance(given, EncoderDecoderCache):
         return given.self_attention_cache
     if named.get("encoder_hidden_states") is not None:
         raise InputError(
-            f"past_key_values is a {type(given).__name__}; beside an encoder it must be an EncoderDecoderCache: "
+            f"{CACHE} is a {type(given).__name__}; beside an encoder it must be an EncoderDecoderCache: "
             "EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))."
         )
     return given
@@ -286,7 +289,7 @@ def bias_from_cache(attention: Any, cache: Any, n: int, states: Tensor) -> Tenso
         return found
     if len(places) != batch:
         raise InputError(
-            f"past_key_values was filled with {len(places)} texts padded differently, and this call has {batch}. Fill "
+            f"{CACHE} was filled with {len(places)} texts padded differently, and this call has {batch}. Fill "
             "it with as many."
         )
     queries = torch.arange(seq, device=states.device) + past
@@ -314,7 +317,7 @@ def bias_beside(attention: Any, places: Tensor, queries: Tensor, keys: int) -> T
 def _wants_cache(backbone: Any, named: dict[str, Any]) -> bool:
     wanted = named.get("use_cache")
     wanted = getattr(backbone.config, "use_cache", False) if wanted is None else wanted
-    return bool(wanted) and not (backbone.training and getattr(backbone, "gradient_checkpointing", False))
+    return bool(wanted)
 
 
 class _Step:
@@ -365,7 +368,7 @@ class _Step:
         room = [layer.max_cache_len for layer in layers if isinstance(layer, StaticLayer) and not layer.is_sliding]
         if room and int(self.past) + self.seq > room[0]:
             raise InputError(
-                f"past_key_values has room for {room[0]} tokens (registers have their own) and holds "
+                f"{CACHE} has room for {room[0]} tokens (registers have their own) and holds "
                 f"{int(self.past)}; {self.seq} more don't fit. Make it with max_cache_len={int(self.past) + self.seq} "
                 "or more."
             )
@@ -375,12 +378,12 @@ class _Step:
         rows = len(self.cache.layers[0].keys)
         if rows != self.batch:
             raise InputError(
-                f"past_key_values holds the registers of {rows} texts, and this call has {self.batch} (beams and "
+                f"{CACHE} holds the registers of {rows} texts, and this call has {self.batch} (beams and "
                 f"samples count). Make it with start({self.batch})."
             )
         if family.positions == "rotary" and not int(self.past) and bool(self._start().any()):
             raise InputError(
-                "past_key_values holds registers that were read before any text, for texts that start at position 0, "
+                f"{CACHE} holds registers that were read before any text, for texts that start at position 0, "
                 "and these start elsewhere (padding on the left). Give position_ids in which each text starts at 0: "
                 "(attention_mask.cumsum(1) - 1).clamp(min=0)."
             )
@@ -427,8 +430,8 @@ class _Step:
             config=self.config,
             inputs_embeds=torch.empty((self.batch, self.seq, 0), dtype=self.dtype, device=self.device),
             attention_mask=self.mask,
-            past_key_values=self.cache,
             position_ids=self.position_ids,
+            **{CACHE: self.cache},
         )
 
     def extend(self, masks: Any, *, explicit: bool = False) -> Any:
@@ -515,7 +518,7 @@ class _Step:
             queries = torch.cat([own.expand(rows, -1), queries.expand(rows, -1)], dim=1)
         if own.shape[0] not in (1, self.batch):
             raise InputError(
-                f"past_key_values was filled with {own.shape[0]} texts padded differently, and this call has "
+                f"{CACHE} was filled with {own.shape[0]} texts padded differently, and this call has "
                 f"{self.batch}. Give position_ids in which each text starts at 0."
             )
         return (queries.unsqueeze(2) - own.unsqueeze(1) < window).unsqueeze(1)

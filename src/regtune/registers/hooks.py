@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from regtune.errors import InputError
 from regtune.families._family import Family, embed_words, sides, stack_of, submodule
 from regtune.registers import decoders
+from regtune.registers.cache_names import CACHE, cache_argument, given_cache
 from regtune.registers.passes import (
     Layout,
     Pass,
@@ -102,6 +103,7 @@ class RegisterHooks:
         self.key = uuid.uuid4().hex
         self.family = family
         self.parameter_names = tuple(inspect.signature(backbone.forward).parameters)
+        self.cache_name = cache_argument(backbone.forward)
         self.among_words = family.joins_words or family.masks_first
         self.starts_later = False
         """Whether texts were read, where distances are counted, that didn't start at place 0."""
@@ -204,7 +206,7 @@ class RegisterHooks:
         if not torch.compiler.is_compiling():
             self._same_setting(now, source)
         if self.family.causal:
-            decoders.begin(now, self.family, named, source)
+            decoders.begin(now, self.family, named, source, self.cache_name)
             self._join_words(now, named, source)
             return (), named
         if not now.setting.enabled:
@@ -289,12 +291,12 @@ class RegisterHooks:
 
     def _past(self, named: dict[str, Any], mask: Any, seq: int) -> int:
         """How many keys come before this text (prefix tuning hands them in as a cache)."""
-        cache = named.get("past_key_values")
+        cache = given_cache(named)
         past = 0 if cache is None else int(cache.get_seq_length())
         if not isinstance(mask, Tensor | dict | None):
             raise InputError(f"attention_mask is a {type(mask).__name__}; with registers it must be a tensor.")
-        if past and "past_key_values" not in self.parameter_names:
-            raise InputError(f"{self.family.name} takes no past_key_values, so prefix tuning has no effect on it.")
+        if past and self.cache_name is None:
+            raise InputError(f"{self.family.name} takes no {CACHE}, so prefix tuning has no effect on it.")
         if isinstance(mask, Tensor) and mask.shape[-1] != past + seq:
             known = f"{seq} tokens" if not past else f"{past} past keys and {seq} tokens"
             raise InputError(f"attention_mask has shape {tuple(mask.shape)}, which doesn't fit {known}.")
@@ -456,10 +458,11 @@ class RegisterHooks:
         now = thread.top
         if now is None or now.key != self.key or now.layout is not None or not now.setting.enabled:
             return None
-        if kwargs.get("past_key_values") is None:  # a layer that is run again
+        cache = given_cache(kwargs)
+        if cache is None:  # a layer that is run again
             return None
         states, n = args[0] if args else kwargs["hidden_states"], now.registers.num_registers
-        bias = decoders.bias_from_cache(module, kwargs["past_key_values"], n, states)
+        bias = decoders.bias_from_cache(module, cache, n, states)
         return args, {**kwargs, self.family.position_bias or "": bias}
 
     def measure_beside(self, layer: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:

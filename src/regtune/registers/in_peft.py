@@ -41,6 +41,7 @@ from regtune.families import family_of
 from regtune.families._family import modules_at
 from regtune.models.loading import ADAPTER_FILE, base_of_adapter, resolve_model
 from regtune.models.safety import check_model_files
+from regtune.registers.cache_names import cache_argument, put_cache
 from regtune.registers.card import CARD, write_card, write_uploaded_card
 from regtune.registers.hooks import MODULE_NAME, RegisterHooks
 from regtune.registers.registers import Registers
@@ -391,7 +392,8 @@ class AdaptedModel(PeftModel):  # type: ignore[misc]
         if named.get("position_ids") is not None:
             named["position_ids"] = named["position_ids"] + n
         if config.peft_type == PeftType.PREFIX_TUNING:
-            return (), {**named, "past_key_values": self.get_prompt(batch)}
+            put_cache(named, self.get_prompt(batch), cache_argument(type(backbone).forward))
+            return (), named
         if named.get("inputs_embeds") is None:
             named["inputs_embeds"] = backbone.get_input_embeddings()(named["input_ids"])
         named["input_ids"] = None

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from regtune.errors import InputError, UnsupportedModelError
 from regtune.families import family_of
+from regtune.registers.cache_names import cache_argument, put_cache
 from regtune.registers.surgery import backbone_of, require_registers
 
 
@@ -32,10 +33,12 @@ class RegistersCache:
             raise InputError("The registers are switched off. Make their cache outside disable_registers.")
         cache, training = DynamicCache(config=backbone.config), backbone.training
         one = torch.zeros(1, 1, dtype=torch.long, device=registers.tokens.device)
+        given: dict[str, Any] = {"input_ids": one, "position_ids": one, "use_cache": True}
+        put_cache(given, cache, cache_argument(backbone.forward))
         backbone.eval()
         try:
             with torch.no_grad():
-                backbone(input_ids=one, position_ids=one, past_key_values=cache, use_cache=True)
+                backbone(**given)
         finally:
             backbone.train(training)
         cache.registers = cache.registers._replace(ahead=True)  # type: ignore[attr-defined]
@@ -47,7 +50,7 @@ class RegistersCache:
         return [weight._version for weight in self._weights]
 
     def start(self, batch_size: int = 1) -> DynamicCache:
-        """A cache that holds the registers and no text yet, for `past_key_values` of a call or of `generate`.
+        """A cache that holds the registers and no text yet, for a call or for `generate`.
 
         Args:
             batch_size: texts of the call; `generate` reads a text once for each of its beams or samples.
@@ -70,7 +73,7 @@ def registers_cache(model: nn.Module) -> RegistersCache:
     """Reads a decoder's registers once, so that no later call does.
 
         kept = regtune.registers_cache(model)
-        model.generate(**inputs, past_key_values=kept.start(len(inputs["input_ids"])))
+        model.generate(**inputs, past_key_values=kept.start(len(inputs["input_ids"])))  # cache= from transformers 5.24
 
     Padded texts need `position_ids` in which each starts at 0, which `generate` gives by itself.
 

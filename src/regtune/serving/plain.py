@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from regtune.analyses.registers.states import CONSTANT_BELOW, register_states
 from regtune.errors import MissingExtraError, UnsupportedModelError
 from regtune.families._family import embed_words, modules_at, submodule
 from regtune.interfaces import Batch
+from regtune.registers.cache_names import CACHE, cache_argument, put_cache
 from regtune.registers.passes import Layout
 from regtune.registers.surgery import backbone_of, remove_registers, require_registers
 from regtune.serving.proof import Written, trial_inputs
@@ -125,8 +125,8 @@ def _check_windows(session: Session) -> None:
 def _check_takes_prefix(session: Session) -> None:
     """Refuses encoders to which nothing can hand keys and values."""
     family = session.family
-    takes = "past_key_values" in inspect.signature(type(backbone_of(session.model)).forward).parameters
-    if not takes or family.positions != "absolute" or family.keys is None or family.values is None:
+    takes = cache_argument(type(backbone_of(session.model)).forward)
+    if takes is None or family.positions != "absolute" or family.keys is None or family.values is None:
         raise UnsupportedModelError(
             f"{family.name} takes no keys and values from outside in transformers, so its registers have no plain "
             "form. Export it as `onnx` or `torch`, where they are part of the program."
@@ -222,8 +222,10 @@ def _read_once(session: Session) -> Prefix:
     backbone, n = backbone_of(session.model), require_registers(session.model).num_registers
     cache: Any = DynamicCache(config=backbone.config)
     one = torch.zeros(1, 1, dtype=torch.long, device=session.device)
+    given: dict[str, Any] = {"input_ids": one, "position_ids": one + n, "use_cache": True}
+    put_cache(given, cache, cache_argument(backbone.forward))
     with torch.no_grad():
-        backbone(input_ids=one, position_ids=one + n, past_key_values=cache, use_cache=True)
+        backbone(**given)
     return torch.stack([torch.stack([layer.keys[0, :, :n], layer.values[0, :, :n]]) for layer in cache.layers])
 
 
@@ -291,7 +293,7 @@ def _with_prefix(session: Session, folder: Path, prefix: Prefix, inputs: tuple[B
         if by_hand:
             mask = named["attention_mask"]
             named["attention_mask"] = torch.cat([mask.new_ones(len(mask), n), mask], dim=1)
-            named["past_key_values"] = DynamicCache(list(prefix.unsqueeze(2).expand(-1, -1, len(mask), -1, -1, -1)))
+            named[CACHE] = DynamicCache(list(prefix.unsqueeze(2).expand(-1, -1, len(mask), -1, -1, -1)))
         with torch.inference_mode():
             output = (loaded.get_base_model() if by_hand else loaded)(**named)
         return {name: value for name, value in output.items() if isinstance(value, Tensor)}

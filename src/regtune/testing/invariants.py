@@ -20,6 +20,7 @@ from regtune.errors import RegtuneError
 from regtune.families import family_of
 from regtune.families._family import submodule
 from regtune.progress import begin_stage
+from regtune.registers.cache_names import CACHE
 from regtune.registers.saving import from_pretrained, load_registers, save_registers
 from regtune.registers.surgery import (
     CONFIG_KEY,
@@ -229,8 +230,8 @@ def causality_kept(subject: Subject) -> str:
     before = {name: value[:, :-1] for name, value in text.items()}
     whole, earlier = subject.states(**text), subject.states(**before)
     told = _within("without the last token, earlier ones differ by", earlier, whole[:-1], REORDERED_TOLERANCE)
-    cache = backbone(**before, use_cache=True).past_key_values
-    last = backbone(text["input_ids"][:, -1:], attention_mask=text["attention_mask"], past_key_values=cache)[0]
+    cache = backbone(**before, use_cache=True)[CACHE]
+    last = backbone(text["input_ids"][:, -1:], attention_mask=text["attention_mask"], **{CACHE: cache})[0]
     return f"{told}; {_within('read from a cache, the last differs by', last[0], whole[-1:], REORDERED_TOLERANCE)}"
 
 
@@ -308,7 +309,7 @@ def _writes_alike(subject: Subject) -> str:
             rooms = [{"max_cache_len": size} if static else {} for size in sizes]
             kind: Any = StaticCache if static else DynamicCache
             cache = EncoderDecoderCache(*(kind(config=model.config, **room) for room in rooms))
-            given = {"encoder_outputs": read, "past_key_values": cache, "use_cache": True, **rest}
+            given = {"encoder_outputs": read, CACHE: cache, "use_cache": True, **rest}
             pieces = (written[:, first : first + step] for first in range(0, sizes[0], step))
             parts = [model(decoder_input_ids=piece, **given).logits for piece in pieces]
             worst = max(worst, distance(torch.cat(parts, dim=1), expected))
@@ -332,7 +333,7 @@ def _read_in_steps(model: Any, batch: dict[str, Tensor], kind: Any, step: int) -
     for start in range(0, length, step):
         part = {name: batch[name][:, start : start + step] for name in ("input_ids", "position_ids")}
         seen = mask[:, : start + step]
-        parts.append(model(**part, attention_mask=seen, past_key_values=cache, use_cache=cache is not None).logits)
+        parts.append(model(**part, attention_mask=seen, use_cache=cache is not None, **{CACHE: cache}).logits)
     found: Tensor = torch.cat(parts, dim=1)[mask.bool()]
     return found
 
