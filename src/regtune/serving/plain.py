@@ -32,7 +32,7 @@ from regtune.analyses.registers.states import CONSTANT_BELOW, register_states
 from regtune.errors import MissingExtraError, UnsupportedModelError
 from regtune.families._family import embed_words, modules_at, submodule
 from regtune.interfaces import Batch
-from regtune.registers.cache_names import CACHE, cache_argument, put_cache
+from regtune.registers.cache_names import CACHE, cache_argument, given_cache, put_cache
 from regtune.registers.passes import Layout
 from regtune.registers.surgery import backbone_of, remove_registers, require_registers
 from regtune.serving.proof import Written, trial_inputs
@@ -43,6 +43,10 @@ PREFIX = "prefix"
 _SEGMENTS = (
     "peft's class for questions drops token_type_ids, which this model reads. Hand the prefix to transformers itself, "
     "as docs/serving.md shows; that is what was compared."
+)
+_FORMER_NAME = (
+    "This version of peft doesn't hand its prefix to this version of transformers: it asks for the cache by a former "
+    "name. Hand the prefix to transformers itself, as docs/serving.md shows; that is what was compared."
 )
 _READ = ("input_ids", "attention_mask", "token_type_ids")
 _AUDITED = 8
@@ -286,19 +290,38 @@ def _with_prefix(session: Session, folder: Path, prefix: Prefix, inputs: tuple[B
         adapted.save_pretrained(str(folder / PREFIX), save_embedding_layers=False)
         loaded = PeftModel.from_pretrained(load_model(kind, folder), str(folder / PREFIX)).to(session.device).eval()
 
-    by_hand = kind.endswith("ForQuestionAnswering") and "token_type_ids" in inputs[0]  # which peft's class forgets
+        arrives = _prefix_arrives(loaded, inputs[0], n)
+    notes = [_SEGMENTS] if kind.endswith("ForQuestionAnswering") and "token_type_ids" in inputs[0] else []
+    notes += [] if arrives else [_FORMER_NAME]
 
     def run(given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         named: dict[str, Any] = {name: value.to(session.device) for name, value in given.items()}
-        if by_hand:
+        if notes:
             mask = named["attention_mask"]
             named["attention_mask"] = torch.cat([mask.new_ones(len(mask), n), mask], dim=1)
             named[CACHE] = DynamicCache(list(prefix.unsqueeze(2).expand(-1, -1, len(mask), -1, -1, -1)))
+            if "position_ids" in named:
+                named["position_ids"] = named["position_ids"] + n
         with torch.inference_mode():
-            output = (loaded.get_base_model() if by_hand else loaded)(**named)
+            output = (loaded.get_base_model() if notes else loaded)(**named)
         return {name: value for name, value in output.items() if isinstance(value, Tensor)}
 
-    return Written(run=run, inputs=inputs, notes=(_SEGMENTS,) if by_hand else ())
+    return Written(run=run, inputs=inputs, notes=tuple(notes))
+
+
+def _prefix_arrives(loaded: Any, given: Batch, n: int) -> bool:
+    """Whether peft's class hands its prefix on, in a pass and where it writes."""
+    inputs = {name: value.to(loaded.device) for name, value in given.items()}
+    try:
+        with torch.inference_mode():
+            loaded(**inputs)
+    except ValueError:  # "Model does not support past key values", which it looks for by their name
+        return False
+    if not hasattr(loaded, "base_model_prepare_inputs_for_generation"):
+        return True
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    asked = loaded.prepare_inputs_for_generation(ids, attention_mask=mask, **{CACHE: DynamicCache()})
+    return int(given_cache(asked).get_seq_length()) == n
 
 
 def _more_places(plain: Any, session: Session, n: int) -> Any:
