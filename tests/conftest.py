@@ -7,11 +7,12 @@ from collections import defaultdict
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+from checked import check
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-install_import_hook("regtune", "beartype.beartype")
+check("regtune")
 settings.register_profile("regtune", deadline=None)  # a busy machine is no bug
 settings.load_profile("regtune")
 
