@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import regtune
+import tiny_seq2seq
 from regtune.analyses.artefacts.artefacts import artefact_statistics
 from regtune.analyses.attention.attention import attention_statistics
 from regtune.analyses.monitor import RegisterMonitor
@@ -126,3 +128,15 @@ def test_a_trainer_without_a_tokenizer_and_no_texts_are_refused(tmp_path):
     trainer, _ = make_trainer(tmp_path, monitored=False)
     with pytest.raises(DataError, match="no text"):
         RegisterMonitor(trainer, [])
+
+
+def test_a_decoder_s_own_registers_are_watched_beside_the_encoder_s():
+    model = tiny_seq2seq.tiny_model("bart")
+    config = regtune.RegisterConfig(num_registers=1, decoder_registers=2, init_std=1.0)
+    trainer = SimpleNamespace(model=regtune.add_registers(model, config), processing_class=tiny_tokenizer())
+    with pytest.warns(UserWarning, match="leaves something out"):
+        found = RegisterMonitor(trainer, TEXTS).measure(model)
+    own = model.get_decoder().registers(1)[0].norm(dim=-1)
+    assert [found[f"registers/decoder_norm_{n}"] for n in range(2)] == pytest.approx(own.tolist())
+    assert found["registers/norm_0"] == pytest.approx(model.get_encoder().registers(1)[0, 0].norm().item())
+    assert "registers/norm_1" not in found

@@ -14,7 +14,7 @@ import torch
 import regtune
 import tiny_seq2seq
 from regtune.app import explorer as module
-from regtune.app.explorer import Change, open_explorer
+from regtune.app.explorer import Change, Explorer, open_explorer
 from regtune.errors import CheckpointError, ConfigError, DataError, UnknownNameError, UnsupportedModelError
 from regtune.interfaces import Examples
 from regtune.registers.surgery import find_decoder_registers, find_registers
@@ -46,7 +46,7 @@ def test_predictions_are_the_models_own_with_and_without_registers(alone):
 
 
 def test_a_knocked_out_register_is_masked_and_all_of_them_off_is_no_registers(alone):
-    (block,) = alone.predictions(GIVEN, Change(knocked_out=(1,)))
+    (block,) = alone.predictions(GIVEN, Change(knocked_out=("r1",)))
     assert block.table.header[1:] == ("2 registers, without 1", "registers off")
     session = alone.sessions[0]
     example = Examples(items=(session.task.example({"id": "given", **GIVEN}, session.task_settings),), names=("x",))
@@ -58,21 +58,89 @@ def test_a_knocked_out_register_is_masked_and_all_of_them_off_is_no_registers(al
 
 
 def test_two_models_stand_side_by_side_and_indices_that_one_lacks_are_no_change_to_it(explorer):
-    (block,) = explorer.predictions(GIVEN, Change(knocked_out=(0,)))
+    (block,) = explorer.predictions(GIVEN, Change(knocked_out=("r0",)))
     assert block.table.header[1:] == ("A: 2 registers, without 0", "A: registers off", "B: no registers")
 
 
-@pytest.mark.parametrize(
-    ("encoder", "words"), [(0, "0 registers, decoder's 3"), (2, "2 registers, without 1, decoder's 3")]
-)
-def test_a_decoder_s_own_registers_are_told_and_stay_when_the_encoder_s_are_knocked_out(encoder, words):
+def with_both(family, encoder=2, head="text-to-text"):
+    """A model with registers of the decoder's own."""
     config = regtune.RegisterConfig(num_registers=encoder, decoder_registers=3, init_std=1.0)
-    session = around(regtune.add_registers(tiny_seq2seq.tiny_model("bart"), config), tiny_tokenizer())
-    change = Change(knocked_out=(1,))
+    return around(regtune.add_registers(tiny_seq2seq.tiny_model(family, head), config), tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "out", "words"),
+    [
+        (0, ("r1",), "0 registers, decoder's 3"),
+        (2, ("r1",), "2 registers, without 1, decoder's 3"),
+        (0, ("d0", "d2"), "0 registers, decoder's 3, without 0, 2"),
+        (2, ("r0", "d1", "d9", "r5"), "2 registers, without 0, decoder's 3, without 1"),
+    ],
+)
+def test_registers_of_both_sets_are_knocked_out_each_in_its_own(encoder, out, words):
+    session = with_both("bart", encoder)
+    change = Change(knocked_out=out)
     assert change.words(session) == words
     with change.on(session):
-        assert find_decoder_registers(session.model).masked == frozenset()
-        assert encoder == 0 or find_registers(session.model).masked == {1}
+        assert find_decoder_registers(session.model).masked == {n for n in range(3) if f"d{n}" in out}
+        assert encoder == 0 or find_registers(session.model).masked == {n for n in range(2) if f"r{n}" in out}
+    assert find_decoder_registers(session.model).masked == frozenset()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", [0, 2])
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_decoder_s_register_is_knocked_out_as_its_own_mask_hides_it(family, encoder):
+    session = with_both(family, encoder)
+    given = tiny_seq2seq.texts(9) | {"decoder_input_ids": torch.tensor([[2, 9, 8, 30]])}
+
+    def said():
+        output = session.model(**given, use_cache=False)
+        return output.logits, output.encoder_last_hidden_state
+
+    logits, read = said()
+    for number in range(3):
+        with regtune.mask_registers(session.model.get_decoder(), [number]):
+            wanted, _ = said()
+        with Change(knocked_out=(f"d{number}",)).on(session):
+            found, still_read = said()
+        assert torch.equal(found, wanted)
+        assert torch.equal(still_read, read)
+        assert (found - logits).abs().max() > 1e-3
+    if encoder:
+        with Change(knocked_out=("r1",)).on(session):
+            assert (said()[1] - read).abs().max() > 1e-3
+
+
+def test_looks_at_a_model_with_both_sets_know_both():
+    session = with_both("bart")
+    explorer = Explorer(sessions=(session,), cells=())
+    names = {"r0": "encoder register 0", "r1": "encoder register 1"} | {
+        f"d{n}": f"decoder register {n}" for n in range(3)
+    }
+    assert explorer.registers == names
+    said, block = explorer.relevance({"text": "a cat"}, Change(knocked_out=("d1",)), ("gradient-input",))
+    assert said.notes[0].endswith("2 registers, decoder's 3, without 1.")
+    with regtune.mask_registers(session.model.get_decoder(), [1]):
+        wanted = regtune.explain(session, "a cat", method="gradient-input").attributions[0]
+    (found,) = block.data["models"][0]["attributions"]
+    assert found["registers"] == pytest.approx(wanted.registers.tolist())
+    assert [number for number, score in enumerate(found["registers"]) if score == 0] == [2 + 1]
+    titles = [block.title for block in explorer.lens({"text": "a cat"}, PLAIN)]
+    assert [title for title in titles if "encoder" in title or "decoder" in title] == titles[:2]
+
+
+def test_a_decoder_s_registers_alone_are_switched_off_beside_what_it_says_and_read_by_the_lens(tmp_path):
+    config = regtune.RegisterConfig(num_registers=0, decoder_registers=2, init_std=1.0)
+    model = regtune.add_registers(tiny_seq2seq.tiny_model("bart", "sequence-classification"), config)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    explorer = open_explorer(tmp_path)
+    (block,) = explorer.predictions(TEXT, Change(knocked_out=("d0",)))
+    assert block.table.header[1:] == ("0 registers, decoder's 2, without 0", "registers off")
+    assert list(explorer.registers) == ["d0", "d1"]
+    (lens,) = explorer.lens(TEXT, PLAIN)
+    assert [row[0] for row in lens.rows] == ["0", "1"]
 
 
 def test_a_classifier_and_a_model_without_a_task_are_explored_alike(classifier, tmp_path):
@@ -88,7 +156,7 @@ def test_a_classifier_and_a_model_without_a_task_are_explored_alike(classifier, 
 
 
 def test_relevance_is_that_of_explain_under_the_same_change(explorer):
-    said, block = explorer.relevance(GIVEN, Change(knocked_out=(0,)), ("attnlrp",), "start")
+    said, block = explorer.relevance(GIVEN, Change(knocked_out=("r0",)), ("attnlrp",), "start")
     assert [line.rpartition(": ")[2] for line in said.notes] == ["2 registers, without 0.", "no registers."]
     with regtune.mask_registers(explorer.sessions[0].model, [0]):
         wanted = regtune.explain(explorer.sessions[0], GIVEN, method="attnlrp", target="start")
@@ -176,7 +244,7 @@ def test_flips_are_the_examples_that_one_run_alone_has_right(explorer, runs):
 
 def test_two_people_at_once_get_what_each_gets_alone(alone):
     texts = [{**GIVEN, "context": f"Bob is in the house. Ann lives in house {n}."} for n in range(3)]
-    changes = [PLAIN, Change(off=True), Change(knocked_out=(0,))]
+    changes = [PLAIN, Change(off=True), Change(knocked_out=("r0",))]
     looks = [
         lambda text, change: [block.data for block in alone.attention(text, change, place="3")],
         lambda text, change: [block.rows for block in alone.predictions(text, change)],

@@ -17,10 +17,14 @@ from PIL import Image
 
 import regtune
 import tiny_images
+import tiny_seq2seq
 from browser import BROWSER, Page, choose, click, fill, give
+from regtune.app.explorer import Explorer
 from regtune.app.serve import explore
 from regtune.cli.main import main
 from regtune.errors import ConfigError
+from regtune.session import around
+from tiny_tokenizer import tiny_tokenizer
 
 pytest.importorskip("gradio", reason="the extra `app` isn't installed")
 pytestmark = pytest.mark.filterwarnings("ignore:::(gradio|starlette|fastapi|uvicorn|websockets)")
@@ -55,6 +59,16 @@ def images(tmp_path_factory):
     model = regtune.add_registers(tiny_images.tiny_model("vit"), regtune.RegisterConfig(num_registers=2))
     model.save_pretrained(folder)
     return folder
+
+
+def test_a_decoder_s_register_that_is_chosen_is_knocked_out():
+    from regtune.app.page import _show
+
+    config = regtune.RegisterConfig(num_registers=1, decoder_registers=2)
+    model = regtune.add_registers(tiny_seq2seq.tiny_model("bart"), config)
+    explorer = Explorer(sessions=(around(model, tiny_tokenizer()),), cells=())
+    html, _ = _show(explorer, "relevance", True, ["d1"], ["gradient-input"], "", 0, "mean", "0", "a cat")
+    assert "1 registers, decoder&#x27;s 2, without 1." in html
 
 
 # What is refused

@@ -15,7 +15,7 @@ from regtune.analyses.attention.attention import attention_statistics
 from regtune.analyses.attention.measures import CLASSES
 from regtune.errors import ConfigError, UnsupportedModelError
 from regtune.interfaces import Batch
-from regtune.registers.surgery import active_registers, max_text_length
+from regtune.registers.surgery import active_sets, max_text_length
 from regtune.rows.texts import text_rows
 
 _WATCHED = ("cls", "sep", "register")
@@ -26,7 +26,8 @@ class RegisterMonitor(TrainerCallback):
 
     What is logged goes through `Trainer.log`, so every reporter gets it (TensorBoard, W&B, ...):
 
-    - `registers/norm_0` ...: the size of each register as it joins the text;
+    - `registers/norm_0` ...: the size of each register as it joins the text; `registers/decoder_norm_0` ... of a
+      decoder's own beside an encoder;
     - `attention/register`, `attention/cls`, `attention/sep`: mean share of a text token's attention, over layers, heads
       and texts; `attention/sink_rate`: share of heads with a token that receives more than 0.3 of all attention;
     - `states/norm_max_over_median`: the largest norm of a content token over their median behind a block, mean over
@@ -76,10 +77,9 @@ class RegisterMonitor(TrainerCallback):
         """The numbers of a model as it is now, by the names that they are logged by."""
         found: dict[str, float] = {}
         with _evaluating(model):
-            registers = active_registers(model)
-            if registers is not None:
-                norms = registers(1)[0].detach().norm(dim=-1).tolist()
-                found |= {f"registers/norm_{index}": norm for index, norm in enumerate(norms)}
+            for _, registers in active_sets(model):
+                norms, kind = registers(1)[0].detach().norm(dim=-1).tolist(), "decoder_" * registers.of_decoder
+                found |= {f"registers/{kind}norm_{index}": norm for index, norm in enumerate(norms)}
             for measure in (self._attention, self._states):
                 try:
                     found |= measure(model)

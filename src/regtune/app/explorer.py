@@ -16,10 +16,13 @@ from regtune.analyses.attribution.explain import explain
 from regtune.app.inside import attention_blocks, lens_blocks, norm_blocks, places_of
 from regtune.errors import ConfigError, DataError, unknown_name
 from regtune.interfaces import Batch, Block, Examples
+from regtune.registers.registers import Registers
 from regtune.registers.surgery import (
+    active_sets,
     backbone_of,
     disable_registers,
     find_decoder_registers,
+    find_registers,
     mask_registers,
     num_registers,
 )
@@ -46,8 +49,9 @@ class Change:
 
     off: bool = False
     """All are switched off: the model computes as if it had none."""
-    knocked_out: tuple[int, ...] = ()
-    """No token attends to these; indices that a model doesn't have are no change to it."""
+    knocked_out: tuple[str, ...] = ()
+    """No token attends to these, each in its own set: `r3`, or `d0` of a decoder's own beside an encoder
+    (`Explorer.registers`). Those that a model doesn't have are no change to it."""
 
     @contextmanager
     def on(self, session: Session) -> Iterator[None]:
@@ -55,24 +59,36 @@ class Change:
         with ExitStack() as stack:
             if self.off:
                 stack.enter_context(disable_registers(session.model))
-            elif chosen := self._of(session):
-                stack.enter_context(mask_registers(backbone_of(session.model), chosen))
+            for owner, registers in [] if self.off else active_sets(session.model):
+                stack.enter_context(mask_registers(owner, self._of(registers)))
             yield
 
     def words(self, session: Session) -> str:
         """What the model is then."""
-        count, beside = num_registers(session.model), find_decoder_registers(session.model)
-        if not count and beside is None:
+        sets = _sets(session)
+        if not sets:
             return "no registers"
-        chosen = self._of(session)
         if self.off:
             return "registers off"
-        own = "" if beside is None else f", decoder's {beside.num_registers}"
-        return f"{count} registers" + (f", without {', '.join(map(str, chosen))}" if chosen else "") + own
+        found = [] if "r" in sets else ["0 registers"]
+        for kind, registers in sets.items():
+            found.append(
+                f"{registers.num_registers} registers" if kind == "r" else f"decoder's {registers.num_registers}"
+            )
+            if chosen := self._of(registers):
+                found.append(f"without {', '.join(map(str, chosen))}")
+        return ", ".join(found)
 
-    def _of(self, session: Session) -> list[int]:
-        count = num_registers(session.model)
-        return [index for index in self.knocked_out if index < count]
+    def _of(self, registers: Registers) -> list[int]:
+        kind = "d" if registers.of_decoder else "r"
+        return [index for index in range(registers.num_registers) if f"{kind}{index}" in self.knocked_out]
+
+
+def _sets(session: Session) -> dict[str, Registers]:
+    """The model's registers (`r`) and those of a decoder's own beside an encoder (`d`), as far as it has them."""
+    num_registers(session.model)  # refuses a model that lost them
+    both = {"r": find_registers(session.model), "d": find_decoder_registers(session.model)}
+    return {kind: registers for kind, registers in both.items() if registers is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +135,14 @@ class Explorer:
         return backbone_of(model).config if self.reads_images else model.config.get_text_config()
 
     @property
-    def registers(self) -> int:
-        """The most that a model has."""
-        return max(num_registers(session.model) for session in self.sessions)
+    def registers(self) -> dict[str, str]:
+        """Key and name of every register that a model has: `r0`, and `d0` of a decoder's own."""
+        counts: dict[str, int] = {}
+        for session in self.sessions:
+            for kind, registers in _sets(session).items():
+                counts[kind] = max(counts.get(kind, 0), registers.num_registers)
+        names = {"r": "encoder register", "d": "decoder register"} if "d" in counts else {"r": "register"}
+        return {f"{kind}{n}": f"{names[kind]} {n}" for kind, count in counts.items() for n in range(count)}
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -149,7 +170,7 @@ class Explorer:
             return [Block(kind="text", title="No predictions", text=words)]
         with self._turn:
             for letter, session in zip("AB", self.sessions, strict=False):
-                changes = [change] if change.off or not num_registers(session.model) else [change, Change(off=True)]
+                changes = [change] if change.off or not _sets(session) else [change, Change(off=True)]
                 for one in changes:
                     with one.on(session):
                         (found,) = session.predict(Examples(items=(example,), names=("given",)))
@@ -221,7 +242,7 @@ class Explorer:
         Raises:
             UnsupportedModelError: no model has registers that are switched on.
         """
-        having = [session for session in self.sessions if num_registers(session.model)] or self.sessions[:1]
+        having = [session for session in self.sessions if _sets(session)] or self.sessions[:1]
         return self._inside(given, change, lens_blocks, having)
 
     def _inside(

@@ -63,10 +63,10 @@ def make_page(explorer: Explorer) -> Any:
             )
             for name in explorer.fields
         ]
-        with gr.Row(visible=explorer.registers > 0):
+        with gr.Row(visible=bool(explorer.registers)):
             on = gr.Checkbox(value=True, label="registers on", elem_id="registers-on")
             out = gr.CheckboxGroup(
-                choices=[(f"register {n}", n) for n in range(explorer.registers)],
+                choices=[(name, key) for key, name in explorer.registers.items()],
                 label="knock out (no token attends to it)",
                 elem_id="knocked-out",
             )
@@ -153,7 +153,7 @@ def _show(
     explorer: Explorer,
     view: str,
     on: bool,
-    out: Sequence[int],
+    out: Sequence[str],
     methods: Sequence[str],
     target: str,
     layer: int,
