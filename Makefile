@@ -47,6 +47,8 @@ benchmarks: $(STAMP)  ## measure the speed figures again (half an hour, on a mac
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/neuron_words.py
 	$(BIN)/python benchmarks/training_memory.py
+	$(BIN)/python benchmarks/cell_overhead.py
+	$(BIN)/python benchmarks/evaluation_speed.py
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || $(NO_VENV)

@@ -96,6 +96,16 @@ def _cell_overhead() -> Rows:
     return [("a cell of a sweep without its training steps and answers", seconds, f"≤ {found['limit_seconds']:g} s")]
 
 
+def _evaluation() -> Rows:
+    path = BENCHMARKS / "evaluation_speed.json"
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    seconds = found["seconds_answering"] + found["seconds_scoring"]
+    name = f"answering and scoring {found['questions']:,} questions of SQuAD dev, N = {found['num_registers']}"
+    return [(name, f"{seconds:.0f} s", f"≤ {found['limit_seconds']:g} s")]
+
+
 def _statistics() -> Rows:
     found = read_json(BENCHMARKS / "statistics_speed.json")
     seconds = found["median_seconds"]
@@ -167,6 +177,7 @@ SPEED: tuple[Callable[[], Rows], ...] = (
     _span_extraction,
     _training_memory,
     _cell_overhead,
+    _evaluation,
     _statistics,
     _attention,
     _attribution,
