@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 import regtune
 from command_line import QUICK, invoke
 from regtune.errors import ConfigError, DataError
 from regtune.interfaces import Examples
+from regtune.models.loading import load_tokenizer
 from regtune.noise import noise_of
 from regtune.records import read_json
 from regtune.rows.reading import perturbed
@@ -296,7 +299,16 @@ def packaged():
 def test_smollm2_reads_english_and_answers():
     session = regtune.open("smollm2")
     sample = session.sample(["embedded:dev"], 4)
-    assert TASK.figures(session.predict(sample), sample)["perplexity"] < 40
+    found = TASK.figures(session.predict(sample), sample)["perplexity"]
+    tokenizer = load_tokenizer("smollm2")
+    loss = tokens = 0.0
+    for example in sample.items:
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(example.text)["input_ids"]]])
+        with torch.no_grad():
+            loss += float(functional.cross_entropy(session.model(ids).logits[0, :-1], ids[0, 1:], reduction="sum"))
+        tokens += ids.shape[1] - 1
+    assert found == pytest.approx(math.exp(loss / tokens), rel=1e-4)
+    assert found < 80  # short texts full of names; of its 49,152 tokens
     given = [{"prompt": "What is the capital of France?"}]
     session = regtune.open("smollm2", task="instruct")
     asked = tuple(session.reads.example(one, session.task_settings) for one in given)
