@@ -7,10 +7,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from regtune.config import RegisterConfig
 from regtune.errors import DataError, TrainingError
+from regtune.registers.surgery import add_registers
 from regtune.tasks.qa.task import check_labels
 from regtune.training.trainer import RegisterTrainer
 from tiny import tiny_model
+from tiny_seq2seq import tiny_model as encoder_decoder
 from tiny_windows import settings, tiny_run, tiny_window
 
 
@@ -115,6 +118,17 @@ def test_running_out_of_memory_names_the_sizes(tmp_path, error):
     model = tiny_model("bert")
     model.bert.encoder.register_forward_pre_hook(fail)
     with pytest.raises(TrainingError, match=r"batch_size=4, max_length=40, num_registers=0.*smaller batch_size"):
+        tiny_run(tmp_path, model=model)
+
+
+def test_running_out_of_memory_names_registers_of_both_sets(tmp_path):
+    def fail(module, args):
+        raise MemoryError
+
+    model = encoder_decoder("t5")
+    add_registers(model, RegisterConfig(num_registers=1, decoder_registers=3))
+    next(model.modules()).register_forward_pre_hook(fail)
+    with pytest.raises(TrainingError, match=r"num_registers=1, decoder_registers=3"):
         tiny_run(tmp_path, model=model)
 
 

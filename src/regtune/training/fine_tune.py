@@ -21,7 +21,7 @@ from regtune.errors import CheckpointError, TrainingError
 from regtune.interfaces import Metric, Rows
 from regtune.models.loading import quiet_transformers
 from regtune.models.precision import has_bfloat16, resolve_precision
-from regtune.registers.surgery import num_registers
+from regtune.registers.surgery import find_decoder_registers, num_registers
 from regtune.training.batches import BatchOrder, Collator, check_rows
 from regtune.training.checkpoints import Checkpoint, CheckpointStore
 from regtune.training.cpu_dropout import recomputed_alike
@@ -92,6 +92,8 @@ def fine_tune(
     store = CheckpointStore(output_dir / "checkpoints", fingerprint=fingerprint)
     arguments = _arguments(config, store.root, choose)
     said = f"batch_size={config.batch_size}, max_length={max_length}, num_registers={num_registers(model)}"
+    of_decoder = find_decoder_registers(model)
+    said += f", decoder_registers={of_decoder.num_registers}" if of_decoder is not None else ""
     with quiet_transformers(), _explained(arguments, store, said), _prepared(model, config, arguments.device):
         with arguments.main_process_first(local=False):
             store.open()
