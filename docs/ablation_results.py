@@ -66,7 +66,9 @@ def _nowhere() -> Iterator[None]:
     """An empty current directory: recipes name data by relative paths, and questions are not ours to publish."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)
+        below = Path(name) / "below"  # what lies beside the folder for all temporary files isn't beside it
+        below.mkdir()
+        os.chdir(below)
         try:
             yield
         finally:

@@ -92,3 +92,10 @@ def test_questions_of_a_data_set_that_lies_beside_the_repository_are_not_publish
     assert b"Secret?" not in ablation.report_files()[page]
     monkeypatch.setattr(ablation, "_nowhere", contextlib.nullcontext)  # the test can fail
     assert b"Secret?" in ablation.report_files()[page]
+
+
+def test_nothing_lies_beside_the_folder_in_which_reports_are_made(ablation):
+    """Recipes name `../shared/data`, and somebody's temporary folder may have a `shared`."""
+    with ablation._nowhere():
+        assert list(Path("..").iterdir()) == [Path("..") / Path.cwd().name]
+        assert list(Path().iterdir()) == []
