@@ -194,6 +194,13 @@ def test_sweeps_in_one_folder_keep_their_own_plans_gaps_and_searches(tmp_path):
     assert titles[:2] == [f"The search for learning rates: {name}" for name in ("first", "second")]
 
 
+def test_searches_of_sweeps_with_one_name_in_two_places_are_both_there(tmp_path):
+    for place in ("one", "two"):
+        sweep(tmp_path / place / "trec", version(), effects={4: 0.03}, seeds=(0, 1))
+        shutil.copy(SEARCH, tmp_path / place / "trec" / "search.json")
+    assert sorted(collect(tmp_path).searches) == ["one-trec", "two-trec"]
+
+
 def test_a_broken_plan_is_named_by_its_sweep_and_the_other_is_used(tmp_path):
     sweep(tmp_path / "first", version(), effects={4: 0.03})
     sweep(tmp_path / "second", version(num_registers=[16]), effects={16: 0.0}, seeds=(5, 6, 7, 8))

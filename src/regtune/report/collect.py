@@ -119,7 +119,7 @@ class Sweep:
     skipped: tuple[tuple[str, str], ...]
     """Name and reason of every folder that looks like a cell and is not used."""
     searches: Mapping[str, SearchFile] = dataclasses.field(default_factory=dict)
-    """The searches for learning rates that lie beside cells, by the name of their folder."""
+    """The searches for learning rates that lie beside cells, by the sweep's place in the folder."""
     not_begun: tuple[str, ...] = ()
     """Cells that the sweep plans and that have no folder yet, a line for each arm."""
 
@@ -160,7 +160,7 @@ def collect(folder: Path) -> Sweep:
         folder=folder,
         groups=_groups(cells, plans, {cell.folder.name for cell in found}),
         skipped=tuple(skipped.items()),
-        searches={path.resolve().name: search for path, search in searches.items()},
+        searches={_name_below(path, folder): search for path, search in searches.items()},
         not_begun=tuple(_by_arm(open_, trained=True)),
     )
 
@@ -219,8 +219,14 @@ def _read_all(folder: Path, name: str, read: Callable[[Path], FileT], skipped: d
         try:
             found[place] = read(place / name)
         except RegtuneError as error:
-            skipped[name if len(below) < 2 else f"{place.name}/{name}"] = str(error)
+            skipped[name if len(below) < 2 else f"{_name_below(place, folder)}/{name}"] = str(error)
     return found
+
+
+def _name_below(place: Path, folder: Path) -> str:
+    """`first`, `more-first`: a sweep by its place in a folder; that folder itself, or the one it is in, by its name."""
+    inside = place.relative_to(folder).parts if place.is_relative_to(folder) else ()
+    return "-".join(inside) or place.resolve().name
 
 
 def _folders_above_runs(folder: Path) -> Iterator[Path]:
