@@ -217,7 +217,7 @@ def test_two_people_at_once_are_not_disturbed_by_each_other(address):
 
     people = [Client(address, verbose=False) for _ in range(2)]
     texts = ["Dan lives in house 3. The cat is in it.", "The house is where Eve lives. Who is in?"]
-    settings = [(True, []), (False, [1])]
+    settings = [(True, []), (False, ["r1"])]
 
     def look(person):
         (on, out), text = settings[person], texts[person]
